@@ -1,0 +1,1 @@
+"""The `kgen` command, installed as the package `kgen_cli`."""

@@ -1,0 +1,52 @@
+"""What a user reads when a command fails: one line."""
+
+import re
+import traceback
+
+# An exception raised by Python code inside a TensorFlow graph comes back as an
+# OpError whose text holds the original: "ValueError: text\nTraceback (most ...".
+_PYTHON_ERROR = re.compile(
+    r"(?:^|\n|\}\} )[A-Z]\w*Error: (.+?)(?=\nTraceback|\n\n|\n\t|$)",
+    re.DOTALL,
+)
+# What TensorFlow adds to the text of an error: the node before, the op behind it.
+_GRAPH_DETAILS = re.compile(r"\{\{.*?\}\} |\s*\[Op:.*")
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with the line that says what to type next."""
+
+
+def describe(error: Exception) -> str:
+    """Returns the one line that says what went wrong.
+
+    Errors that kgen raised, and those of the file system, are complete sentences and
+    stand alone. Any other is named with its type and the way to the traceback.
+    """
+    if type(error).__module__.startswith("tensorflow"):
+        raised_in_graph = _PYTHON_ERROR.search(str(error))
+        if raised_in_graph:
+            return _one_line(raised_in_graph.group(1))
+    if isinstance(error, OSError) and error.strerror:
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}"
+    if isinstance(error, OSError) or _is_raised_by_kgen(error):
+        return _one_line(str(error))
+    first_line = _GRAPH_DETAILS.sub("", str(error).strip().split("\n", 1)[0])
+    name = type(error).__name__
+    return f"{name}: {first_line} (Run again with --debug for the traceback.)"
+
+
+def _is_raised_by_kgen(error: Exception) -> bool:
+    """Whether the error is one of kgen's own, as opposed to a library's or a bug's."""
+    if type(error).__module__.startswith("kgen"):
+        return True
+    if not isinstance(error, ValueError | TypeError | FloatingPointError):
+        return False
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return module.split(".")[0] in ("kgen", "kgen_cli")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,49 @@
+"""`kgen evaluate RUN`: measures a trained model."""
+
+from pathlib import Path
+
+import click
+
+from . import recipe_options
+from .options import RunFolder, debug_option, read_recipe
+from .startup import load_tensorflow
+
+
+@click.command("evaluate")
+@click.argument("run", type=RunFolder())
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation", "train"]),
+    default="test",
+    show_default=True,
+    help="The part of the data to measure on.",
+)
+@click.option(
+    "--num-samples",
+    type=click.IntRange(min=1),
+    default=5000,
+    show_default=True,
+    help="Importance samples for each image's likelihood.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Measure on the first images only, this many.",
+)
+@debug_option
+def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
+    """Measure RUN on held-out data and write its metrics.json."""
+    recipe_class = recipe_options.load_recipe(read_recipe(run)["recipe"])
+    recipe = recipe_class.from_run(run)
+
+    load_tensorflow()
+    import kgen
+    from kgen.evaluation import table, write_records
+
+    records = recipe.evaluate(
+        kgen.load(run), split=split, num_samples=num_samples, limit=limit
+    )
+    path = run / "metrics.json"
+    write_records(path, records)
+    click.echo(table(records))
+    click.echo(f"Written: {path}")

@@ -1,0 +1,147 @@
+"""`kgen fit RECIPE`: trains a model as its recipe says."""
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from kgen.recipes import RECIPES
+
+from . import recipe_options
+from .errors import Interrupted, describe
+from .options import (
+    Settings,
+    SuggestingGroup,
+    aligned,
+    debug_option,
+    name_of_run,
+    unknown,
+)
+from .startup import load_tensorflow
+
+
+class RecipeGroup(SuggestingGroup):
+    """The recipes as commands, each made from its dataclass when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names in the recipe table."""
+        return list(RECIPES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Builds the command of one recipe."""
+        return recipe_command(cmd_name) if cmd_name in RECIPES else None
+
+
+@click.group(
+    "fit",
+    cls=RecipeGroup,
+    kind="recipe",
+    invoke_without_command=True,
+    subcommand_metavar="[RECIPE] [OPTIONS]",
+)
+@debug_option
+@click.pass_context
+def command(context: click.Context) -> None:
+    """Train a model by a recipe; without one, list the recipes."""
+    if context.invoked_subcommand is None:
+        click.echo("Recipes (kgen fit RECIPE --help shows the options of one):")
+        for line in recipe_lines():
+            click.echo(f"  {line}")
+
+
+def recipe_lines() -> list[str]:
+    """Returns a line for each recipe: its name and what it trains."""
+    return aligned(
+        (name, recipe_options.summary(recipe_options.load_recipe(name)))
+        for name in RECIPES
+    )
+
+
+def recipe_command(name: str) -> click.Command:
+    """Builds `kgen fit NAME` from the fields of the recipe's dataclass."""
+    recipe_class = recipe_options.load_recipe(name)
+    presets = recipe_options.load_presets(name)
+    summary = recipe_options.summary(recipe_class)
+    built = click.Command(
+        name,
+        callback=_trainer(recipe_class, presets),
+        params=[
+            *recipe_options.options(recipe_class),
+            click.Option(
+                ["--preset"],
+                metavar="NAME",
+                help="Start from a named set of options instead of the defaults shown "
+                f"here: {', '.join(presets) or 'none'}.",
+            ),
+            click.Option(
+                ["--resume"],
+                is_flag=True,
+                help="Go on where an interrupted run stopped.",
+            ),
+            click.Option(
+                ["--overwrite"],
+                is_flag=True,
+                help="Replace the run that is in the folder.",
+            ),
+            click.Option(
+                ["--dry-run"], is_flag=True, help="Print the plan and train nothing."
+            ),
+        ],
+        help=summary,
+        short_help=summary,
+    )
+    return debug_option(built)
+
+
+def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]:
+    """Returns what the command of one recipe does."""
+
+    @click.pass_context
+    def train(
+        context: click.Context,
+        preset: str | None,
+        resume: bool,
+        overwrite: bool,
+        dry_run: bool,
+        **options: Any,
+    ) -> None:
+        if resume and overwrite:
+            raise click.UsageError("--resume and --overwrite exclude each other.")
+        if preset is not None and preset not in presets:
+            raise click.UsageError(unknown("preset", preset, list(presets)))
+        typed = {
+            name: value
+            for name, value in options.items()
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        }
+        start = recipe_class() if preset is None else presets[preset]
+        try:
+            recipe = dataclasses.replace(start, **typed)
+        except (ValueError, TypeError) as error:
+            raise click.UsageError(describe(error)) from error
+
+        load_tensorflow()
+        for line in aligned((name, str(value)) for name, value in recipe.plan()):
+            click.echo(line)
+        if dry_run:
+            return
+        try:
+            result = recipe.run(resume=resume, overwrite=overwrite, report=click.echo)
+        except KeyboardInterrupt:
+            settings = context.ensure_object(Settings)
+            raise Interrupted(_how_to_resume(settings.arguments)) from None
+        run = shlex.quote(name_of_run(result.folder))
+        click.echo("What to type next:")
+        click.echo(f"  kgen generate {run} --seeds 0-63 --out {run.split('/')[-1]}.png")
+        click.echo(f"  kgen evaluate {run}")
+        click.echo(f"  kgen export {run}")
+
+    return train
+
+
+def _how_to_resume(arguments: list[str]) -> str:
+    kept = [word for word in arguments if word not in ("--resume", "--overwrite")]
+    return f"Interrupted. To go on: {shlex.join(['kgen', *kept, '--resume'])}"

@@ -1,0 +1,59 @@
+"""`kgen list`: the recipes, and the runs made from them."""
+
+import csv
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from .fit import recipe_lines
+from .options import RUNS_FOLDER, aligned, debug_option, read_recipe, runs_in
+
+
+@click.command("list")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help=f"Where the runs are.  [default: {RUNS_FOLDER}]",
+)
+@debug_option
+def command(folder: Path | None) -> None:
+    """List the recipes and the runs."""
+    click.echo("Recipes:")
+    for line in recipe_lines():
+        click.echo(f"  {line}")
+    folder = folder or RUNS_FOLDER
+    rows = [_describe(run) for run in runs_in(folder)]
+    if not rows:
+        click.echo(f"No runs in {folder}/. Start one: kgen fit vae")
+        return
+    click.echo(f"Runs in {folder}/:")
+    for line in aligned([("run", "recipe", "data", "epochs", "loss", "date"), *rows]):
+        click.echo(f"  {line}")
+
+
+def _describe(run: Path) -> tuple[str, ...]:
+    """Returns what is known of a run; a damaged file is named, not fatal."""
+    changed = datetime.fromtimestamp((run / "recipe.json").stat().st_mtime)
+    date = f"{changed:%Y-%m-%d %H:%M}"
+    try:
+        recipe = read_recipe(run)
+        epochs, loss = _progress(run / "history.csv")
+    except (ValueError, OSError) as error:
+        return run.name, f"unreadable ({error})", "", "", "", date
+    options = recipe.get("options", {})
+    of_epochs = f"{epochs} of {options['epochs']}" if "epochs" in options else epochs
+    data = str(options.get("data", ""))
+    return run.name, str(recipe.get("recipe", "")), data, of_epochs, loss, date
+
+
+def _progress(history: Path) -> tuple[str, str]:
+    """Returns how many epochs are done, and the last one's validation loss."""
+    if not history.is_file():
+        return "0", ""
+    with history.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return "0", ""
+    loss = rows[-1].get("val_loss") or rows[-1].get("loss") or ""
+    return str(len(rows)), f"{float(loss):.2f}" if loss else ""

@@ -1,0 +1,66 @@
+"""The `kgen` command: its verbs, and what every one of them has in common."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from kgen import __version__
+
+from . import evaluate, export, fit, generate, list
+from .errors import Interrupted, describe
+from .options import Settings, SuggestingGroup, debug_option
+
+
+@click.group(
+    cls=SuggestingGroup,
+    kind="command",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="kgen")
+@debug_option
+def kgen() -> None:
+    """Train generative models, look at what they make, measure and export them.
+
+    Start with `kgen fit vae`: it needs no download and takes under a minute.
+    """
+
+
+for module in (fit, generate, evaluate, export, list):
+    kgen.add_command(module.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 1 failed run, 2 wrong usage.
+
+    Args:
+        arguments: What follows `kgen`; by default what was typed.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    arguments = [*(sys.argv[1:] if arguments is None else arguments)]
+    settings = Settings(arguments)
+    try:
+        code = kgen.main(
+            arguments, prog_name="kgen", obj=settings, standalone_mode=False
+        )
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Interrupted as error:
+        click.echo(str(error), err=True)
+        return 130
+    except click.Abort:  # Click's name for Ctrl-C.
+        click.echo("Interrupted.", err=True)
+        return 130
+    except Exception as error:
+        if settings.debug:
+            traceback.print_exc()
+        else:
+            click.echo(f"Error: {describe(error)}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,178 @@
+"""Options, argument types and the kind of group that several verbs share."""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+RUNS_FOLDER = Path("saved_models")
+
+
+@dataclasses.dataclass
+class Settings:
+    """What was typed, and what an option set for the whole command."""
+
+    arguments: list[str] = dataclasses.field(default_factory=list)
+    debug: bool = False
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Settings).debug = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    # Before the other options, so that their errors already show the traceback.
+    is_eager=True,
+    callback=_set_debug,
+    help="Show the whole traceback of an error.",
+)
+
+
+class SuggestingGroup(click.Group):
+    """A group that answers an unknown command with the nearest known ones."""
+
+    def __init__(self, *args: Any, kind: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kind = kind
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command, or fails with the names that there are."""
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            ctx.fail(unknown(self.kind, args[0], known))
+        return super().resolve_command(ctx, args)
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    """Returns the sentence for a name that does not exist."""
+    nearest = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"Did you mean {nearest[0]}? " if nearest else ""
+    listed = f"Known: {', '.join(known)}." if known else "There are none yet."
+    return f"There is no {kind} {name!r}. {hint}{listed}"
+
+
+class IntegerRanges(click.ParamType):
+    """Whole numbers written as `0,1,4-6`: both ends of a range belong to it."""
+
+    name = "ranges"
+    # A slip of the keyboard (0-6300000000) should not fill the memory.
+    limit = 1_000_000
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Turns the text into numbers, in the order in which they were written."""
+        if isinstance(value, tuple):
+            return value
+        ranges = [self._range(part, param, ctx) for part in value.split(",")]
+        count = sum(len(numbers) for numbers in ranges)
+        if count > self.limit:
+            self.fail(f"{value!r} are {count} numbers, at most {self.limit}.", param)
+        return tuple(number for numbers in ranges for number in numbers)
+
+    def _range(
+        self, part: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> range:
+        first, dash, last = part.strip().partition("-")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            self.fail(
+                f"{part!r} is not a whole number nor a range of them. Write them as "
+                "0,1,4-6.",
+                param,
+                ctx,
+            )
+        start, stop = int(first), int(last or first)
+        if stop < start:
+            self.fail(
+                f"{part!r} runs backwards. Write {stop}-{start}.",
+                param,
+                ctx,
+            )
+        if stop >= 2**63:
+            self.fail(f"{part!r} does not fit in 64 bits.", param, ctx)
+        return range(start, stop + 1)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+class RunFolder(click.ParamType):
+    """A run: the path of its folder, or its name under saved_models/."""
+
+    name = "run"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Finds the folder, or fails with the runs that there are."""
+        if isinstance(value, Path):
+            return value
+        for folder in (Path(value), RUNS_FOLDER / value):
+            if is_run(folder):
+                return folder
+        names = [folder.name for folder in runs_in(RUNS_FOLDER)]
+        hint = "" if names else " Train one: kgen fit vae."
+        self.fail(
+            f"{unknown('run', str(value), names)} A run is a folder that holds a "
+            f"recipe.json: a path, or a name under {RUNS_FOLDER}/.{hint}",
+            param,
+            ctx,
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `kgen fit` wrote this folder."""
+    return (folder / "recipe.json").is_file()
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Returns the folders of the runs under `folder`, by name."""
+    if not folder.is_dir():
+        return []
+    return sorted(child for child in folder.iterdir() if is_run(child))
+
+
+def name_of_run(folder: Path) -> str:
+    """Returns the shortest text that a RUN argument finds this folder by."""
+    inside = folder.resolve().parent == RUNS_FOLDER.resolve()
+    return folder.name if inside else os.fspath(folder)
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Returns what a run's recipe.json says.
+
+    Raises:
+        ValueError: If the file is not the JSON that `kgen fit` wrote.
+    """
+    path = folder / "recipe.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object. Received: {content!r}")
+    return content
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the rows as lines whose columns stand under each other."""
+    rows = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,106 @@
+"""Command-line options made from the fields of a recipe's dataclass."""
+
+import dataclasses
+import importlib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from kgen.recipes import RECIPES
+
+
+def load_recipe(name: str) -> Any:
+    """Returns the recipe class of that name in the recipe table."""
+    module, _, attribute = RECIPES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def load_presets(name: str) -> dict[str, Any]:
+    """Returns the named instances beside the recipe class."""
+    module = RECIPES[name].partition(":")[0]
+    return getattr(importlib.import_module(module), "PRESETS", {})
+
+
+def summary(recipe_class: type) -> str:
+    """Returns the first line of the docstring, which says what is trained on what."""
+    return (recipe_class.__doc__ or "").strip().split("\n", 1)[0]
+
+
+def options(recipe_class: type) -> list[click.Option]:
+    """Returns one option for each field, in the order of the fields.
+
+    Raises:
+        TypeError: If a field has a type that cannot be written on a command line.
+    """
+    hints = typing.get_type_hints(recipe_class)
+    fields: tuple[dataclasses.Field, ...] = dataclasses.fields(recipe_class)
+    return [_option(field, hints[field.name]) for field in fields if field.init]
+
+
+def _option(field: dataclasses.Field, hint: Any) -> click.Option:
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    flag = "--" + field.name.replace("_", "-")
+    parts = [field.name, flag]
+    choices = {"help": field.metadata["help"], "default": default}
+    if hint is bool:
+        parts[1] = f"{flag}/--no-{flag[2:]}"
+        return click.Option(parts, show_default=True, **choices)
+    if isinstance(default, tuple):
+        choices["default"] = ",".join(map(str, default))
+    return click.Option(
+        parts, type=_parameter_type(field.name, hint), show_default=True, **choices
+    )
+
+
+def _parameter_type(name: str, hint: Any) -> click.ParamType:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        # `None` is what the option is when it is not given.
+        [hint] = [argument for argument in arguments if argument is not type(None)]
+        return _parameter_type(name, hint)
+    if origin is Literal:
+        return click.Choice(arguments)
+    if origin is tuple and arguments[1:] == (...,):
+        return Sequence(arguments[0])
+    simple: dict[Any, click.ParamType] = {
+        int: click.INT,
+        float: click.FLOAT,
+        str: click.STRING,
+    }
+    if hint in simple:
+        return simple[hint]
+    if hint is Path:
+        return click.Path(path_type=Path)
+    raise TypeError(
+        f"A field of a recipe must be a bool, int, float, str, Path, Literal, a tuple "
+        f"of any length, or one of these or None. Received: {name}: {hint}"
+    )
+
+
+class Sequence(click.ParamType):
+    """Numbers or words with commas between them: `400,200`."""
+
+    def __init__(self, item: type) -> None:
+        self.item = item
+        self.name = f"{item.__name__},..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple:
+        """Turns the text into a tuple; the empty text is the empty tuple."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.item(part) for part in value.split(",") if value.strip())
+        except ValueError:
+            self.fail(
+                f"{value!r} is not a list of {self.item.__name__} values with commas "
+                "between them, such as 400,200.",
+                param,
+                ctx,
+            )

@@ -1,0 +1,11 @@
+"""Data: a name, a path or an array in, a batched tf.data.Dataset out."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "image_sets": ["ImageSet", "images", "open_images"],
+        "pipeline": ["Pipeline"],
+    },
+)

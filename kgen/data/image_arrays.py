@@ -1,0 +1,361 @@
+"""Images that come as arrays: from Python, an .npz, IDX files or scikit-learn."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kgen.data.image_rows import Size, Source, Split, fit_image
+
+# The names under which an .npz or a dict may hold the images and labels of a split:
+# our own, those of the Keras data sets, and those of MedMNIST.
+ARRAY_KEYS = {
+    "train": (
+        ("images", "x_train", "train_images"),
+        ("labels", "y_train", "train_labels"),
+    ),
+    "validation": (
+        ("validation_images", "x_validation", "x_val", "val_images"),
+        ("validation_labels", "y_validation", "y_val", "val_labels"),
+    ),
+    "test": (("test_images", "x_test"), ("test_labels", "y_test")),
+}
+_IDX_NAME = re.compile(
+    r"(?:.+-)?(?P<split>train|validation|t10k|test)-(?P<kind>images|labels)"
+    r"[-.]idx\d-ubyte(?P<gz>\.gz)?"
+)
+_GREY_WEIGHTS = (19595, 38470, 7471)  # ITU-R 601 luma in units of 2**-16, as in Pillow
+
+
+class Named(NamedTuple):
+    """An array, and what it is called in an error."""
+
+    array: np.ndarray
+    origin: str
+
+
+def source_from_arrays(
+    name: str,
+    found: Mapping[str, tuple[Named, Named | None]],
+    size: Size | None,
+    channels: int | None,
+) -> Source:
+    """Makes a source of the images and labels of each split.
+
+    Args:
+        name: What the set is called.
+        found: For each split the images and, where there are any, the labels.
+        size: Height and width to make of each image, or None.
+        channels: 1 or 3, or None to leave them as they are.
+    """
+    splits: dict[str, Split] = {}
+    num_classes = 0
+    first: Named | None = None
+    for split, (images, labels) in found.items():
+        pixels = _resized(as_uint8_images(*images), size, channels, images.origin)
+        first = first or Named(pixels, images.origin)
+        if pixels.shape[1:] != first.array.shape[1:]:
+            raise ValueError(
+                "The images of all splits must have the same shape. Received: "
+                f"{first.origin} with {first.array.shape} and {images.origin} with "
+                f"{pixels.shape}. Pass `image_size` or `channels` to make them equal."
+            )
+        if (labels is None) != (found["train"][1] is None):
+            raise ValueError(
+                "Either all splits have labels or none. Received: "
+                f"{images.origin} {'without' if labels is None else 'with'} labels, "
+                f"unlike {found['train'][0].origin}."
+            )
+        numbers = None
+        if labels is not None:
+            numbers = as_labels(*labels, len(pixels))
+            num_classes = max(num_classes, int(numbers.max()) + 1)
+        splits[split] = Split(images=pixels, labels=numbers)
+    class_names = tuple(str(index) for index in range(num_classes)) or None
+    return Source(name=name, splits=splits, class_names=class_names)
+
+
+def as_uint8_images(array: Any, origin: str) -> np.ndarray:
+    """Returns images as uint8 [n, height, width, channels].
+
+    Args:
+        array: [n, height, width] or [n, height, width, 1 or 3]: integers in 0..255,
+            booleans, or floats in [0, 1], which are rounded to the nearest of 0/255,
+            1/255, ..., 255/255.
+        origin: What the array is called in an error.
+
+    Raises:
+        ValueError: Another shape or type, values out of range, NaN, or no rows.
+    """
+    array = np.asarray(array)
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
+        raise ValueError(
+            "Images must have the shape [n, height, width] or [n, height, width, "
+            "channels] with 1 or 3 channels, none of them empty. Received: "
+            f"{origin} with shape {array.shape}. Reshape it, or move the channels last."
+        )
+    if array.dtype == np.bool_:
+        return np.where(array, np.uint8(255), np.uint8(0))
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0.0 and high <= 1.0):  # NaN is neither
+            found = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
+            raise ValueError(
+                "Float images must be finite and lie in [0, 1]. Received: "
+                f"{origin} with {found}. Images in 0..255 go in as uint8; those in "
+                "[-1, 1] as (images + 1) / 2."
+            )
+        return np.rint(array * 255).astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            "Images must be uint8, other integers in 0..255, bool, or floats in "
+            f"[0, 1]. Received: {origin} with dtype {array.dtype}."
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"Integer images must lie in 0..255. Received: {origin} with values from "
+            f"{low} to {high}. Divide floats of it by the largest possible value."
+        )
+    if high == 1:
+        raise ValueError(
+            "Integer images count from 0 (black) to 255 (white), and these would all "
+            f"be black. Received: {origin} with values 0 and 1. Pass them as bool, or "
+            "multiply by 255."
+        )
+    return array.astype(np.uint8, copy=False)
+
+
+def as_labels(array: Any, origin: str, num_rows: int) -> np.ndarray:
+    """Returns labels as int32 [n].
+
+    Raises:
+        ValueError: Labels that are no integers, negative, or of another number.
+    """
+    array = np.asarray(array)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (num_rows,):
+        raise ValueError(
+            f"Labels must be one integer per image, here {num_rows}. Received: "
+            f"{origin} with shape {array.shape}."
+        )
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            "Labels must be integers from 0 on. Received: "
+            f"{origin} with dtype {array.dtype}."
+        )
+    if array.min() < 0 or array.max() >= 2**31 - 1:
+        raise ValueError(
+            "Labels must be integers from 0 on, below 2**31. Received: "
+            f"{origin} with values from {array.min()} to {array.max()}. Leave rows "
+            "without a label out, or give them a class of their own."
+        )
+    return array.astype(np.int32)
+
+
+def _resized(
+    images: np.ndarray, size: Size | None, channels: int | None, origin: str
+) -> np.ndarray:
+    if channels == 1 and images.shape[-1] == 3:
+        luma = images.astype(np.uint32) @ np.array(_GREY_WEIGHTS, np.uint32)
+        images = ((luma + 2**15) >> 16).astype(np.uint8)[..., None]
+    elif channels == 3 and images.shape[-1] == 1:
+        images = np.repeat(images, 3, axis=-1)
+    if size is None or size == images.shape[1:3]:
+        return images
+    mode_shape = images.shape[1:3] if images.shape[-1] == 1 else images.shape[1:]
+    return np.stack(
+        [
+            fit_image(Image.fromarray(row.reshape(mode_shape)), size, None, origin)
+            for row in images
+        ]
+    )
+
+
+def open_digits(size: Size | None, channels: int | None) -> Source:
+    """Opens the 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
+    spec = importlib.util.find_spec("sklearn")
+    path = Path(spec.origin if spec and spec.origin else "").parent
+    path = path / "datasets" / "data" / "digits.csv.gz"
+    if path.exists():
+        table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+        pixels, labels = table[:, :64], table[:, 64]
+    else:  # the same, after some seconds for the import
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+    # The pixels count 0 to 16: 0 turns into 0, 8 into 128 (127.5, to even), 16 to 255.
+    images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    named = Named(images, "digits"), Named(labels, "the labels of digits")
+    return source_from_arrays("digits", {"train": named}, size, channels)
+
+
+def open_python_arrays(source: Any, size: Size | None, channels: int | None) -> Source:
+    """Opens an array, a pair (images, labels), or a dict with the keys of an .npz."""
+    if isinstance(source, tuple):
+        if len(source) != 2:
+            raise ValueError(
+                "A tuple must be a pair (images, labels). Received: a tuple of "
+                f"{len(source)}."
+            )
+        source = {"images": source[0], "labels": source[1]}
+    elif not isinstance(source, Mapping):
+        source = {"images": source}
+    return _open_keys("array", source, "", size, channels)
+
+
+def open_npz(path: Path, size: Size | None, channels: int | None) -> Source:
+    """Opens an .npz file; see `ARRAY_KEYS` for the keys that are looked for."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = _LazyArrays(archive, path)
+            return _open_keys(path.stem, arrays, f" in {path}", size, channels)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"Cannot read {path}: {error}") from error
+
+
+class _LazyArrays(Mapping):
+    """The arrays of an .npz, read one by one, with errors that name the key."""
+
+    def __init__(self, archive: Any, path: Path):
+        self._archive = archive
+        self._path = path
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        try:
+            return self._archive[key]
+        except (ValueError, OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"Cannot read `{key}` in {self._path}: {error} Arrays of Python "
+                "objects are never read: save plain numbers."
+            ) from error
+
+    def __iter__(self):
+        return iter(self._archive.files)
+
+    def __len__(self):
+        return len(self._archive.files)
+
+
+def _open_keys(
+    name: str,
+    arrays: Mapping[str, Any],
+    place: str,
+    size: Size | None,
+    channels: int | None,
+) -> Source:
+    found: dict[str, tuple[Named, Named | None]] = {}
+    used = set()
+    for split, (image_keys, label_keys) in ARRAY_KEYS.items():
+        pair: list[Named | None] = []
+        for keys in (image_keys, label_keys):
+            present = [key for key in keys if key in arrays]
+            if len(present) > 1:
+                raise ValueError(
+                    f"The {split} split is there twice. Received: the keys "
+                    f"{', '.join(present)}{place}. Leave one of them out."
+                )
+            pair += [Named(arrays[key], f"`{key}`{place}") for key in present] or [None]
+            used.update(present)
+        images, labels = pair
+        if images is not None:
+            found[split] = images, labels
+        elif labels is not None:
+            raise ValueError(
+                f"There are labels without images. Received: {labels.origin}, but none "
+                f"of the keys {', '.join(image_keys)}."
+            )
+    if "train" not in found:
+        raise ValueError(
+            f"One of the keys {', '.join(ARRAY_KEYS['train'][0])} must hold the "
+            f"images. Received: {', '.join(arrays) or 'no keys'}{place}."
+        )
+    source = source_from_arrays(name, found, size, channels)
+    unused = [key for key in arrays if key not in used]
+    notes = (f"not read: {', '.join(unused)}",) if unused else ()
+    return Source(
+        name=source.name,
+        splits=source.splits,
+        class_names=source.class_names,
+        notes=notes,
+    )
+
+
+def find_idx_files(folder: Path) -> dict[tuple[str, str], Path]:
+    """Returns the IDX files of a folder by split and by "images" or "labels"."""
+    files: dict[tuple[str, str], Path] = {}
+    for path in sorted(folder.iterdir()):  # x.gz after x, of which it is a copy
+        match = _IDX_NAME.fullmatch(path.name)
+        if match is None:
+            continue
+        split = "test" if match["split"] == "t10k" else match["split"]
+        known = files.setdefault((split, match["kind"]), path)
+        if known is not path and path.name != f"{known.name}.gz":
+            raise ValueError(
+                "A folder of IDX files holds one data set. Received: "
+                f"{known} and {path}. Move one set into a folder of its own."
+            )
+    return files
+
+
+def open_idx_folder(folder: Path, size: Size | None, channels: int | None) -> Source:
+    """Opens a folder of IDX files under the names that MNIST gave them."""
+    files = find_idx_files(folder)
+    if ("train", "images") not in files:
+        raise FileNotFoundError(
+            "A folder of IDX files needs the training images, "
+            "train-images-idx3-ubyte or train-images-idx3-ubyte.gz. Found in "
+            f"{folder}: {', '.join(path.name for path in files.values())}."
+        )
+    found: dict[str, tuple[Named, Named | None]] = {}
+    for split in ("train", "validation", "test"):
+        images, labels = files.get((split, "images")), files.get((split, "labels"))
+        if images is not None:
+            found[split] = (
+                Named(read_idx(images), str(images)),
+                Named(read_idx(labels), str(labels)) if labels else None,
+            )
+    return source_from_arrays(folder.resolve().name, found, size, channels)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Returns the uint8 array of an IDX file, plain or compressed by gzip.
+
+    The file is two zero bytes, a byte for the type (8: uint8), one for the number of
+    dimensions, each dimension in four bytes, big-endian, and the values.
+
+    Raises:
+        ValueError: The file is no IDX file of uint8, or not complete.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"Cannot read {path}: {error}") from error
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08" or not content[3]:
+        raise ValueError(
+            "An IDX file of uint8 begins with the bytes 00 00 08. Received: "
+            f"{path} that begins with {content[:4].hex(' ') or 'nothing'}."
+        )
+    begin = 4 + 4 * content[3]
+    shape = np.frombuffer(content[4:begin].ljust(4 * content[3], b"\0"), ">u4")
+    if len(content) != begin + math.prod(shape.tolist()):
+        raise ValueError(
+            f"{path} is damaged: its header says {shape.tolist()}, which are "
+            f"{math.prod(shape.tolist()):,} values, and "
+            f"{max(len(content) - begin, 0):,} follow. Copy or download it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=begin).reshape(shape)

@@ -1,0 +1,342 @@
+"""Folders of image files: which files there are, and their pixels."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kgen.data.image_rows import (
+    MEMORY_LIMIT,
+    ImageRows,
+    Shape,
+    Size,
+    Source,
+    Split,
+    cache_file,
+    cache_rows,
+    fit_image,
+    gather_rows,
+    size_text,
+)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SPLIT_FOLDERS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+_LEFT_BEHIND = ("thumbs.db", "desktop.ini", "__macosx")  # by systems, not by people
+
+# How many channels an image of each Pillow mode has here. Alpha is no channel.
+_CHANNELS = {
+    **dict.fromkeys(("1", "L", "LA", "I;16", "I;16L", "I;16B"), 1),
+    **dict.fromkeys(("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"), 3),
+}
+_TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange height and width
+_CHUNK_ROWS = 1024
+
+
+def open_image_folder(
+    folder: Path, image_size: Size | None, channels: int | None, cache: str
+) -> Source:
+    """Opens a folder of image files; see `open_images` for the layouts and errors."""
+    files, class_names, notes = find_image_files(folder)
+    readers = {
+        split: ImageFiles([path for path, _ in found], image_size, channels)
+        for split, found in files.items()
+    }
+    first = readers["train"]
+    decoded_bytes = sum(int(np.prod(reader.shape)) for reader in readers.values())
+    if cache == "auto":
+        cache = "memory" if decoded_bytes <= MEMORY_LIMIT else "none"
+    splits = {}
+    for split, reader in readers.items():
+        reader.expect(first)
+        if cache != "memory" and (image_size is None or channels is None):
+            reader.check_all()  # in memory, every file is decoded and so checked
+        images: ImageRows = reader
+        if cache == "memory":
+            images = gather_rows(reader.chunks(), reader.shape)
+        elif cache == "disk":
+            path = cache_file(reader.identity(folder), reader.shape)
+            images = cache_rows(reader.chunks(), reader.shape, path)
+        labels = None
+        if class_names is not None:
+            labels = np.array([class_names.index(c) for _, c in files[split]], np.int32)
+        splits[split] = Split(images=images, labels=labels)
+    return Source(
+        name=folder.resolve().name,
+        splits=splits,
+        class_names=class_names,
+        identity="\n".join(reader.identity(folder) for reader in readers.values()),
+        notes=notes,
+    )
+
+
+ClassedFiles = list[tuple[Path, str]]  # each file with its class, "" without one
+
+
+def find_image_files(
+    folder: Path,
+) -> tuple[dict[str, ClassedFiles], tuple[str, ...] | None, tuple[str, ...]]:
+    """Finds the image files of a folder.
+
+    Returns:
+        The files of each split, in order, each with the name of its class; the names
+        of the classes, or None without; what was not read, in words.
+
+    Raises:
+        FileNotFoundError: There are no image files.
+        ValueError: The layout says two things at once.
+    """
+    children = _visible(folder)
+    by_split: dict[str, Path] = {}
+    for child in children:
+        split = SPLIT_FOLDERS.get(child.name.lower())
+        if split is None or not child.is_dir():
+            continue
+        if split in by_split:
+            raise ValueError(
+                f"A folder has one folder per split. Received: {by_split[split]} and "
+                f"{child}, both for the {split} split. Merge or rename one of them."
+            )
+        by_split[split] = child
+    if by_split and "train" not in by_split and len(by_split) == len(children):
+        raise FileNotFoundError(
+            f"A folder with splits needs a folder called train. Found in {folder}: "
+            f"{', '.join(child.name for child in children)}."
+        )
+    others: Counter[str] = Counter()
+    if "train" not in by_split:
+        files = {"train": _classed_files(folder, others)}
+    else:
+        for child in children:
+            if child not in by_split.values() and _walk(child, others):
+                raise ValueError(
+                    "Beside a folder called train only validation and test folders "
+                    f"may hold images. Received: images in {child}. Move it into one "
+                    "of them, or rename train if it is a class."
+                )
+        files = {split: _classed_files(by_split[split], others) for split in by_split}
+    for split, found in files.items():
+        if not found:
+            raise FileNotFoundError(
+                f"No images in {by_split.get(split, folder)}: there must be files "
+                f"ending in {', '.join(IMAGE_SUFFIXES)}. Found: "
+                f"{_count_text(others) or 'nothing'}."
+            )
+    notes = (f"not read: {_count_text(others)}",) if others else ()
+    return files, _class_names(files), notes
+
+
+def _class_names(files: dict[str, ClassedFiles]) -> tuple[str, ...] | None:
+    """Returns the classes of the training files, by name; None for fewer than two."""
+    names = sorted({name for _, name in files["train"]})
+    if len(names) < 2:
+        return None
+    for split, found in files.items():
+        for path, name in found:
+            if name not in names:
+                raise ValueError(
+                    "The classes of every split must be classes of the training "
+                    f"split: {', '.join(names)}. Received: {path} in the {split} split."
+                )
+    return tuple(names)
+
+
+def _classed_files(folder: Path, others: Counter[str]) -> ClassedFiles:
+    """Returns the image files of one split; a subfolder with images is a class."""
+    loose: list[Path] = []
+    classed: ClassedFiles = []
+    for child in _visible(folder):
+        images = _walk(child, others)
+        if child.is_dir():
+            classed += [(path, child.name) for path in images]
+        else:
+            loose += images
+    if loose and classed:
+        raise ValueError(
+            "Images must either all lie in class folders or all lie outside of them. "
+            f"Received: {loose[0]} and {classed[0][0]}. Move the first into a class "
+            "folder, or the others out of theirs."
+        )
+    return classed or [(path, "") for path in loose]
+
+
+def _walk(path: Path, others: Counter[str]) -> list[Path]:
+    """Returns all image files at or below a path, by name; counts the others."""
+    if path.is_symlink() and path.resolve() in [p.resolve() for p in path.parents]:
+        return []  # a link to a folder that it lies in
+    if path.is_dir():
+        return [file for child in _visible(path) for file in _walk(child, others)]
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return [path]
+    others[path.suffix.lower() or "no suffix"] += 1
+    return []
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(
+        child
+        for child in folder.iterdir()
+        if not child.name.startswith(".") and child.name.lower() not in _LEFT_BEHIND
+    )
+
+
+def _count_text(others: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5))
+
+
+class ImageFiles:
+    """Images in files, decoded when their rows are asked for, on all processors.
+
+    Args:
+        paths: The files, one row each; at least one.
+        image_size: Height and width to make of each image, or None.
+        channels: 1 or 3, or None to keep those of the first file.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], image_size: Size | None, channels: int | None
+    ):
+        self._paths = paths
+        self._image_size = image_size
+        self._channels = channels
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self._first = paths[0]
+        self._image_shape = self._probe(paths[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all rows together: (rows, height, width, channels)."""
+        return (len(self._paths), *self._image_shape)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        paths = [self._paths[row] for row in rows]
+        images = np.empty((len(paths), *self._image_shape), np.uint8)
+        for index, image in enumerate(self._pool.map(self._decode, paths)):
+            images[index] = image
+        return images
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yields all rows, some at a time."""
+        for start in range(0, len(self._paths), _CHUNK_ROWS):
+            yield self[np.arange(start, min(start + _CHUNK_ROWS, len(self._paths)))]
+
+    def expect(self, first: ImageFiles) -> None:
+        """Makes the files agree with the first file of another set."""
+        self._first, self._image_shape = first._first, first._image_shape
+        self._check(self._paths[0], self._probe(self._paths[0]))
+
+    def check_all(self) -> None:
+        """Raises ValueError unless the headers of all files say the same shape."""
+        for path, shape in zip(
+            self._paths, self._pool.map(self._probe, self._paths), strict=True
+        ):
+            self._check(path, shape)
+
+    def identity(self, folder: Path) -> str:
+        """Returns names, sizes and times of the files: what stands for the pixels."""
+        lines = []
+        for path in self._paths:
+            status = path.stat()
+            name = path.relative_to(folder).as_posix()
+            lines.append(f"{name} {status.st_size} {status.st_mtime_ns}")
+        return "\n".join(lines)
+
+    def _probe(self, path: Path) -> Shape:
+        """Returns the shape an image will have, from the header of its file."""
+        with open_image(path) as image:
+            height, width = image.height, image.width
+            if image.getexif().get(0x0112) in _TURNED:
+                height, width = width, height
+            height, width = self._image_size or (height, width)
+            return height, width, self._channels or _CHANNELS[image.mode]
+
+    def _decode(self, path: Path) -> np.ndarray:
+        pixels = fit_image(
+            decode_image(path), self._image_size, self._channels, str(path)
+        )
+        height, width, channels = pixels.shape
+        self._check(path, (height, width, channels))
+        return pixels
+
+    def _check(self, path: Path, shape: Shape) -> None:
+        if shape[2] != self._image_shape[2]:
+            kinds = {1: "grey", 3: "RGB"}
+            raise ValueError(
+                "Images must all have the same channels unless `channels` is given. "
+                f"Received: {self._first} is {kinds[self._image_shape[2]]} and {path} "
+                f"is {kinds[shape[2]]}. Pass channels=1 to make all of them grey, or "
+                "channels=3 for RGB."
+            )
+        if shape != self._image_shape:
+            size = min(*shape[:2], *self._image_shape[:2])
+            raise ValueError(
+                "Images must all have the same size unless `image_size` is given. "
+                f"Received: {self._first} is {size_text(self._image_shape[:2])} and "
+                f"{path} is {size_text(shape[:2])} (height x width). Pass "
+                f"image_size={size}, for example, to scale and crop all of them."
+            )
+
+
+def open_image(path: Path) -> Image.Image:
+    """Returns the Pillow image of a file; its pixels are not read yet.
+
+    Raises:
+        ValueError: The file is no image, or one of a kind that is not read.
+    """
+    try:
+        image = Image.open(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"Cannot read the image {path}: {_reason(error)}") from error
+    if image.mode not in _CHANNELS:
+        image.close()
+        raise ValueError(
+            f"Images must have 8 or 16 bits per channel in grey, RGB, CMYK or a "
+            f"palette. Received: {path} with Pillow mode {image.mode}. Convert it to "
+            "8-bit grey or RGB first."
+        )
+    return image
+
+
+def decode_image(path: Path) -> Image.Image:
+    """Returns the image of a file, upright, as 8-bit grey ("L") or "RGB".
+
+    16-bit grey is scaled to 8 bits, transparent pixels are laid over white.
+
+    Raises:
+        ValueError: The file is no image, is damaged, or of a kind that is not read.
+    """
+    with open_image(path) as image:
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"Cannot read the image {path}: {_reason(error)}"
+            ) from error
+    mode = "L" if _CHANNELS[upright.mode] == 1 else "RGB"
+    if upright.mode.startswith("I;16"):
+        # 65535 / 257 = 255: the whole range on the whole range.
+        values = np.asarray(upright).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if upright.has_transparency_data:
+        coloured = upright.convert("RGBA")
+        white = Image.new("RGBA", coloured.size, "white")
+        upright = Image.alpha_composite(white, coloured)
+    return upright if upright.mode == mode else upright.convert(mode)
+
+
+def _reason(error: BaseException) -> str:
+    # Pillow's message for what it cannot identify repeats the path.
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is not an image, or its beginning is damaged."
+    return f"{error}"

@@ -1,0 +1,178 @@
+"""Rows of decoded images: what a source gives, and where its pixels are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeGuard
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Decoded sets up to this size are kept in memory. Twice this much fits beside a model
+# on the machines this library is made for; 2 GiB are 2.7 million MNIST images or
+# 175,000 colour images of 64x64.
+MEMORY_LIMIT = 2 * 2**30
+
+Size = tuple[int, int]  # height, width
+Shape = tuple[int, int, int]  # height, width, channels
+
+
+class ImageRows(Protocol):
+    """Images that are read by their row numbers: an array, or what acts like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, height, width, channels."""
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns uint8 [n, height, width, channels] for rows, int64 [n]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The images of one split, and their labels, int32 [n], where there are any."""
+
+    images: ImageRows
+    labels: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Split:
+        """Returns the split that holds only some of the rows."""
+        images: ImageRows
+        if is_in_memory(self.images):
+            images = self.images[rows]
+        else:
+            images = RowSelection(self.images, rows)
+        return Split(
+            images=images, labels=None if self.labels is None else self.labels[rows]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What was found at a source, before splits it does not have are carved out.
+
+    Attributes:
+        splits: At least "train"; "validation" and "test" where the source has them.
+        class_names: One name per label, or None where there are no labels.
+        identity: Text that names the content where the rows are not in memory.
+        notes: What was seen but not used, one phrase each.
+    """
+
+    name: str
+    splits: dict[str, Split]
+    class_names: tuple[str, ...] | None = None
+    identity: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class RowSelection:
+    """Some rows of images that are not in memory."""
+
+    def __init__(self, images: ImageRows, rows: np.ndarray):
+        self._images = images
+        self._rows = rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self._images[self._rows[rows]]
+
+
+def is_in_memory(images: ImageRows) -> TypeGuard[np.ndarray]:
+    """Returns whether the rows are an array that needs no file to be read."""
+    return isinstance(images, np.ndarray) and not isinstance(images, np.memmap)
+
+
+def fit_image(
+    image: Image.Image, image_size: Size | None, channels: int | None, origin: str
+) -> np.ndarray:
+    """Returns one image in the size and with the channels that are asked for.
+
+    The image is scaled, antialiased, until it just covers `image_size`, and what
+    sticks out is cut off evenly at both sides. RGB turns into grey by the luma of
+    ITU-R 601, grey into RGB by repetition.
+
+    Args:
+        image: A Pillow image of mode "L" or "RGB".
+        image_size: Height and width, or None to leave the size as it is.
+        channels: 1, 3, or None to leave them as they are.
+        origin: What the image is called in an error.
+
+    Returns:
+        uint8 [height, width, channels].
+
+    Raises:
+        ValueError: The image is smaller than `image_size`.
+    """
+    if channels is not None:
+        image = image.convert("L" if channels == 1 else "RGB")
+    if image_size is not None and image_size != (image.height, image.width):
+        height, width = image_size
+        if image.height < height or image.width < width:
+            raise ValueError(
+                "`image_size` must not exceed the size of any image: images are not "
+                f"enlarged. Received: image_size={size_text(image_size)}, and {origin} "
+                f"is {size_text((image.height, image.width))}. Try "
+                f"image_size={min(image.height, image.width)} or less."
+            )
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def size_text(size: Iterable[int]) -> str:
+    """Returns a size as text: 28x28, height before width."""
+    return "x".join(str(length) for length in size)
+
+
+def gather_rows(chunks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the chunks, one after the other, as one array of `shape` in memory."""
+    images = np.empty(shape, np.uint8)
+    filled = 0
+    for chunk in chunks:
+        images[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+    return images[:filled]
+
+
+def cache_file(*identity: object) -> Path:
+    """Returns where the decoded rows of what these values identify are cached."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    return Path(base) / "kgen" / "images" / f"{key}.npy"
+
+
+def cache_rows(
+    chunks: Iterable[np.ndarray], shape: tuple[int, ...], path: Path
+) -> np.ndarray:
+    """Returns the rows as a memory-mapped file, which is written if it is not there.
+
+    The file is written beside and renamed: it is there complete, or not at all.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written, not mapped: a full disk is then an OSError and not a killed process.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.lib.format.write_array_header_1_0(
+                    file,
+                    {"shape": shape, "fortran_order": False, "descr": "|u1"},
+                )
+                for chunk in chunks:
+                    file.write(np.ascontiguousarray(chunk).data)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def cache_labels(chunks: Iterable[np.ndarray], num_rows: int, path: Path) -> np.ndarray:
+    """Returns labels, int32 [num_rows], that are kept as `cache_rows` keeps images."""
+    as_bytes = (chunk.view(np.uint8) for chunk in chunks)
+    return np.array(cache_rows(as_bytes, (num_rows * 4,), path)).view(np.int32)

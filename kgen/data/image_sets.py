@@ -1,0 +1,422 @@
+"""Sets of images: opened from any source, split, and read as batches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from kgen.data.image_arrays import (
+    find_idx_files,
+    open_digits,
+    open_idx_folder,
+    open_npz,
+    open_python_arrays,
+)
+from kgen.data.image_folders import open_image_folder
+from kgen.data.image_rows import Size, Source, Split, is_in_memory, size_text
+from kgen.data.named_images import open_named_images
+from kgen.data.pipeline import (
+    SPLIT_STREAM,
+    STATIC_STREAM,
+    Batch,
+    Noise,
+    Pipeline,
+    draw_key,
+    permutation,
+    row_noise,
+)
+
+SPLITS = ("train", "validation", "test")
+CARVED_LIMIT = 5000  # 5,000 rows estimate a mean error rate of 2 % to 0.2 %
+
+# name, name/config, name:version or name/config:version of tensorflow-datasets.
+_NAME = re.compile(r"\w+(/[\w-]+)?(:[\w.*]+)?")
+_CACHES = ("auto", "memory", "disk", "none")
+_BINARIZATIONS = (None, "dynamic", "static")
+_STATIC_CHUNK_ROWS = 4096
+
+Binarization = Literal["dynamic", "static"] | None
+
+
+def images(
+    source: Any,
+    *,
+    split: str = "train",
+    batch_size: int = 128,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    binarize: Binarization = None,
+    seed: int = 0,
+    shuffle: bool | None = None,
+    drop_remainder: bool | None = None,
+    data_dir: str | os.PathLike | None = None,
+    cache: str = "auto",
+) -> tf.data.Dataset:
+    """Returns batches of images from a name, a path or an array.
+
+    Every iteration is one pass. The order of the k-th pass is a pure function of
+    (seed, k); without shuffling all passes are alike.
+
+    Args:
+        source: See `open_images`.
+        split: "train", "validation" or "test".
+        batch_size: Images in a batch.
+        image_size: See `open_images`.
+        channels: See `open_images`.
+        binarize: None, "dynamic" or "static"; see `ImageSet.pipeline`.
+        seed: Integer in [0, 2**63), keys the order and the binarisation.
+        shuffle: Whether each pass has an order of its own. By default only in
+            training.
+        drop_remainder: Whether a last, smaller batch is left out. By default only in
+            training.
+        data_dir: See `open_images`.
+        cache: See `open_images`.
+
+    Returns:
+        A dataset of dicts: "images", uint8 [batch, height, width, channels] in 0..255,
+        and, where there are labels, "labels", int32 [batch].
+
+    Raises:
+        FileNotFoundError: See `open_images`.
+        ValueError: See `open_images`; and a batch size above the number of training
+            images.
+
+    Example:
+        >>> batches = kgen.data.images("digits", batch_size=64)
+        >>> batches.element_spec["images"].shape
+        TensorShape([64, 8, 8, 1])
+    """
+    training = split == "train"
+    opened = open_images(
+        source, image_size=image_size, channels=channels, data_dir=data_dir, cache=cache
+    )
+    pipeline = opened.pipeline(
+        split,
+        batch_size=batch_size,
+        seed=seed,
+        binarize=binarize,
+        shuffle=training if shuffle is None else shuffle,
+        drop_remainder=training if drop_remainder is None else drop_remainder,
+    )
+    return pipeline.dataset()
+
+
+def open_images(
+    source: Any,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    data_dir: str | os.PathLike | None = None,
+    cache: str = "auto",
+) -> ImageSet:
+    """Opens a set of images.
+
+    A source keeps the validation and test splits it has. A split it does not have is
+    carved out of its training images: a tenth of them, at least 1 and at most 5,000,
+    the first rows (test before validation) of one fixed permutation, in their old
+    order. So MNIST is 55,000 / 5,000 / 10,000 images, and a set of 1,000 without splits
+    800 / 100 / 100, the same ones on every machine and for every seed.
+
+    Args:
+        source: One of
+            - "digits": 1,797 handwritten digits of 8x8 pixels, from scikit-learn;
+            - a path (it goes before an equal name) of a folder of PNG, JPEG, WebP or
+              BMP files. Two or more subfolders are classes, labelled in the order of
+              their names. Folders called train, validation (val) and test at the top
+              are splits. Images are turned upright by their EXIF orientation, 16-bit
+              grey is scaled to 8 bits, and what is transparent is laid over white;
+            - a path of a folder of IDX files, plain or .gz, under MNIST's names;
+            - a path of an .npz with the key images (or x_train, train_images), and
+              perhaps labels (y_train, train_labels), x_validation, y_validation,
+              x_test, y_test and the like;
+            - the name of a data set of tensorflow-datasets with a feature "image", and
+              perhaps a class "label": mnist, fashion_mnist, celeb_a, ...;
+            - an array [n, height, width] or [n, height, width, 1 or 3], of uint8, of
+              other integers in 0..255, of bool, or of floats in [0, 1] (rounded to
+              n/255); a pair (images, labels); or a dict with the keys of an .npz.
+        image_size: Height and width in pixels of all images, or one number for both.
+            Each image is scaled, antialiased, until it just covers that size, and
+            cropped at the centre. None: the images have one size and keep it.
+        channels: 1 (grey) or 3 (RGB) to turn all images into that. None: all have the
+            same and keep it.
+        data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
+            own default, ~/tensorflow_datasets. For names only.
+        cache: Where the decoded images of a folder or a name are kept. "memory";
+            "disk": a file in ~/.cache/kgen (or $XDG_CACHE_HOME/kgen); "none": decoded
+            in each pass, for folders only; "auto": in memory up to 2 GiB, and from
+            there on "none" for a folder and "disk" for a name. Arrays are in memory.
+
+    Raises:
+        FileNotFoundError: A path that does not exist, a folder without images, or a
+            data set that is not there and cannot be downloaded.
+        ValueError: An unknown name, a file that is damaged or of another kind, images
+            that differ in size or channels or are smaller than `image_size`, numbers
+            out of range, labels that do not fit, too few images to split. Each message
+            names the file.
+
+    Example:
+        >>> print(kgen.data.open_images("digits"))
+        digits: 1,797 images 8x8x1, uint8 in 0..255, 10 classes; train 1,439, ...
+    """
+    size = _image_size(image_size)
+    if channels not in (None, 1, 3):
+        raise ValueError(
+            f"`channels` must be 1 (grey) or 3 (RGB). Received: channels={channels}"
+        )
+    if cache not in _CACHES:
+        raise ValueError(
+            f"`cache` must be one of {', '.join(_CACHES)}. Received: cache={cache!r}"
+        )
+    if not isinstance(source, (str, os.PathLike)):
+        if isinstance(source, (bytes, type(None))):
+            raise TypeError(
+                "`source` must be a name, a path or an array. Received: "
+                f"{type(source).__name__}"
+            )
+        return ImageSet(open_python_arrays(source, size, channels))
+    if source == "digits":
+        return ImageSet(open_digits(size, channels))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if find_idx_files(path):
+            return ImageSet(open_idx_folder(path, size, channels))
+        return ImageSet(open_image_folder(path, size, channels, cache))
+    if path.exists():
+        if path.suffix.lower() != ".npz":
+            raise ValueError(
+                "A file with images must be an .npz. Received: "
+                f"{path}. Other sources are a folder of image files, a folder of IDX "
+                "files, digits, and the names of tensorflow-datasets."
+            )
+        return ImageSet(open_npz(path, size, channels))
+    if not isinstance(source, str) or not _NAME.fullmatch(source):
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    return ImageSet(open_named_images(source, folder, size, channels, cache))
+
+
+def _image_size(image_size: int | tuple[int, int] | None) -> Size | None:
+    if image_size is None:
+        return None
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if (
+        not isinstance(size, (tuple, list))
+        or len(size) != 2
+        or not all(isinstance(length, int) and length > 0 for length in size)
+    ):
+        raise ValueError(
+            "`image_size` must be a positive number of pixels, or a pair of them, "
+            f"height and width. Received: image_size={image_size!r}"
+        )
+    return size[0], size[1]
+
+
+class ImageSet:
+    """Images of one size with their splits, as `open_images` found them.
+
+    Args:
+        source: What a source holds.
+
+    Attributes:
+        name: What the set is called.
+        image_shape: (height, width, channels).
+        class_names: One name per label, or None where there are no labels.
+        num_classes: Number of labels, or None.
+        splits: Number of images in "train", "validation" and "test".
+        notes: What was seen at the source but not used, in words.
+
+    Raises:
+        ValueError: There are too few images to carve out the splits that are missing.
+    """
+
+    def __init__(self, source: Source):
+        self.name = source.name
+        self.notes = source.notes
+        self.class_names = source.class_names
+        self.num_classes = None if not source.class_names else len(source.class_names)
+        self._identity = source.identity
+        self._splits = _with_all_splits(source)
+        height, width, channels = self._splits["train"].images.shape[1:]
+        self.image_shape = (height, width, channels)
+        self.splits = {
+            split: rows.images.shape[0] for split, rows in self._splits.items()
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of all pixels and labels.
+
+        Where the images are not in memory, of the names, sizes and times of the files
+        instead.
+        """
+        digest = hashlib.sha256(repr((self.image_shape, self.splits)).encode())
+        for rows in self._splits.values():
+            if is_in_memory(rows.images):
+                digest.update(np.ascontiguousarray(rows.images).data)
+            if rows.labels is not None:
+                digest.update(np.ascontiguousarray(rows.labels).data)
+        if not is_in_memory(self._splits["train"].images):
+            digest.update(self._identity.encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def value_range(self) -> tuple[int, int] | None:
+        """The smallest and the largest value; None if the images are not in memory."""
+        splits = self._splits.values()
+        arrays = [rows.images for rows in splits if is_in_memory(rows.images)]
+        if len(arrays) < len(splits):
+            return None
+        return (
+            min(int(array.min()) for array in arrays),
+            max(int(array.max()) for array in arrays),
+        )
+
+    def describe(self) -> str:
+        """Returns one line: size, channels, range of values, classes and counts."""
+        low, high = self.value_range or (0, 255)
+        kind = f"{self.num_classes} classes" if self.num_classes else "no labels"
+        counts = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
+        notes = "".join(f"; {note}" for note in self.notes)
+        return (
+            f"{self.name}: {sum(self.splits.values()):,} images "
+            f"{size_text(self.image_shape)}, uint8 in {low}..{high}, {kind}; "
+            f"{counts}{notes}"
+        )
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def pipeline(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        binarize: Binarization = None,
+        shuffle: bool = False,
+        drop_remainder: bool = False,
+    ) -> Pipeline:
+        """Returns the pipeline that reads one split.
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: Images in a global batch.
+            seed: Integer in [0, 2**63), keys the order and the binarisation.
+            binarize: None leaves the images as they are. Otherwise each pixel is 255
+                with probability pixel / 255 (to 17 bits; 0 and 255 stay as they are)
+                and 0 else: "dynamic", drawn again for each pass, batch and place in
+                the batch; "static", drawn once for each image of the split and seed.
+            shuffle: Whether each epoch has an order of its own. Without, each pass has
+                the same order and the same dynamic draws.
+            drop_remainder: Whether a last, smaller batch is left out.
+
+        Returns:
+            A pipeline of dicts: "images", uint8 [batch, height, width, channels], and,
+            where there are labels, "labels", int32 [batch].
+
+        Raises:
+            ValueError: An unknown split or binarisation, or a batch size above the
+                number of images when the remainder is dropped.
+        """
+        if split not in self._splits:
+            raise ValueError(
+                f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}"
+            )
+        if binarize not in _BINARIZATIONS:
+            raise ValueError(
+                "`binarize` must be None, 'dynamic' or 'static'. Received: "
+                f"binarize={binarize!r}"
+            )
+        rows = self._splits[split]
+        in_memory = is_in_memory(rows.images)
+        with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
+            labels = None if rows.labels is None else tf.constant(rows.labels)
+            if in_memory:
+                pixels = tf.constant(rows.images)
+                if binarize == "static":
+                    pixels = _binarize_all(pixels, seed)
+
+        def read(numbers: tf.Tensor, noise: Noise) -> Batch:
+            if in_memory:
+                batch = tf.gather(pixels, numbers)
+            else:
+                batch = tf.numpy_function(
+                    lambda wanted: rows.images[wanted], [numbers], tf.uint8
+                )
+                batch = tf.ensure_shape(batch, [numbers.shape[0], *self.image_shape])
+                if binarize == "static":
+                    batch = _binarize_each(batch, numbers, seed)
+            if binarize == "dynamic":
+                batch = _binarize(batch, noise(self.image_shape))
+            if labels is None:
+                return {"images": batch}
+            return {"images": batch, "labels": tf.gather(labels, numbers)}
+
+        return Pipeline(
+            self.splits[split],
+            read,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_remainder=drop_remainder,
+        )
+
+
+def _with_all_splits(source: Source) -> dict[str, Split]:
+    """Returns the three splits; what the source has not is carved out of train."""
+    splits = dict(source.splits)
+    missing = [split for split in ("test", "validation") if split not in splits]
+    train = splits["train"]
+    num_rows = train.images.shape[0]
+    size = min(max(num_rows // 10, 1), CARVED_LIMIT)
+    if num_rows <= size * len(missing):
+        raise ValueError(
+            f"There must be at least {len(missing) + 1} training images to carve a "
+            f"{' and a '.join(missing)} split out of them. Received: {num_rows} in "
+            f"{source.name}. Add images, or give the source splits of its own."
+        )
+    if missing:
+        order = permutation(num_rows, draw_key(0, SPLIT_STREAM)).numpy()
+        for index, split in enumerate(missing):
+            rows = order[index * size : (index + 1) * size]
+            splits[split] = train.take(np.sort(rows))
+        splits["train"] = train.take(np.sort(order[len(missing) * size :]))
+    return {split: splits[split] for split in SPLITS}
+
+
+def _binarize(pixels: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """Returns 255 where noise, uint16, falls below the pixel, and 0 elsewhere."""
+    # From 0, below which is nothing, to 2**16, below which is everything. Exact in
+    # float32, and faster there than in integers.
+    thresholds = tf.round(tf.cast(pixels, tf.float32) * (2**16 / 255))
+    return tf.cast(tf.cast(noise, tf.float32) < thresholds, tf.uint8) * 255
+
+
+def _binarize_all(pixels: tf.Tensor, seed: int) -> tf.Tensor:
+    """Returns all images of a split, in order, each with the one draw it has."""
+    key = draw_key(seed, STATIC_STREAM)
+    chunks = []
+    for first in range(0, len(pixels), _STATIC_CHUNK_ROWS):
+        chunk = pixels[first : first + _STATIC_CHUNK_ROWS]
+        chunks.append(
+            _binarize(chunk, row_noise(key, first, len(chunk), chunk.shape[1:]))
+        )
+    return tf.concat(chunks, axis=0)
+
+
+def _binarize_each(pixels: tf.Tensor, numbers: tf.Tensor, seed: int) -> tf.Tensor:
+    """Returns some images of a split with the draws that `_binarize_all` gives them."""
+    key = draw_key(seed, STATIC_STREAM)
+    noise = tf.map_fn(
+        lambda number: row_noise(key, number, 1, pixels.shape[1:])[0],
+        numbers,
+        fn_output_signature=tf.uint16,
+    )
+    return _binarize(pixels, noise)

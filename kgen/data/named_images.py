@@ -1,0 +1,249 @@
+"""Images by the names of tensorflow-datasets."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kgen.data.image_arrays import as_labels
+from kgen.data.image_rows import (
+    MEMORY_LIMIT,
+    ImageRows,
+    Shape,
+    Size,
+    Source,
+    Split,
+    cache_file,
+    cache_labels,
+    cache_rows,
+    fit_image,
+    gather_rows,
+)
+
+_SPLITS = ("train", "validation", "test")
+_CHUNK_ROWS = 1024
+# tensorflow-datasets tries ten times, which takes minutes where there is no network.
+_DOWNLOAD_RETRIES = 4
+
+
+def open_named_images(
+    name: str,
+    data_dir: Path | None,
+    size: Size | None,
+    channels: int | None,
+    cache: str,
+) -> Source:
+    """Opens a data set of tensorflow-datasets; see `open_images` for the errors."""
+    builder = _find_builder(name, data_dir)
+    examples = _Examples(builder, name, size, channels)
+    _prepare(builder, name)
+    rows = {
+        split: builder.info.splits[split].num_examples
+        for split in _SPLITS
+        if split in builder.info.splits
+    }
+    if "train" not in rows:
+        raise ValueError(
+            "A data set must have a split called train. Received: "
+            f"{name} with {', '.join(builder.info.splits)}."
+        )
+    if cache == "auto":
+        decoded_bytes = sum(rows.values()) * np.prod(examples.image_shape)
+        cache = "memory" if decoded_bytes <= MEMORY_LIMIT else "disk"
+    if cache == "none":
+        raise ValueError(
+            "tensorflow-datasets does not read single rows of its files, so its images "
+            "are kept decoded, in memory or on disk. Received: cache='none'. Try "
+            "cache='disk'."
+        )
+    identity = f"{builder.info.full_name} {rows} {examples.image_shape}"
+    splits = {}
+    for split, num_rows in rows.items():
+        images: ImageRows
+        labels = None
+        numbers: list[np.ndarray] = []
+        chunks = examples.images(split, numbers)
+        shape = (num_rows, *examples.image_shape)
+        place = (identity, split, str(builder.data_path))
+        if cache == "memory":
+            images = gather_rows(chunks, shape)
+        else:
+            images = cache_rows(chunks, shape, cache_file(*place))
+        if examples.class_names is not None:
+            if cache == "memory":
+                labels = np.concatenate(numbers)
+            else:
+                # The chunks were not read if the images were in the cache already.
+                label_chunks = numbers or examples.labels(split)
+                path = cache_file(*place, "labels")
+                labels = cache_labels(label_chunks, num_rows, path)
+            labels = as_labels(labels, f"the {split} split of {name}", num_rows)
+        splits[split] = Split(images=images, labels=labels)
+    unused = [split for split in builder.info.splits if split not in rows]
+    return Source(
+        name=name,
+        splits=splits,
+        class_names=examples.class_names,
+        identity=identity,
+        notes=(f"not read: {', '.join(unused)}",) if unused else (),
+    )
+
+
+class _Examples:
+    """The examples of a prepared builder, in the order of its files."""
+
+    def __init__(
+        self, builder: Any, name: str, size: Size | None, channels: int | None
+    ) -> None:
+        import tensorflow_datasets as tfds
+
+        self._builder = builder
+        self._size = size
+        self._channels = channels
+        features = builder.info.features
+        named = isinstance(features, tfds.features.FeaturesDict)
+        features = dict(features.items()) if named else {}
+        image = features.get("image")
+        if not isinstance(image, tfds.features.Image):
+            raise ValueError(
+                "An image data set must have an image feature called image. Received: "
+                f"{name} with {', '.join(features) or 'no named features'}."
+            )
+        if image.np_dtype != np.uint8 or image.shape[2] not in (1, 3):
+            raise ValueError(
+                "Images must be uint8 with 1 or 3 channels. Received: "
+                f"{name} with {np.dtype(image.np_dtype)} of shape {image.shape}."
+            )
+        height, width, own_channels = image.shape
+        if size is None and None in (height, width):
+            raise ValueError(
+                "The images of this data set are of different sizes, so `image_size` "
+                f"is needed. Received: {name} with image_size=None. Try image_size=64."
+            )
+        height, width = size or (height, width)
+        self.image_shape: Shape = (height, width, channels or own_channels)
+        self._as_stored = self.image_shape == tuple(image.shape)
+        label = features.get("label")
+        self.class_names: tuple[str, ...] | None = None
+        if isinstance(label, tfds.features.ClassLabel):
+            self.class_names = tuple(label.names)
+
+    def images(self, split: str, labels: list[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields all images of a split, uint8, some at a time; appends their labels."""
+        dataset = self._read(split, {"image": True, "label": bool(self.class_names)})
+        if self._as_stored:
+            for chunk in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
+                if self.class_names is not None:
+                    labels.append(chunk["label"].astype(np.int32))
+                yield chunk["image"]
+            return
+        examples = dataset.as_numpy_iterator()
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            while chunk := list(itertools.islice(examples, _CHUNK_ROWS)):
+                if self.class_names is not None:
+                    labels.append(np.array([one["label"] for one in chunk], np.int32))
+                yield np.stack(list(pool.map(self._fit, chunk)))
+
+    def labels(self, split: str) -> Iterator[np.ndarray]:
+        """Yields all labels of a split, int32, some at a time; decodes no image."""
+        dataset = self._read(split, {"label": True}).batch(_CHUNK_ROWS)
+        for example in dataset.as_numpy_iterator():
+            yield example["label"].astype(np.int32)
+
+    def _read(self, split: str, features: dict[str, bool]) -> Any:
+        import tensorflow_datasets as tfds
+
+        # One file after the other: the order is part of what a row number means.
+        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        with _muted("absl", "`FeatureConnector.dtype`"):  # deprecated, and used there
+            return self._builder.as_dataset(
+                split=split,
+                decoders=tfds.decode.PartialDecoding(features),
+                read_config=config,
+                shuffle_files=False,
+            )
+
+    def _fit(self, example: dict[str, np.ndarray]) -> np.ndarray:
+        pixels = example["image"]
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        name = f"an image of {self._builder.name}"
+        return fit_image(image, self._size, self._channels, name)
+
+
+def _find_builder(name: str, data_dir: Path | None) -> Any:
+    """Returns the builder of a data set, whether or not its files are there."""
+    import tensorflow_datasets as tfds
+
+    try:
+        with _muted("absl", "Variant folder"):  # what a download that failed left
+            return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        near = difflib.get_close_matches(name, known)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            "An image source is digits, the name of a data set of tensorflow-datasets, "
+            f"or a path that exists. Received: {name!r}.{hint}"
+        ) from error
+    except Exception as error:  # configurations and versions: of many types
+        raise ValueError(
+            f"tensorflow-datasets cannot open {name!r}: {_first_line(error)}"
+        ) from error
+
+
+def _prepare(builder: Any, name: str) -> None:
+    """Downloads and prepares a data set unless its files are there."""
+    if builder.is_prepared():
+        return
+    try:
+        with _few_retries(), _muted("urllib3.connectionpool", "Retrying"):
+            builder.download_and_prepare()
+    except Exception as error:  # a builder's own code may raise anything
+        raise FileNotFoundError(
+            f"The data set {name} is not in {builder.data_path} and could not be "
+            f"downloaded ({_first_line(error)}). If it was prepared elsewhere, name "
+            f"the folder that holds {Path(builder.info.full_name).parts[0]}/ with "
+            "`data_dir` (--data-dir)."
+        ) from error
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Gives up a hopeless download in seconds."""
+    from tensorflow_datasets.core.download import downloader
+
+    retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, _DOWNLOAD_RETRIES
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = retries
+
+
+@contextmanager
+def _muted(logger_name: str, beginning: str) -> Iterator[None]:
+    """Hides the messages of one logger that begin with these words, and no others."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginning)
+
+    logger = logging.getLogger(logger_name)
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}..."

@@ -1,0 +1,267 @@
+"""Rows of a finite collection, in an order that is a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# What a draw is for. Part of the key, so that no two purposes share random bits.
+ORDER_STREAM, NOISE_STREAM, STATIC_STREAM, SPLIT_STREAM = range(4)
+
+_PHILOX = 1  # the number of the Philox algorithm in TensorFlow's stateless random ops
+_VALUES_PER_BLOCK = 8  # one Philox block is 128 bits: eight values of 16 bits
+_EPOCH_LIMIT = 2**24  # the key gives the epoch 24 bits and the batch number 32
+
+Integer = Any  # a Python integer, or an integer tensor without dimensions
+Batch = dict[str, tf.Tensor]
+Noise = Callable[[Sequence[int]], tf.Tensor]
+Read = Callable[[tf.Tensor, Noise], Batch]
+
+
+def draw_key(
+    seed: Integer, stream: int, epoch: Integer = 0, batch: Integer = 0
+) -> tf.Tensor:
+    """Returns int64 [2], the key of one stateless draw; arguments int or int64."""
+    epoch, batch = tf.cast(epoch, tf.int64), tf.cast(batch, tf.int64)
+    return tf.stack([tf.cast(seed, tf.int64), stream * 2**56 + epoch * 2**32 + batch])
+
+
+def row_noise(
+    key: tf.Tensor, first_row: Integer, num_rows: Integer, shape: Sequence[int]
+) -> tf.Tensor:
+    """Returns the noise of some consecutive rows of one draw.
+
+    Row r always starts at the same block of the key's Philox stream, so a row gets the
+    same values whoever asks for it and however many rows are asked for at once.
+
+    Args:
+        key: int64 [2], from `draw_key`.
+        first_row: Integer, the first row of the draw that is wanted.
+        num_rows: Integer, how many rows are wanted.
+        shape: Shape of one row, plain integers.
+
+    Returns:
+        uint16 [num_rows, *shape], uniform on 0..65535.
+    """
+    size = math.prod(shape)
+    blocks = -(-size // _VALUES_PER_BLOCK)  # blocks per row, rounded up
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=key)
+    first_block = tf.cast(first_row, tf.uint64) * blocks
+    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[num_rows, blocks * 4],
+        key=key,
+        counter=tf.stack([first_block, counter[1]]),
+        alg=_PHILOX,
+        dtype=tf.uint32,
+    )
+    values = tf.bitcast(words, tf.uint16)  # [num_rows, blocks * 4, 2]
+    values = tf.reshape(values, [num_rows, blocks * _VALUES_PER_BLOCK])
+    return tf.reshape(values[:, :size], [num_rows, *shape])
+
+
+def permutation(num_rows: int, key: tf.Tensor) -> tf.Tensor:
+    """Returns int64 [num_rows], the order of the rows that belongs to `key`."""
+    draws = tf.random.stateless_uniform(
+        [num_rows], key, minval=None, maxval=None, dtype=tf.int64, alg="philox"
+    )
+    # Equal draws keep the order of their rows: argsort is built on top_k, which does.
+    return tf.cast(tf.argsort(draws, stable=True), tf.int64)
+
+
+class Pipeline:
+    """Reads the rows of a finite collection in batches, in a reproducible order.
+
+    The order of a pass is a pure function of (seed, epoch): one permutation, sliced
+    into batches, and the batches into the shares of the replicas. What was opened or
+    read before makes no difference, so a position is two numbers, (epoch, batch), and
+    `dataset(skip=batch)` takes it up again.
+
+    Args:
+        num_rows: Rows in the collection, at least 1.
+        read: Function `read(rows, noise)` that returns a dict of tensors with leading
+            dimension n for `rows`, int64 [n]. It is traced into the tf.data graph and
+            may be slow (decoding): several batches are read at once, delivered in
+            order. `noise(shape)` gives uint16 [n, *shape], uniform on 0..65535, a pure
+            function of (seed, epoch, batch number, position in the global batch).
+        batch_size: Rows in a global batch, over all ranks and replicas.
+        seed: Integer in [0, 2**63). Keys the order and the noise.
+        shuffle: Whether each epoch has an order (and noise) of its own. If False every
+            pass reads the rows as they come, and is epoch 0.
+        drop_remainder: Whether a last batch of fewer than `batch_size` rows is left
+            out. For training only: an evaluation sees every row.
+
+    Attributes:
+        epoch: None or an integer. None: each dataset counts its own passes, and the
+            k-th pass that is read has epoch k; an iterator that was opened but never
+            asked for an element does not count. An integer: the epoch of every pass
+            that is begun from now on. Without effect when `shuffle` is False.
+
+    Raises:
+        ValueError: An argument is out of its range, or `drop_remainder` would drop
+            every row.
+
+    Example:
+        >>> squares = tf.range(10) ** 2
+        >>> def read(rows, noise):
+        ...     return {"squares": tf.gather(squares, rows)}
+        >>> pipeline = Pipeline(10, read, batch_size=4, seed=1, shuffle=True)
+        >>> [int(tf.shape(batch["squares"])[0]) for batch in pipeline.dataset()]
+        [4, 4, 2]
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        read: Read,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_remainder: bool = False,
+    ):
+        if num_rows < 1:
+            raise ValueError(
+                "`num_rows` must be at least 1: there is nothing to read. "
+                f"Received: num_rows={num_rows}"
+            )
+        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+            raise ValueError(
+                "`batch_size` must be an integer of at least 1. "
+                f"Received: batch_size={batch_size}"
+            )
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+            raise ValueError(
+                f"`seed` must be an integer in [0, 2**63). Received: seed={seed}"
+            )
+        if drop_remainder and batch_size > num_rows:
+            raise ValueError(
+                "`batch_size` must not exceed the number of rows when the last, "
+                "incomplete batch is dropped, because no batch would be left. "
+                f"Received: batch_size={batch_size} for {num_rows} rows. Try "
+                f"batch_size={min(batch_size, num_rows)} or less, or "
+                "drop_remainder=False."
+            )
+        self.num_rows = int(num_rows)
+        self.batch_size = int(batch_size)
+        self.seed = int(seed)
+        self.shuffle = shuffle
+        self.drop_remainder = drop_remainder
+        self.epoch: int | None = None
+        self._read = read
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in a whole pass."""
+        if self.drop_remainder:
+            return self.num_rows // self.batch_size
+        return -(-self.num_rows // self.batch_size)
+
+    def dataset(
+        self, *, skip: int = 0, rank: int = 0, num_ranks: int = 1, replicas: int = 1
+    ) -> tf.data.Dataset:
+        """Returns a dataset whose every iteration is one pass.
+
+        Global batch i of a pass is `order[i * batch_size : (i + 1) * batch_size]`. It
+        is cut into num_ranks * replicas consecutive shares, and this dataset yields the
+        shares of its rank's replicas one after the other: what
+        `strategy.distribute_datasets_from_function` expects of a worker. An incomplete
+        last batch is dealt as evenly as it goes; a share of it can be empty.
+
+        Args:
+            skip: Global batches at the start of each pass to leave out. 0 to
+                `steps_per_epoch`.
+            rank: Which worker this is, 0 to num_ranks - 1.
+            num_ranks: Number of workers.
+            replicas: Replicas on this worker.
+
+        Returns:
+            A dataset of (steps_per_epoch - skip) * replicas elements, each the dict
+            that `read` returned. It can be iterated any number of times.
+
+        Raises:
+            ValueError: A position out of range, or, with `drop_remainder`, a batch
+                size that does not divide by the number of replicas of all ranks.
+        """
+        shares = num_ranks * replicas
+        if not 0 <= skip <= self.steps_per_epoch:
+            raise ValueError(
+                f"`skip` must be between 0 and steps_per_epoch={self.steps_per_epoch}. "
+                f"Received: skip={skip}"
+            )
+        if replicas < 1 or not 0 <= rank < num_ranks:
+            raise ValueError(
+                "`replicas` must be at least 1 and `rank` in [0, num_ranks). Received: "
+                f"rank={rank}, num_ranks={num_ranks}, replicas={replicas}"
+            )
+        if self.drop_remainder and self.batch_size % shares:
+            down = max(self.batch_size // shares, 1) * shares
+            raise ValueError(
+                "`batch_size` must be divisible by the number of replicas, here "
+                f"{num_ranks} ranks x {replicas}. Received: "
+                f"batch_size={self.batch_size}. Try {down} or {down + shares}."
+            )
+        every_batch_is_full = self.drop_remainder or not self.num_rows % self.batch_size
+        rows_per_share = None
+        if every_batch_is_full and not self.batch_size % shares:
+            rows_per_share = self.batch_size // shares  # a shape known to the compiler
+        num_elements = (self.steps_per_epoch - skip) * replicas
+        passes = itertools.count()
+
+        def begin_pass() -> np.int64:
+            # Runs in Python once a pass, when its first element is asked for.
+            epoch = next(passes) if self.epoch is None else int(self.epoch)
+            if not 0 <= epoch < _EPOCH_LIMIT:
+                raise ValueError(
+                    f"`epoch` must be in [0, {_EPOCH_LIMIT}). Received: epoch={epoch}"
+                )
+            return np.int64(epoch if self.shuffle else 0)
+
+        def deal(epoch: tf.Tensor) -> tf.data.Dataset:
+            if self.shuffle:
+                key = draw_key(self.seed, ORDER_STREAM, epoch)
+                order = permutation(self.num_rows, key)
+            else:
+                order = tf.range(self.num_rows, dtype=tf.int64)
+
+            def share(element):
+                batch = element // replicas
+                index = rank * replicas + element % replicas  # of the share
+                start = batch * self.batch_size
+                length = tf.minimum(self.num_rows - start, self.batch_size)
+                first, last = index * length // shares, (index + 1) * length // shares
+                rows = order[start + first : start + last]
+                return epoch, batch, first, tf.ensure_shape(rows, [rows_per_share])
+
+            return tf.data.Dataset.range(
+                skip * replicas, self.steps_per_epoch * replicas
+            ).map(share)
+
+        def read(epoch, batch, first, rows):
+            def noise(shape):
+                key = draw_key(self.seed, NOISE_STREAM, epoch, batch)
+                num_rows = tf.shape(rows)[0] if rows_per_share is None else len(rows)
+                return row_noise(key, first, num_rows, shape)
+
+            return self._read(rows, noise)
+
+        def epoch_of_pass(_):
+            epoch = tf.numpy_function(begin_pass, [], tf.int64, stateful=True)
+            return tf.ensure_shape(epoch, [])
+
+        options = tf.data.Options()
+        # A pass begins with its first element, not with the iterator.
+        options.experimental_warm_start = False
+        # These rows are already dealt; sharding them again would lose some.
+        options.experimental_distribute.auto_shard_policy = (
+            tf.data.experimental.AutoShardPolicy.OFF
+        )
+        options.deterministic = True
+        dataset: Any = tf.data.Dataset.range(1).map(epoch_of_pass).flat_map(deal)
+        dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_elements))
+        return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)

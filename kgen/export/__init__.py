@@ -1,0 +1,12 @@
+"""Models as files for other runtimes, each proven before it is kept."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "onnx_file": ["to_onnx"],
+        "proof": ["Export", "ExportError", "Proof"],
+        "saved_model": ["to_saved_model"],
+    },
+)

@@ -1,0 +1,331 @@
+"""The proof that an export computes what Keras computes, and what becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kgen.models.base import GenerativeModel, Signature
+
+# One row, a few, and a whole batch: a graph that fixed its batch size, or broadcasts
+# where it should not, differs on one of them.
+BATCH_SIZES = (1, 3, 64)
+
+_REPLAY = Path(__file__).with_name("replay.py")
+
+# Inputs or outputs by name, for each batch size.
+Batches = dict[int, dict[str, np.ndarray]]
+
+
+class ExportError(RuntimeError):
+    """An export failed, or differs from Keras; nothing of it was kept."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far one signature of an export is from Keras.
+
+    Attributes:
+        signature: Its name.
+        difference: The largest, over all outputs and batches of 1, 3 and 64 rows.
+            Absolute for values up to 1, such as pixels; relative to larger ones.
+        tolerance: The largest that was accepted.
+    """
+
+    signature: str
+    difference: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Export(os.PathLike):
+    """A file or folder that was written, loaded again, and found right.
+
+    It can be passed wherever a path is taken.
+
+    Attributes:
+        path: The ONNX file, or the folder of this version of the SavedModel.
+        proofs: One for each signature it holds.
+        num_bytes: Its size.
+        seconds: What exporting and proving it took.
+    """
+
+    path: Path
+    proofs: tuple[Proof, ...]
+    num_bytes: int
+    seconds: float
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        head = f"{self.path} ({self.num_bytes / 1e6:.2f} MB, {self.seconds:.1f} s)"
+        lines = [
+            f"  {proof.signature}: differs from Keras by at most "
+            f"{proof.difference:.1e}, tolerance {proof.tolerance:.0e}"
+            for proof in self.proofs
+        ]
+        return "\n".join([head, *lines])
+
+
+def signatures_for(model: GenerativeModel, runtime: str) -> list[Signature]:
+    """The signatures of a model that exist in a runtime, in float32.
+
+    Raises:
+        ExportError: There are none.
+    """
+    signatures = model.float32_clone().signatures()
+    chosen = [signature for signature in signatures if runtime in signature.runtimes]
+    if not chosen:
+        names = ", ".join(signature.name for signature in signatures)
+        raise ExportError(
+            f"A {runtime} export needs a signature that exists in this runtime. "
+            f"Received: {type(model).__name__} with {names or 'none at all'}."
+        )
+    return chosen
+
+
+def trace(signature: Signature) -> tf.types.experimental.PolymorphicFunction:
+    """A tf.function of a signature whose inputs and outputs carry their names."""
+    names = tuple(signature.inputs)
+    specs = [
+        tf.TensorSpec(spec.shape, spec.dtype, name=name)
+        for name, spec in signature.inputs.items()
+    ]
+
+    def call(*tensors):
+        return signature.function(**dict(zip(names, tensors, strict=True)))
+
+    return tf.function(call, input_signature=specs, autograph=False)
+
+
+@contextlib.contextmanager
+def staged(parent: Path, name: str) -> Iterator[Path]:
+    """Yields a free path beside the final one; removes what is there at the end.
+
+    The block renames it once it has proven itself. If the block fails, folders that
+    were made for it go, too.
+    """
+    made = [path for path in (parent, *parent.parents) if not path.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    path = parent / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield path
+    except BaseException:
+        _remove(path)
+        for folder in made:
+            with contextlib.suppress(OSError):  # Somebody else's file lies in it.
+                folder.rmdir()
+        raise
+    _remove(path)
+
+
+def prove(
+    path: Path, signatures: Sequence[Signature], runtime: str
+) -> tuple[Proof, ...]:
+    """Compares an export with Keras, in a process that does not import kgen.
+
+    Both sides compute on the CPU, whatever this process trains on: the matrix products
+    of a GPU are rounded more coarsely than the tolerances allow.
+
+    Args:
+        path: The export.
+        signatures: What it must hold.
+        runtime: "saved_model" or "onnx".
+
+    Raises:
+        ExportError: It does not load or run, differs by more than the tolerance of a
+            signature, or computes a row differently in another batch.
+    """
+    inputs = {signature.name: _batches(signature) for signature in signatures}
+    with tf.device("/CPU:0"):
+        expected = {
+            signature.name: _run_keras(signature, inputs[signature.name])
+            for signature in signatures
+        }
+    received = _replay(path, inputs, runtime)
+    problems: list[str] = []
+    proofs = []
+    for signature in signatures:
+        ours = expected[signature.name]
+        theirs = received.get(signature.name, {})
+        found = _structure_problems(signature, ours, theirs)
+        if not found:
+            gaps = {
+                (size, name): difference(theirs[size][name], ours[size][name])
+                for size in BATCH_SIZES
+                for name in signature.outputs
+            }
+            found = _excesses(signature, gaps) + _batch_problems(signature, theirs)
+            proofs.append(
+                Proof(signature.name, max(gaps.values()), signature.tolerance)
+            )
+        problems += found
+    if problems:
+        raise ExportError(
+            f"The {runtime} export does not compute what Keras computes, and was "
+            f"deleted: {'; '.join(problems)}."
+        )
+    return tuple(proofs)
+
+
+def difference(received: np.ndarray, expected: np.ndarray) -> float:
+    """The largest |received - expected| / max(1, |expected|); infinite for a NaN.
+
+    Equal infinities (masked scores) do not differ.
+    """
+    received, expected = received.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(received - expected) / np.maximum(1.0, np.abs(expected))
+    gaps = np.where(received == expected, 0.0, gaps)
+    return float(np.nan_to_num(gaps, nan=np.inf).max(initial=0.0))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _batches(signature: Signature) -> Batches:
+    """The first 1, 3 and 64 rows of the same example."""
+    example = signature.example(max(BATCH_SIZES))
+    if example.keys() != signature.inputs.keys():
+        raise ExportError(
+            f"`example` of the signature {signature.name} must make its inputs, "
+            f"{sorted(signature.inputs)}. Received: {sorted(example)}."
+        )
+    batches: Batches = {size: {} for size in BATCH_SIZES}
+    for name, spec in signature.inputs.items():
+        value = np.asarray(example[name], spec.dtype.as_numpy_dtype)
+        has_rows = spec.shape.rank > 0 and spec.shape[0] is None
+        for size, batch in batches.items():
+            batch[name] = value[:size] if has_rows else value
+    return batches
+
+
+def _run_keras(signature: Signature, batches: Batches) -> Batches:
+    return {
+        size: {
+            name: value.numpy()
+            for name, value in signature.function(
+                **{name: tf.constant(value) for name, value in batch.items()}
+            ).items()
+        }
+        for size, batch in batches.items()
+    }
+
+
+def _replay(path: Path, inputs: dict[str, Batches], runtime: str) -> dict[str, Batches]:
+    with tempfile.TemporaryDirectory(prefix="kgen-proof-") as folder:
+        files = [os.path.join(folder, name) for name in ("inputs.npz", "outputs.npz")]
+        arrays: dict[str, Any] = {
+            f"{signature}/{size}/{name}": value
+            for signature, batches in inputs.items()
+            for size, batch in batches.items()
+            for name, value in batch.items()
+        }
+        np.savez(files[0], **arrays)
+        # -P: the folder of the script, with modules of kgen in it, is no place to
+        # import from.
+        result = subprocess.run(
+            [sys.executable, "-P", str(_REPLAY), runtime, str(path), *files],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if result.returncode != 0:
+            raise ExportError(
+                f"The {runtime} export does not run in a process of its own, and was "
+                f"deleted: {_last_line(result.stderr)} (exit status "
+                f"{result.returncode})."
+            )
+        outputs: dict[str, Batches] = {}
+        with np.load(files[1]) as stored:
+            for key in stored.files:
+                signature, size, name = key.split("/")
+                batches = outputs.setdefault(signature, {})
+                batches.setdefault(int(size), {})[name] = stored[key]
+        return outputs
+
+
+def _last_line(text: str) -> str:
+    # The last line of a traceback says what happened.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else "it said nothing"
+
+
+def _structure_problems(
+    signature: Signature, ours: Batches, theirs: Batches
+) -> list[str]:
+    """What makes outputs incomparable: names, types and shapes."""
+    declared = set(signature.outputs)
+    problems = []
+    for size in BATCH_SIZES:
+        for where, outputs in (("Keras", ours[size]), ("it", theirs.get(size, {}))):
+            if set(outputs) != declared:
+                return [
+                    f"{signature.name} must return {sorted(declared)}, "
+                    f"{where} returned {sorted(outputs)}"
+                ]
+        for name in signature.outputs:
+            one, other = ours[size][name], theirs[size][name]
+            if (one.dtype, one.shape) != (other.dtype, other.shape):
+                problems.append(
+                    f"{signature.name} on {size} rows: {name} is "
+                    f"{other.dtype} {list(other.shape)} instead of "
+                    f"{one.dtype} {list(one.shape)}"
+                )
+            elif one.dtype.kind == "f" and np.isnan(one).any():
+                problems.append(
+                    f"{signature.name} on {size} rows: {name} are NaN in Keras already"
+                )
+            elif one.shape[:1] != (size,):
+                problems.append(
+                    f"{signature.name} on {size} rows: {name} has the shape "
+                    f"{list(one.shape)}, not one row for each row of the inputs"
+                )
+    return problems
+
+
+def _excesses(signature: Signature, gaps: dict[tuple[int, str], float]) -> list[str]:
+    return [
+        f"{signature.name} on {size} rows: {name} differ by {gap:.3g}, "
+        f"tolerance {signature.tolerance:.3g}"
+        for (size, name), gap in gaps.items()
+        if not gap <= signature.tolerance
+    ]
+
+
+def _batch_problems(signature: Signature, theirs: Batches) -> list[str]:
+    """Rows that came out differently because other rows stood beside them."""
+    problems = []
+    for name in signature.outputs:
+        few, many = theirs[3][name], theirs[64][name][:3]
+        gap = difference(few, many)
+        if not gap <= signature.tolerance:
+            problems.append(
+                f"{signature.name}: the first 3 rows of {name} change by {gap:.3g} "
+                f"when 61 others follow, tolerance {signature.tolerance:.3g}"
+            )
+    return problems
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

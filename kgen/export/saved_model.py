@@ -1,0 +1,102 @@
+"""SavedModel, in the layout that TensorFlow Serving reads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow as tf
+
+from kgen.export.proof import (
+    Export,
+    ExportError,
+    prove,
+    signatures_for,
+    size_of,
+    staged,
+    trace,
+)
+from kgen.models.base import GenerativeModel, Signature
+
+
+def to_saved_model(model: GenerativeModel, folder: str | os.PathLike[str]) -> Export:
+    """Writes a model as the next version of a SavedModel, and proves it.
+
+    Each signature is an endpoint of its name; the first is the default one as well.
+    The version is loaded by a process that imports TensorFlow but not kgen, and run on
+    batches of 1, 3 and 64 rows. It appears in the folder only if it computes what Keras
+    computes in float32; older versions are never touched.
+
+    Args:
+        model: The model; of any precision, the export is float32.
+        folder: Where the versions lie: what TF Serving takes as its
+            `--model_base_path`. Made if it is missing.
+
+    Returns:
+        The new version, `folder/1` the first time, and its differences from Keras.
+
+    Raises:
+        ExportError: It cannot be written by this runtime, or differs from Keras.
+        OSError: The folder cannot be written.
+
+    Example:
+        >>> export = to_saved_model(vae, "saved_models/vae")
+        >>> generate = tf.saved_model.load(export).signatures["generate"]
+        >>> images = generate(seeds=tf.constant([0, 1], tf.int64))["images"]
+    """
+    start = time.monotonic()
+    folder = Path(folder)
+    signatures = signatures_for(model, "saved_model")
+    with staged(folder, "saved_model") as temporary:
+        _write(signatures, temporary)
+        proofs = prove(temporary, signatures, "saved_model")
+        num_bytes = size_of(temporary)
+        path = _rename_to_next_version(temporary)
+    return Export(path, proofs, num_bytes, time.monotonic() - start)
+
+
+def _write(signatures: Sequence[Signature], path: Path) -> None:
+    # Variables alone are tracked, not the layers: Keras' ExportArchive stores those
+    # of a tracked layer twice, and traces `call` of layers that nobody asked for.
+    tracked = {
+        id(variable.value): variable.value
+        for signature in signatures
+        for layer in signature.layers
+        for variable in layer.variables
+    }
+    endpoints = {}
+    for signature in signatures:
+        endpoint = trace(signature).get_concrete_function()
+        stray = [v.name for v in endpoint.variables if id(v) not in tracked]
+        if stray:
+            raise ExportError(
+                f"`layers` of the signature {signature.name} must hold every variable "
+                f"it uses. Missing: {', '.join(stray)}."
+            )
+        endpoints[signature.name] = endpoint
+    module = tf.Module()
+    module.tracked = list(tracked.values())
+    endpoints.setdefault("serving_default", endpoints[signatures[0].name])
+    try:
+        tf.saved_model.save(module, path, signatures=endpoints)
+    except tf.errors.OpError as error:
+        # The graphs were traced above: what fails here is the file system.
+        raise OSError(
+            errno.EIO, f"The SavedModel could not be written ({error.message})", path
+        ) from error
+
+
+def _rename_to_next_version(temporary: Path) -> Path:
+    while True:
+        names = [path.name for path in temporary.parent.iterdir()]
+        version = 1 + max((int(name) for name in names if name.isdigit()), default=0)
+        target = temporary.with_name(str(version))
+        try:
+            return temporary.rename(target)
+        except OSError:
+            # Another export may have taken the number in between.
+            if not target.exists():
+                raise

@@ -1,0 +1,348 @@
+"""The one class between `keras.Model` and a model of kgen, and what models export."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kgen.nn import gradients, random
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """One thing an exported model can be asked for.
+
+    SavedModel, ONNX, the conformance suite and the server are made from these records
+    and from nothing else.
+
+    Attributes:
+        name: What it is called in every runtime, such as "generate".
+        function: Takes the inputs as keyword tensors and returns a dict of outputs;
+            TensorFlow operations over `layers` only.
+        inputs: Specification of each input, the batch first and of any size.
+        outputs: Kind of each output: "image", "latent", "scores" or "tokens".
+        layers: The Keras layers the function uses: all that an export holds.
+        example: Makes valid inputs of n rows, for the exporter's proof.
+        runtimes: Where it exists.
+        tolerance: Largest absolute difference from Keras that an export may show.
+    """
+
+    name: str
+    function: Callable[..., dict[str, tf.Tensor]]
+    inputs: dict[str, tf.TensorSpec]
+    outputs: dict[str, str]
+    layers: tuple[keras.layers.Layer, ...]
+    example: Callable[[int], dict[str, np.ndarray]]
+    runtimes: tuple[str, ...] = ("saved_model", "onnx")
+    tolerance: float = 1e-5
+
+
+class GenerativeModel(keras.Model):
+    """What every model of kgen shares: its step, its noise, its metrics.
+
+    A subclass defines `train_step`, `test_step`, `signatures` and `get_config`, and
+    adds one metric for each key of its logs with `add_log_metrics`.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        # Schedules and noise are functions of this counter and of nothing else: it is
+        # saved with the model, so a resumed run goes on where it was.
+        self.step = self.add_weight(
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="step",
+        )
+        self.seed = 0
+        self.log_metrics: dict[str, keras.metrics.Metric] = {}
+        self._non_finite: dict[str, keras.metrics.Metric] = {}
+        self._graphs: dict[str, Any] = {}
+
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "adam",
+        *,
+        seed: int = 0,
+        gradient_clip_norm: float | None = None,
+        steps_per_execution: int = 1,
+        jit_compile: bool = False,
+        run_eagerly: bool = False,
+    ) -> None:
+        """Prepares the model for `fit`. The losses are the model's own.
+
+        Args:
+            optimizer: A Keras optimizer or its name; built here, on the spot. Under
+                `mixed_float16` it is wrapped in a `LossScaleOptimizer`.
+            seed: Non-negative integer; all training noise follows from it.
+            gradient_clip_norm: Largest norm of the whole gradient, or None.
+            steps_per_execution: Steps in one call of the compiled function. 32 or more
+                makes small models markedly faster; logs are seen that much less often.
+            jit_compile: Whether XLA compiles the step. Slower for convolutions on CPU.
+            run_eagerly: Whether to run without a graph, for debugging.
+        """
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(
+                f"`seed` must be a non-negative integer. Received: seed={seed}"
+            )
+        super().compile(
+            optimizer=optimizer,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            run_eagerly=run_eagerly,
+        )
+        self.seed = seed
+        self.gradient_clip_norm = gradient_clip_norm
+        if not self.optimizer.built:
+            # Not left to the first step: variables cannot be made inside a replica.
+            self.optimizer.build(self.trainable_variables)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns the arguments of `compile`, serialised."""
+        config = super().get_compile_config()
+        names = ("optimizer", "steps_per_execution", "jit_compile", "run_eagerly")
+        return {name: config[name] for name in names} | {
+            "seed": self.seed,
+            "gradient_clip_norm": self.gradient_clip_norm,
+        }
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles with what `get_compile_config` returned."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """`keras.Model.fit`; a dataset keeps the order it comes in."""
+        if not isinstance(x, np.ndarray):
+            kwargs.setdefault("shuffle", False)
+        return super().fit(x, *args, **kwargs)
+
+    @property
+    def optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """Every optimizer, in a fixed order."""
+        return [self.optimizer]
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics behind the logs, one for each key."""
+        return list(self.log_metrics.values())
+
+    def log(self, **values: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Updates the metrics of these names and returns the logs so far.
+
+        Per-row values ([batch]) are averaged over rows, so that an epoch's mean is
+        right although its last batch is smaller.
+        """
+        for name, value in values.items():
+            self.log_metrics[name].update_state(value)
+            finite = tf.reduce_all(tf.math.is_finite(value))
+            self._non_finite[name].update_state(tf.cast(~finite, tf.float32))
+        logs = {name: metric.result() for name, metric in self.log_metrics.items()}
+        if tf.distribute.has_strategy():
+            # Keras reduces the replicas' logs over axis 0, which a scalar lacks
+            # (keras issue 20585).
+            logs = {name: tf.reshape(value, [1]) for name, value in logs.items()}
+        return logs
+
+    def add_log_metrics(self, *metrics: keras.metrics.Metric) -> None:
+        """Adds the metrics behind the logs: the terms of the loss before the loss."""
+        for metric in metrics:
+            self.log_metrics[metric.name] = metric
+            self._non_finite[metric.name] = keras.metrics.Sum()
+
+    def first_non_finite(self) -> tuple[str, int] | None:
+        """Name and step of the logged value that was the first to be NaN or infinite.
+
+        Every step counts for each value whether it was finite, which costs nothing and
+        works inside a compiled loop of many steps: the highest count began first.
+        """
+        counts = {
+            name: int(metric.result()) for name, metric in self._non_finite.items()
+        }
+        name = max(counts, key=lambda name: counts[name])
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        steps = -(-counts[name] // replicas)
+        return (name, int(self.step.numpy()) - steps + 1) if counts[name] else None
+
+    def graph(self, name: str) -> Any:
+        """One of this model's methods, compiled once for all batch sizes."""
+        if name not in self._graphs:
+            self._graphs[name] = tf.function(getattr(self, name), reduce_retracing=True)
+        return self._graphs[name]
+
+    def noise_keys(self, num_rows: tf.Tensor, stream: int) -> tf.Tensor:
+        """Keys for the noise of the current step: int64 [rows].
+
+        Keyed by the row's place in the global batch, so the number of replicas does
+        not change the noise of a row, and no two replicas share it. While testing, the
+        step does not count: the same weights always get the same loss.
+        """
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        rows = tf.cast(num_rows, tf.int64)
+        position = tf.cast(replica, tf.int64) * rows + tf.range(rows)
+        step = 0 if stream == random.STREAM_TEST else self.step.value
+        return random.keys(self.seed, stream, step, position)
+
+    def minimize(self, compute_loss, variables=None, optimizer=None) -> Any:
+        """One optimizer step on a mean loss; see `kgen.nn.gradients.minimize`."""
+        clip = self.gradient_clip_norm
+        return gradients.minimize(
+            compute_loss,
+            self.trainable_variables if variables is None else variables,
+            self.optimizer if optimizer is None else optimizer,
+            transform=gradients.clip_by_global_norm(clip) if clip else None,
+        )
+
+    def unpack(self, data: Any) -> dict[str, tf.Tensor]:
+        """Turns what `fit` feeds into a batch of named tensors.
+
+        Takes a dict with the standard names, a bare tensor of images, or a pair of
+        images and labels.
+        """
+        inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        batch = dict(inputs) if isinstance(inputs, dict) else {"images": inputs}
+        if labels is not None:
+            batch["labels"] = labels
+        if "images" not in batch:
+            raise ValueError(
+                'A batch is a dict with "images" (and "labels"), or a tensor of '
+                f"images. Received a dict with the keys {sorted(batch)}."
+            )
+        return batch
+
+    def float32_clone(self) -> GenerativeModel:
+        """Returns this model computing in float32: itself, or a copy of its weights."""
+        if self.dtype_policy.name == "float32":
+            return self
+        # Own networks carry policies of their own, somewhere inside the config.
+        config = json.dumps(self.get_config())
+        config = config.replace(f'"{self.dtype_policy.name}"', '"float32"')
+        clone = self.from_config(json.loads(config) | {"dtype": "float32"})
+        clone.set_weights(self.get_weights())
+        return clone
+
+    def signatures(self) -> list[Signature]:
+        """What an export of this model offers, the default one first."""
+        raise NotImplementedError(f"{type(self).__name__} defines no signatures.")
+
+    def health(self, logs: dict[str, float]) -> list[str]:
+        """Reads an epoch's logs; returns one warning for each thing that went wrong."""
+        return []
+
+    def build(self, input_shape: Any = None) -> None:
+        """Does nothing: the networks are built by the constructor."""
+        self.built = True
+
+
+def scale_images(images: tf.Tensor) -> tf.Tensor:
+    """Maps uint8 0..255 to float32 in [0, 1]; floats pass as they are."""
+    if images.dtype == tf.uint8:
+        return tf.cast(images, tf.float32) / 255.0
+    return tf.cast(images, tf.float32)
+
+
+def check_seeds(seeds: Any) -> np.ndarray:
+    """Returns seeds as int64 [n].
+
+    Raises:
+        ValueError: If they are not whole numbers in one dimension.
+    """
+    array = np.asarray(list(seeds) if isinstance(seeds, range) else seeds)
+    if array.ndim == 0:
+        array = array[None]
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(
+            "`seeds` must be whole numbers in one dimension, such as range(64). "
+            f"Received: an array of shape {array.shape} and type {array.dtype}."
+        )
+    return array.astype(np.int64)
+
+
+def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Returns images as uint8 or float32 [n, height, width, channels].
+
+    Raises:
+        ValueError: On another shape, or floats outside [0, 1] (NaN included).
+    """
+    array = np.asarray(images)
+    if array.shape[1:] != image_shape:
+        raise ValueError(
+            "`images` must have the shape [n, height, width, channels] with "
+            f"(height, width, channels) = {image_shape}. Received: {array.shape}."
+        )
+    if array.dtype != np.uint8:
+        array = array.astype(np.float32)
+        if array.size and not (array.min() >= 0 and array.max() <= 1):
+            raise ValueError(
+                "`images` must be uint8, or floats in [0, 1]. Received: floats from "
+                f"{array.min()} to {array.max()}."
+            )
+    return array
+
+
+def check_labels(
+    labels: Any, num_rows: int, num_classes: int | None
+) -> np.ndarray | None:
+    """Returns labels as int32 [n], or None for a model without classes.
+
+    Raises:
+        ValueError: If labels are missing, not wanted, or outside [0, num_classes).
+    """
+    if num_classes is None and labels is None:
+        return None
+    if num_classes is None:
+        raise ValueError(
+            "This model takes no labels: it was made with num_classes=None. "
+            "Received: labels. Leave them out, or train a model with num_classes=."
+        )
+    if labels is None:
+        raise ValueError(
+            f"This model needs a label in [0, {num_classes}) for each row. "
+            "Received: labels=None."
+        )
+    array = np.asarray(labels)
+    if array.shape != (num_rows,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"`labels` must be {num_rows} whole numbers, one for each row. "
+            f"Received: shape {array.shape}, type {array.dtype}."
+        )
+    if array.size and not (array.min() >= 0 and array.max() < num_classes):
+        raise ValueError(
+            f"`labels` must lie in [0, {num_classes}). Received: values from "
+            f"{array.min()} to {array.max()}."
+        )
+    return array.astype(np.int32)
+
+
+def in_batches(
+    function: Callable[..., tf.Tensor],
+    values: np.ndarray,
+    labels: np.ndarray | None = None,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Calls a graph on some rows at a time, to bound the memory; joins the results."""
+    results = []
+    for start in range(0, max(len(values), 1), batch_size):
+        rows = slice(start, start + batch_size)
+        some_labels = None if labels is None else tf.constant(labels[rows])
+        results.append(function(tf.constant(values[rows]), some_labels).numpy())
+    return np.concatenate(results)
+
+
+@contextlib.contextmanager
+def layers_of_policy(policy: keras.DTypePolicy) -> Iterator[None]:
+    """Gives the layers that are made inside it a dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,0 +1,769 @@
+"""The variational autoencoder, and with several importance samples the IWAE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from kgen.models.base import (
+    GenerativeModel,
+    Signature,
+    check_images,
+    check_labels,
+    check_seeds,
+    in_batches,
+    layers_of_policy,
+    scale_images,
+)
+from kgen.nn import blocks, losses, random
+from kgen.nn.flows import CouplingFlow
+from kgen.nn.schedules import linear_ramp
+
+# ---------------------------------------------------------------------------
+# Networks. An encoder maps images in [0, 1] (and one-hot labels) to the mean and the
+# log-variance of the posterior, side by side; a decoder maps latents (and labels) to
+# the parameters of the likelihood.
+# ---------------------------------------------------------------------------
+
+
+def mlp_encoder(image_shape, latent_dim, num_classes, hidden_units, activation):
+    """Dense layers: images [b, h, w, c] -> [b, 2 * latent_dim]."""
+    inputs, images, labels = _inputs(image_shape, num_classes)
+    hidden = layers.Flatten()(2.0 * images - 1.0)
+    hidden = _with_labels(hidden, labels)
+    for units in hidden_units:
+        hidden = layers.Dense(units, activation=activation)(hidden)
+    return keras.Model(inputs, layers.Dense(2 * latent_dim)(hidden), name="encoder")
+
+
+def mlp_decoder(image_shape, latent_dim, num_classes, hidden_units, activation):
+    """The encoder's mirror image: latents [b, latent_dim] -> [b, h, w, c]."""
+    inputs, latents, labels = _inputs((latent_dim,), num_classes)
+    hidden = _with_labels(latents, labels)
+    for units in reversed(hidden_units):
+        hidden = layers.Dense(units, activation=activation)(hidden)
+    outputs = layers.Dense(math.prod(image_shape))(hidden)
+    return keras.Model(inputs, layers.Reshape(image_shape)(outputs), name="decoder")
+
+
+def conv_encoder(image_shape, latent_dim, num_classes, width, num_blocks, activation):
+    """Residual blocks on a coarse grid: images [b, h, w, c] -> [b, 2 * latent_dim].
+
+    The image is cut into patches at once: convolutions on single pixels of few
+    channels cost most of the time and are the slowest kind there is.
+    """
+    patch, widths = _levels(image_shape, width)
+    inputs, images, labels = _inputs(image_shape, num_classes)
+    hidden = blocks.space_to_depth(2.0 * images - 1.0, patch)
+    for level, level_width in enumerate(widths):
+        hidden = layers.Conv2D(
+            level_width, 3, strides=1 if level == 0 else 2, padding="same"
+        )(hidden)
+        for _ in range(num_blocks):
+            hidden = blocks.residual_block(hidden, activation)
+    hidden = layers.Flatten()(layers.Activation(activation)(hidden))
+    hidden = _with_labels(hidden, labels)
+    return keras.Model(inputs, layers.Dense(2 * latent_dim)(hidden), name="encoder")
+
+
+def conv_decoder(image_shape, latent_dim, num_classes, width, num_blocks, activation):
+    """The encoder's mirror image: latents [b, latent_dim] -> [b, h, w, c]."""
+    patch, widths = _levels(image_shape, width)
+    height, image_width, channels = image_shape
+    scale = patch * 2 ** (len(widths) - 1)
+    grid = (height // scale, image_width // scale, widths[-1])
+    inputs, latents, labels = _inputs((latent_dim,), num_classes)
+    hidden = layers.Dense(math.prod(grid))(_with_labels(latents, labels))
+    hidden = layers.Reshape(grid)(hidden)
+    for level, _level_width in reversed(list(enumerate(widths))):
+        for _ in range(num_blocks):
+            hidden = blocks.residual_block(hidden, activation)
+        hidden = layers.Activation(activation)(hidden)
+        if level > 0:
+            hidden = layers.Conv2DTranspose(
+                widths[level - 1], 4, strides=2, padding="same"
+            )(hidden)
+    hidden = layers.Conv2D(channels * patch**2, 3, padding="same")(hidden)
+    return keras.Model(inputs, blocks.depth_to_space(hidden, patch), name="decoder")
+
+
+def _inputs(shape, num_classes):
+    values = keras.Input(shape)
+    if num_classes is None:
+        return values, values, None
+    labels = keras.Input((num_classes,))
+    return [values, labels], values, labels
+
+
+def _with_labels(values, labels):
+    return values if labels is None else layers.Concatenate()([values, labels])
+
+
+def _levels(image_shape, width):
+    """Patch size, and the width of each level: halvings until the grid is 8 or less."""
+    height, image_width, _ = image_shape
+    patch = next(p for p in (4, 2, 1) if height % p == 0 and image_width % p == 0)
+    grid, widths = math.gcd(height // patch, image_width // patch), [width]
+    size = max(height, image_width) // patch
+    while size > 8 and grid % 2 == 0:
+        size, grid = size // 2, grid // 2
+        widths.append(2 * widths[-1])
+    return patch, widths
+
+
+# ---------------------------------------------------------------------------
+# Likelihoods: log-probability of images, and their mean, from the decoder's output.
+# ---------------------------------------------------------------------------
+
+
+class Likelihood(NamedTuple):
+    """Reads a decoder's output: [rows, h, w, c] and a learned scalar (log-variance)."""
+
+    log_probability: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+    mean: Callable[[tf.Tensor], tf.Tensor]
+
+
+def _clip(values):
+    return tf.clip_by_value(values, 0.0, 1.0)
+
+
+LIKELIHOODS = {
+    "bernoulli": Likelihood(
+        lambda images, logits, _: losses.bernoulli_log_likelihood(images, logits),
+        tf.sigmoid,
+    ),
+    # Means are parametrised around the middle of the range, where images live.
+    "gaussian": Likelihood(
+        lambda images, output, log_variance: losses.gaussian_log_likelihood(
+            images, output + 0.5, log_variance
+        ),
+        lambda output: _clip(output + 0.5),
+    ),
+    # The scalar is the log-variance of the logistic, variance = (pi * scale)^2 / 3.
+    "discretized_logistic": Likelihood(
+        lambda images, output, log_variance: losses.discretized_logistic_log_likelihood(
+            images,
+            output + 0.5,
+            0.5 * (log_variance + math.log(3.0)) - math.log(math.pi),
+        ),
+        lambda output: _clip(output + 0.5),
+    ),
+}
+
+
+NETWORKS = ("auto", "mlp", "conv")
+PRIORS = ("normal", "flow")
+
+# ---------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class ActiveUnits(keras.metrics.Metric):
+    """Counts the latent dimensions the encoder uses.
+
+    A dimension is active if the variance of its posterior mean over the data exceeds
+    0.01 (Burda et al., 2016, section 5.1).
+    """
+
+    def __init__(self, latent_dim: int, name: str = "active_units", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.latent_dim = latent_dim
+        self.count = self.add_variable((), "zeros", name="count")
+        self.total = self.add_variable((latent_dim,), "zeros", name="total")
+        self.squares = self.add_variable((latent_dim,), "zeros", name="squares")
+
+    def update_state(self, means: tf.Tensor, sample_weight: Any = None) -> None:
+        """Takes the posterior means of a batch: [batch, latent_dim]."""
+        self.count.assign_add(tf.cast(tf.shape(means)[0], tf.float32))
+        self.total.assign_add(tf.reduce_sum(means, axis=0))
+        self.squares.assign_add(tf.reduce_sum(tf.square(means), axis=0))
+
+    def result(self) -> tf.Tensor:
+        """The number of active dimensions, float32."""
+        mean = tf.math.divide_no_nan(self.total.value, self.count.value)
+        mean_square = tf.math.divide_no_nan(self.squares.value, self.count.value)
+        return tf.reduce_sum(tf.cast(mean_square - tf.square(mean) > 0.01, tf.float32))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return super().get_config() | {"latent_dim": self.latent_dim}
+
+
+def _free_bits(kl, free_bits):
+    """Raises the KL of each dimension, averaged over the global batch, to a floor.
+
+    Below the floor a dimension costs the same whatever it does, so it gets no gradient.
+    """
+    if not free_bits:
+        return kl
+    mean = tf.stop_gradient(tf.reduce_mean(kl, axis=0))
+    if tf.distribute.has_strategy():
+        context = tf.distribute.get_replica_context()
+        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
+    return tf.where(mean > free_bits, kl, free_bits)
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class VAE(GenerativeModel):
+    """Models images as decoded latent vectors; an encoder learns to infer them.
+
+    The loss is the negative evidence lower bound: reconstruction plus weighted KL, in
+    nats per image, sums over pixels.
+
+    Args:
+        image_shape: (height, width, channels).
+        latent_dim: Length of a latent vector, at least 1.
+        network: "mlp", "conv", or "auto": conv for images of 16 pixels and more whose
+            sides are even, mlp for the others.
+        hidden_units: Widths of the mlp encoder's hidden layers; the decoder mirrors
+            them.
+        width: Channels of the conv network's first level; each further level doubles.
+        num_blocks: Residual blocks on each level of the conv network.
+        activation: Name of a Keras activation, for the default networks.
+        encoder: Instead of the default: a Keras layer or model that maps images in
+            [0, 1] to [batch, 2 * latent_dim], mean and log-variance side by side. With
+            labels it is called with a list of images and one-hot labels.
+        decoder: Likewise, from latents to [batch, height, width, channels]: logits for
+            "bernoulli", otherwise the mean minus 0.5.
+        likelihood: "bernoulli", "gaussian" or "discretized_logistic".
+        variance: Of a pixel, for the last two: a positive number (pixels in [0, 1]),
+            or None: learned, one number for all pixels. 0.5 with "gaussian" makes the
+            reconstruction term the summed squared error of the textbook, plus a
+            constant.
+        kl_weight: Factor of the KL term: the beta or lambda of the literature.
+        kl_warmup_steps: Optimizer steps over which the factor rises from 0.
+        free_bits: Nats of KL per latent dimension, batch mean, that cost nothing.
+        num_importance_samples: 1 trains the VAE; k > 1 the IWAE's tighter bound.
+        num_classes: Classes of the labels the model is conditioned on, or None.
+        prior: "normal", or "flow": a `CouplingFlow` learned with the rest.
+
+    Shapes:
+        images: [batch, height, width, channels], uint8 or float32 in [0, 1]
+        labels: [batch], integers in [0, num_classes)
+        latents: [batch, latent_dim], float32
+
+    Raises:
+        ValueError: An argument is out of its range, or two do not go together.
+
+    Example:
+        >>> vae = VAE(image_shape=(8, 8, 1), latent_dim=8)
+        >>> vae.compile(optimizer=keras.optimizers.Adam(1e-3))
+        >>> images = vae.generate(seeds=range(16))  # float32 [16, 8, 8, 1]
+
+    Reference:
+        Kingma and Welling, 2014, Auto-Encoding Variational Bayes. Weight: Higgins et
+        al., 2017. Free bits: Kingma et al., 2016. Importance samples: Burda et al.,
+        2016. Learned prior: Huang et al., 2017, Learnable Explicit Density.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: Sequence[int],
+        latent_dim: int = 20,
+        network: str = "auto",
+        hidden_units: Sequence[int] = (400,),
+        width: int = 64,
+        num_blocks: int = 1,
+        activation: str = "swish",
+        encoder: keras.layers.Layer | None = None,
+        decoder: keras.layers.Layer | None = None,
+        likelihood: str = "bernoulli",
+        variance: float | None = None,
+        kl_weight: float = 1.0,
+        kl_warmup_steps: int = 0,
+        free_bits: float = 0.0,
+        num_importance_samples: int = 1,
+        num_classes: int | None = None,
+        prior: str = "normal",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.image_shape = tuple(image_shape)
+        self.latent_dim = latent_dim
+        self.network = network
+        self.hidden_units = tuple(hidden_units)
+        self.width = width
+        self.num_blocks = num_blocks
+        self.activation = activation
+        self.likelihood = likelihood
+        self.variance = variance
+        self.kl_weight = kl_weight
+        self.kl_warmup_steps = kl_warmup_steps
+        self.free_bits = free_bits
+        self.num_importance_samples = num_importance_samples
+        self.num_classes = num_classes
+        self.prior = prior
+        self._check_arguments()
+
+        self._own_networks = {"encoder": encoder, "decoder": decoder}
+        self.encoder = self._make_network(encoder, mlp_encoder, conv_encoder)
+        self.decoder = self._make_network(decoder, mlp_decoder, conv_decoder)
+        self._check_network("encoder", self.image_shape, (2 * latent_dim,))
+        self._check_network("decoder", (latent_dim,), self.image_shape)
+        self.flow = CouplingFlow(dim=latent_dim) if prior == "flow" else None
+        learned = variance is None and likelihood != "bernoulli"
+        self.log_variance = self.add_weight(
+            shape=(),
+            dtype="float32",
+            initializer=keras.initializers.Constant(
+                # A learned variance starts at a tenth of the range, squared.
+                math.log(0.01 if variance is None else variance)
+            ),
+            trainable=learned,
+            name="log_variance",
+        )
+        self.add_log_metrics(
+            ActiveUnits(latent_dim),
+            *(
+                keras.metrics.Mean(name=name)
+                for name in ("kl", "reconstruction", "loss")
+            ),
+        )
+        self.built = True
+
+    # -- the bound ----------------------------------------------------------
+
+    def call(self, data: Any, training: bool = False) -> tf.Tensor:
+        """Reconstructs a batch from its posterior means, without noise."""
+        images, labels = self._images_and_labels(self.unpack(data))
+        mean, _ = self._posterior(images, labels, training)
+        return self._decode(mean, labels, training)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Takes one step on the weighted, importance-weighted bound."""
+        batch = self.unpack(data)
+
+        def compute_loss():
+            kl_weight = self.kl_weight * linear_ramp(
+                self.step.value, self.kl_warmup_steps
+            )
+            terms = self._bound(batch, random.STREAM_TRAIN, kl_weight, self.free_bits)
+            return tf.reduce_mean(terms["loss"]), terms
+
+        terms = self.minimize(compute_loss)
+        self.step.assign_add(1)
+        return self.log(**terms)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Evaluates the bound at its full KL weight, without warm-up or free bits."""
+        batch = self.unpack(data)
+        return self.log(**self._bound(batch, random.STREAM_TEST, self.kl_weight, 0.0))
+
+    def _bound(self, batch, stream, kl_weight, free_bits):
+        """Loss and its parts, one number per image, and the posterior means."""
+        images, labels = self._images_and_labels(batch)
+        num_samples = self.num_importance_samples
+        training = stream == random.STREAM_TRAIN
+        mean, log_variance = self._posterior(images, labels, training)
+        noise = random.normal(
+            self.noise_keys(tf.shape(images)[0], stream),
+            (num_samples, self.latent_dim),
+        )  # [b, k, d]
+        terms = self._importance_terms(
+            images, labels, mean, log_variance, noise, training
+        )
+        log_likelihood, log_prior, log_posterior = terms  # each [b, k]
+        if self.flow is None:
+            kl = losses.gaussian_kl(mean, log_variance)  # [b, d]
+        else:
+            # No closed form: the samples' average, as one number.
+            kl = tf.reduce_mean(log_posterior - log_prior, axis=1, keepdims=True)
+        if num_samples == 1:
+            weighted_kl = kl_weight * tf.reduce_sum(_free_bits(kl, free_bits), axis=1)
+            loss = weighted_kl - log_likelihood[:, 0]
+        else:
+            log_weights = log_likelihood + kl_weight * (log_prior - log_posterior)
+            loss = -losses.log_mean_exp(log_weights, axis=1)
+        return {
+            "loss": loss,
+            "reconstruction": -tf.reduce_mean(log_likelihood, axis=1),
+            "kl": tf.reduce_sum(kl, axis=1),
+            "active_units": mean,
+        }
+
+    def _importance_terms(
+        self, images, labels, mean, log_variance, noise, training=False
+    ):
+        """Log p(x|z), log p(z), log q(z|x) at z = mean + noise * sd, each [b, k]."""
+        num_samples = noise.shape[1]
+        deviation = tf.exp(0.5 * log_variance)
+        latents = mean[:, None] + deviation[:, None] * noise  # [b, k, d]
+        latents = tf.reshape(latents, [-1, self.latent_dim])  # [b * k, d]
+        if num_samples > 1:
+            images = tf.repeat(images, num_samples, axis=0)
+            labels = None if labels is None else tf.repeat(labels, num_samples, axis=0)
+        output = self._decode(latents, labels, training)
+        log_likelihood = LIKELIHOODS[self.likelihood].log_probability(
+            images, output, self.log_variance.value
+        )
+        log_prior = (
+            losses.gaussian_log_likelihood(latents, 0.0, 0.0)
+            if self.flow is None
+            else self.flow(latents)
+        )
+        log_posterior = -0.5 * tf.reduce_sum(
+            losses.LOG_2_PI + log_variance[:, None] + tf.square(noise), axis=2
+        )
+        shape = [-1, num_samples]
+        return (
+            tf.reshape(log_likelihood, shape),
+            tf.reshape(log_prior, shape),
+            log_posterior,
+        )
+
+    def _posterior(self, images, labels, training=False):
+        inputs = images if labels is None else [images, labels]
+        output = tf.cast(self.encoder(inputs, training=training), tf.float32)
+        mean, log_variance = tf.split(output, 2, axis=-1)
+        return mean, log_variance
+
+    def _decode(self, latents, labels, training=False):
+        inputs = latents if labels is None else [latents, labels]
+        return tf.cast(self.decoder(inputs, training=training), tf.float32)
+
+    # -- use ----------------------------------------------------------------
+
+    def encode(self, images: Any, labels: Any = None) -> np.ndarray:
+        """Returns the posterior means of images: [n, latent_dim]."""
+        return in_batches(self.graph("_encode_graph"), *self._checked(images, labels))
+
+    def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
+        """Returns the mean images of latents: [n, height, width, channels]."""
+        latents = np.asarray(latents, np.float32)
+        labels = check_labels(labels, len(latents), self.num_classes)
+        return in_batches(self.graph("_decode_graph"), latents, labels)
+
+    def reconstruct(self, images: Any, labels: Any = None) -> np.ndarray:
+        """Encodes images and decodes their posterior means."""
+        return in_batches(
+            self.graph("_reconstruct_graph"), *self._checked(images, labels)
+        )
+
+    def interpolate(
+        self,
+        start_images: Any,
+        end_images: Any,
+        num_steps: int = 8,
+        labels: Any = None,
+    ) -> np.ndarray:
+        """Walks straight from the posterior mean of one image to that of another.
+
+        Returns:
+            float32 [n, num_steps, height, width, channels]; both ends included.
+        """
+        if num_steps < 2:
+            raise ValueError(
+                "`num_steps` counts both ends and must be at least 2. "
+                f"Received: num_steps={num_steps}"
+            )
+        start = self.encode(start_images, labels)[:, None]
+        end = self.encode(end_images, labels)[:, None]
+        fraction = np.linspace(0, 1, num_steps, dtype=np.float32)[:, None]
+        latents = (1 - fraction) * start + fraction * end  # [n, steps, d]
+        if labels is not None:
+            labels = np.repeat(np.asarray(labels), num_steps)
+        images = self.decode(latents.reshape(-1, self.latent_dim), labels)
+        return images.reshape(-1, num_steps, *self.image_shape)
+
+    def generate(
+        self, seeds: Any, labels: Any = None, temperature: float = 1.0
+    ) -> np.ndarray:
+        """Makes one image for each seed; the same seed always makes the same image.
+
+        Args:
+            seeds: Whole numbers [n], 64 bits each.
+            labels: [n], required if the model has `num_classes`.
+            temperature: Standard deviation of the latent noise, 0 or more; below 1
+                images are more typical and less diverse.
+
+        Returns:
+            float32 [n, height, width, channels] in [0, 1]: means, not samples.
+        """
+        if not temperature >= 0:
+            raise ValueError(
+                f"`temperature` must be 0 or more. Received: temperature={temperature}"
+            )
+        seeds = check_seeds(seeds)
+        labels = check_labels(labels, len(seeds), self.num_classes)
+        graph = self.graph("_generate_graph")
+        temperature = tf.constant(temperature, tf.float32)
+        return in_batches(
+            lambda seeds, labels: graph(seeds, labels, temperature),
+            seeds,
+            labels,
+        )
+
+    def elbo(self, images: Any, labels: Any = None, seed: int = 0) -> np.ndarray:
+        """The evidence lower bound of each image, in nats, with one noise sample: [n].
+
+        The KL weight and the importance samples of training do not enter.
+        """
+        return self.log_likelihood(images, 1, labels=labels, seed=seed)
+
+    def log_likelihood(
+        self,
+        images: Any,
+        num_samples: int = 5000,
+        *,
+        labels: Any = None,
+        seed: int = 0,
+        batch_size: int = 100,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Estimates log p(x) of each image by importance sampling, in nats: [n].
+
+        Samples come from the posterior; the noise of an image depends on the seed, its
+        index and the sample's index alone. For one sample this is the evidence lower
+        bound. The estimate is a lower bound in expectation, tighter with more samples.
+
+        Args:
+            images: [n, height, width, channels].
+            num_samples: Importance samples per image.
+            labels: [n], if the model is conditional.
+            seed: Keys the noise.
+            batch_size: Images at a time; samples are cut up so that about 10,000
+                latents are decoded at a time.
+            progress: Called with the number of images done and their total.
+        """
+        if num_samples < 1:
+            raise ValueError(
+                f"`num_samples` must be at least 1. Received: num_samples={num_samples}"
+            )
+        images, labels = self._checked(images, labels)
+        chunk = max(1, min(num_samples, 10_000 // batch_size))
+        results = []
+        for first in range(0, len(images), batch_size):
+            rows = slice(first, first + batch_size)
+            log_sum = self.graph("_log_weight_sum")(
+                images[rows],
+                None if labels is None else labels[rows],
+                tf.constant(seed, tf.int64),
+                tf.constant(first, tf.int64),
+                tf.constant(num_samples, tf.int64),
+                chunk,
+            )
+            results.append(log_sum.numpy() - math.log(num_samples))
+            if progress:
+                progress(min(first + batch_size, len(images)), len(images))
+        return np.concatenate(results) if results else np.zeros([0], np.float32)
+
+    def _log_weight_sum(self, images, labels, seed, first, num_samples, chunk):
+        images, labels = self._images_and_labels({"images": images, "labels": labels})
+        mean, log_variance = self._posterior(images, labels)
+        num_rows = tf.shape(images)[0]
+        rows = first + tf.range(tf.cast(num_rows, tf.int64))
+        total = tf.fill([num_rows], -math.inf)
+        for start in tf.range(0, num_samples, chunk):
+            samples = start + tf.range(chunk, dtype=tf.int64)
+            keys = random.keys(
+                seed,
+                random.STREAM_LIKELIHOOD,
+                tf.repeat(rows, chunk),
+                tf.tile(samples, [num_rows]),
+            )
+            noise = tf.reshape(
+                random.normal(keys, (self.latent_dim,)), [-1, chunk, self.latent_dim]
+            )
+            terms = self._importance_terms(images, labels, mean, log_variance, noise)
+            log_weights = terms[0] + terms[1] - terms[2]  # [b, chunk]
+            # The last chunk may reach past the end.
+            log_weights = tf.where(samples < num_samples, log_weights, -math.inf)
+            total = tf.reduce_logsumexp(
+                tf.concat([total[:, None], log_weights], axis=1), axis=1
+            )
+        return total
+
+    # -- graphs shared by the methods above and the exports -----------------
+
+    def signatures(self) -> list[Signature]:
+        """`generate`, `encode`, `decode` and `reconstruct`, by standard names."""
+        images = tf.TensorSpec([None, *self.image_shape], tf.float32)
+        latents = tf.TensorSpec([None, self.latent_dim], tf.float32)
+        seeds = tf.TensorSpec([None], tf.int64)
+        prior = () if self.flow is None else (self.flow,)
+        both = (self.encoder, self.decoder)
+        return [
+            self._signature(
+                "generate", {"seeds": seeds}, "images", (self.decoder, *prior)
+            ),
+            self._signature("encode", {"images": images}, "latents", (self.encoder,)),
+            self._signature("decode", {"latents": latents}, "images", (self.decoder,)),
+            self._signature("reconstruct", {"images": images}, "images", both),
+        ]
+
+    def _signature(self, name, inputs, output, layers):
+        graph = getattr(self, f"_{name}_graph")
+        (first,) = inputs
+        if self.num_classes is not None:
+            inputs = inputs | {"labels": tf.TensorSpec([None], tf.int32)}
+
+        def function(labels=None, **tensors):
+            return {output: graph(tensors[first], labels)}
+
+        def example(num_rows):
+            rng = np.random.default_rng(num_rows)
+            values = {
+                "seeds": np.arange(num_rows, dtype=np.int64),
+                "images": rng.random((num_rows, *self.image_shape), np.float32),
+                "latents": rng.standard_normal((num_rows, self.latent_dim), np.float32),
+                "labels": np.arange(num_rows, dtype=np.int32) % (self.num_classes or 1),
+            }
+            return {name: values[name] for name in inputs}
+
+        kind = {"images": "image", "latents": "latent"}[output]
+        return Signature(name, function, inputs, {output: kind}, layers, example)
+
+    def _generate_graph(self, seeds, labels, temperature=1.0):
+        noise = random.normal(
+            random.keys(seeds, random.STREAM_GENERATE), (self.latent_dim,)
+        )
+        latents = temperature * noise
+        if self.flow is not None:
+            latents = self.flow.from_noise(latents)
+        return self._decode_graph(latents, labels)
+
+    def _encode_graph(self, images, labels):
+        images, labels = self._images_and_labels({"images": images, "labels": labels})
+        return self._posterior(images, labels)[0]
+
+    def _decode_graph(self, latents, labels):
+        output = self._decode(latents, self._one_hot(labels))
+        return LIKELIHOODS[self.likelihood].mean(output)
+
+    def _reconstruct_graph(self, images, labels):
+        return self._decode_graph(self._encode_graph(images, labels), labels)
+
+    def _images_and_labels(self, batch):
+        images = scale_images(tf.convert_to_tensor(batch["images"]))
+        if self.num_classes is not None and batch.get("labels") is None:
+            raise ValueError(
+                "A conditional VAE needs labels with its images. Received: "
+                f'num_classes={self.num_classes} and a batch without "labels". Use '
+                "data with labels, or num_classes=None."
+            )
+        return images, self._one_hot(batch.get("labels"))
+
+    def _one_hot(self, labels):
+        if self.num_classes is None:
+            return None
+        return tf.one_hot(labels, self.num_classes)  # [b, num_classes]
+
+    def _checked(self, images, labels):
+        images = check_images(images, self.image_shape)
+        return images, check_labels(labels, len(images), self.num_classes)
+
+    # -- arguments ----------------------------------------------------------
+
+    def _check_arguments(self) -> None:
+        closed_form = self.num_importance_samples == 1 and self.prior == "normal"
+        shape = self.image_shape
+        rules = [
+            (
+                "image_shape",
+                len(shape) == 3 and min(shape) > 0,
+                "be three positive numbers: height, width, channels",
+            ),
+            ("latent_dim", self.latent_dim >= 1, "be at least 1"),
+            ("network", self.network in NETWORKS, f"be one of {NETWORKS}"),
+            (
+                "likelihood",
+                self.likelihood in LIKELIHOODS,
+                f"be one of {tuple(LIKELIHOODS)}",
+            ),
+            (
+                "variance",
+                self.variance is None or self.variance > 0,
+                "be positive, or None",
+            ),
+            ("kl_weight", self.kl_weight >= 0, "be 0 or more"),
+            ("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more"),
+            ("free_bits", self.free_bits >= 0, "be 0 or more"),
+            (
+                "num_importance_samples",
+                self.num_importance_samples >= 1,
+                "be at least 1",
+            ),
+            (
+                "num_classes",
+                self.num_classes is None or self.num_classes > 1,
+                "be 2 or more, or None",
+            ),
+            ("prior", self.prior in PRIORS, f"be one of {PRIORS}"),
+            (
+                "free_bits",
+                closed_form or not self.free_bits,
+                "be 0 with several importance samples "
+                "or a learned prior: it needs the KL of each dimension in closed form",
+            ),
+        ]
+        for name, kept, rule in rules:
+            if not kept:
+                received = getattr(self, name)
+                raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
+
+    def _make_network(self, own, mlp, conv):
+        """The user's network, or the default for this image shape, as a layer."""
+        if own is not None:
+            return own
+        sides_even = not any(side % 2 for side in self.image_shape[:2])
+        large = min(self.image_shape[:2]) >= 16 and sides_even
+        shape = (self.image_shape, self.latent_dim, self.num_classes)
+        with layers_of_policy(self.dtype_policy):
+            if self.network == "conv" or (self.network == "auto" and large):
+                return conv(*shape, self.width, self.num_blocks, self.activation)
+            return mlp(*shape, self.hidden_units, self.activation)
+
+    def _check_network(self, name, input_shape, output_shape) -> None:
+        """Calls a network symbolically: that builds it and shows its output's shape."""
+        inputs, _, _ = _inputs(input_shape, self.num_classes)
+        shape = getattr(self, name)(inputs).shape[1:]
+        if tuple(shape) != output_shape:
+            raise ValueError(
+                f"`{name}` must map [batch, {', '.join(map(str, input_shape))}] to "
+                f"[batch, {', '.join(map(str, output_shape))}]. Received: one that "
+                f"returns [batch, {', '.join(map(str, shape))}]."
+            )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects=None) -> VAE:
+        """Makes a model from what `get_config` returned."""
+        own = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("encoder", "decoder")
+        }
+        return cls(**config | own)
+
+    def health(self, logs: dict[str, float]) -> list[str]:
+        """Names posterior collapse: an encoder that tells the decoder nothing."""
+        active = logs.get("active_units", self.latent_dim)
+        if active > 0.05 * self.latent_dim:
+            return []
+        return [
+            f"posterior collapse: {active:.0f} of {self.latent_dim} latent dimensions "
+            "are active, the KL is {:.2f} nats. Try a KL warm-up (kl_warmup_steps), "
+            "free_bits, or a smaller kl_weight.".format(logs.get("kl", math.nan))
+        ]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments; own networks serialised."""
+        names = (
+            "image_shape latent_dim network hidden_units width num_blocks activation "
+            "likelihood variance kl_weight kl_warmup_steps free_bits "
+            "num_importance_samples num_classes prior"
+        ).split()
+        own = {
+            name: keras.saving.serialize_keras_object(network)
+            for name, network in self._own_networks.items()
+        }
+        return (
+            super().get_config() | {name: getattr(self, name) for name in names} | own
+        )

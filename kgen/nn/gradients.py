@@ -1,0 +1,89 @@
+"""The one place where a loss becomes an update.
+
+Three things go wrong in a hand-written `train_step` and are right here: under a
+distribution strategy the optimizer sums the replicas' gradients, so a mean loss has to
+be divided by their number; under `mixed_float16` the loss has to be scaled inside the
+tape; and whatever changes the gradients (clipping, privacy) has to see the gradient of
+the whole batch, unscaled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Transform = Callable[[list[tf.Tensor]], list[tf.Tensor]]
+
+
+def minimize(
+    compute_loss: Callable[[], tuple[tf.Tensor, Any]],
+    variables: Sequence[keras.Variable],
+    optimizer: keras.optimizers.Optimizer,
+    transform: Transform | None = None,
+) -> Any:
+    """Takes one optimizer step on a loss.
+
+    Args:
+        compute_loss: Called once, under a gradient tape. Returns the loss, a float32
+            scalar that is a mean over this replica's rows, and anything else.
+        variables: What to update. The optimizer must have been built on them.
+        optimizer: A Keras optimizer; a `LossScaleOptimizer` scales and unscales.
+        transform: Maps the gradients of the whole global batch, unscaled, to those
+            that are applied.
+
+    Returns:
+        The second value of `compute_loss`.
+
+    Raises:
+        ValueError: If the optimizer clips by itself while there are several replicas:
+            it would clip each replica's part of the gradient.
+    """
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    loss_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    _refuse_clipping_per_replica(optimizer, num_replicas)
+
+    with tf.GradientTape() as tape:
+        loss, outputs = compute_loss()
+        scaled_loss = optimizer.scale_loss(loss / num_replicas)
+    gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+
+    if num_replicas > 1 and (transform or loss_scaled):
+        # The whole batch's gradient is needed before the optimizer sums the replicas:
+        # by the transform, and by the loss scale, which must find an overflow on every
+        # replica or on none. The division undoes the optimizer's own sum.
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+    if transform:
+        scale = optimizer.scale_loss(tf.ones([]))
+        gradients = transform([gradient / scale for gradient in gradients])
+        gradients = [gradient * scale for gradient in gradients]
+    if num_replicas > 1 and (transform or loss_scaled):
+        gradients = [gradient / num_replicas for gradient in gradients]
+
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    return outputs
+
+
+def clip_by_global_norm(max_norm: float) -> Transform:
+    """Returns a transform that scales gradients down to a joint norm of `max_norm`."""
+
+    def clip(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        clipped, _ = tf.clip_by_global_norm(gradients, max_norm)
+        return clipped
+
+    return clip
+
+
+def _refuse_clipping_per_replica(
+    optimizer: keras.optimizers.Optimizer, num_replicas: int
+) -> None:
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    for name in ("clipnorm", "global_clipnorm", "clipvalue"):
+        if num_replicas > 1 and getattr(inner, name, None):
+            raise ValueError(
+                "An optimizer that clips sees one replica's part of the gradient, not "
+                f"the whole. Received: {name}={getattr(inner, name)} with "
+                f"{num_replicas} replicas. Clip in the model instead "
+                "(`gradient_clip_norm=`, or `transform=` of `minimize`)."
+            )

@@ -1,0 +1,90 @@
+"""Counter-based random numbers: the same bits in TensorFlow, XLA and ONNX Runtime.
+
+Every number is a hash of where it is used (seed, stream, step, row, element), so there
+is no state to save, nothing depends on the batch, and a resumed or distributed run
+draws what an uninterrupted run on one device draws. Only integer operations that ONNX
+has are used: TensorFlow's own random operations do not convert.
+
+A stream is a small integer that keeps the uses of one seed apart.
+"""
+
+import math
+
+import tensorflow as tf
+
+MASK = 0xFFFFFFFF  # 32 bits, kept in int64 so that no product overflows
+STREAM_GENERATE = 1
+STREAM_TRAIN = 2
+STREAM_TEST = 3
+STREAM_LIKELIHOOD = 4
+
+
+def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:
+    """Hashes seeds and counters into one key per row.
+
+    For a fixed value of all other parts the map from any one part (below 2**32) to the
+    key is one to one: rows, steps and seeds below 2**32 never share a key by accident.
+
+    Args:
+        seeds: int64, scalar or [rows]; all 64 bits count.
+        *parts: non-negative integers below 2**32, scalars or [rows]: stream, step,
+            position in the global batch, sample.
+
+    Returns:
+        int64 [rows] (or scalar), each in 0 .. 2**32 - 1.
+    """
+    seeds = tf.cast(seeds, tf.int64)
+    low = tf.bitwise.bitwise_and(seeds, _int64(MASK))
+    high = tf.bitwise.bitwise_and((seeds - low) // _int64(2**32), _int64(MASK))
+    state = _mix(high)
+    for part in (low, *parts):
+        state = _mix(tf.bitwise.bitwise_xor(state, tf.cast(part, tf.int64)))
+    return state
+
+
+def bits(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Returns random 32-bit integers: int64 [rows, *shape] from int64 [rows] keys."""
+    count = math.prod(shape)
+    elements = tf.range(count, dtype=tf.int64)
+    states = tf.bitwise.bitwise_xor(row_keys[:, None], elements)  # [rows, count]
+    return tf.reshape(_mix(states), [-1, *shape])
+
+
+def uniform(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Returns float32 [rows, *shape], uniform in the open interval (0, 1).
+
+    The top 23 bits, centred: neither 0 nor 1 can occur, so log(u) and log(1 - u) are
+    finite.
+    """
+    top = tf.cast(bits(row_keys, shape) // _int64(2**9), tf.float32)
+    return (top + 0.5) * 2.0**-23
+
+
+def normal(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Returns float32 [rows, *shape] of standard normals (Box and Muller, 1958)."""
+    radius_keys = _mix(tf.bitwise.bitwise_xor(row_keys, _int64(1)))
+    angle_keys = _mix(tf.bitwise.bitwise_xor(row_keys, _int64(2)))
+    radius = tf.sqrt(-2.0 * tf.math.log(uniform(radius_keys, shape)))
+    return radius * tf.cos(2.0 * math.pi * uniform(angle_keys, shape))
+
+
+def _mix(state: tf.Tensor) -> tf.Tensor:
+    """A bijection of 32-bit integers in which every input bit reaches every output bit.
+
+    Xor-shift and multiply with the constants of the "prospecting for hash functions"
+    search (C. Wellons and T. Ettinger: 16 21f0aaad 15 735a2d97 15). Both multipliers
+    are below 2**31, so no product leaves int64; division of a non-negative number is
+    the right shift that ONNX has for int64. The first addition moves 0 off the
+    function's only obvious fixed point.
+    """
+    state = tf.bitwise.bitwise_and(state + _int64(0x9E3779B9), _int64(MASK))
+    for shift, multiplier in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        state = tf.bitwise.bitwise_xor(state, state // _int64(2**shift))
+        state = tf.bitwise.bitwise_and(state * _int64(multiplier), _int64(MASK))
+    return tf.bitwise.bitwise_xor(state, state // _int64(2**15))
+
+
+def _int64(value: int) -> tf.Tensor:
+    # Made where it is used: a constant captured from outside a function would become
+    # an extra input of the ONNX graph.
+    return tf.constant(value, tf.int64)

@@ -1,0 +1,14 @@
+"""Recipes: what `kgen fit NAME` trains, on what, and what came out of it."""
+
+import lazy_loader as lazy
+
+# One line for each command: the module is imported when its recipe is asked for.
+RECIPES = {
+    "vae": "kgen.recipes.vae:VAERecipe",
+}
+
+__getattr__, __dir__, _names = lazy.attach(
+    __name__,
+    submod_attrs={"base": ["Recipe", "recipe_of_run"], "vae": ["VAERecipe"]},
+)
+__all__ = ["RECIPES", *_names]

@@ -1,0 +1,308 @@
+"""What all recipes share: their common options, and the one path of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from kgen.recipes import RECIPES
+
+# Standard library only up here: `kgen fit NAME --help` costs what click costs.
+
+
+def option(default: Any, help: str) -> Any:
+    """Returns a field with a default and the help text of its command-line option."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind.
+
+    Attributes:
+        folder: The run's folder.
+        records: What was measured at the end, as in metrics.json.
+    """
+
+    folder: Path
+    records: list[Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Options that every recipe has, and the path from them to a trained model.
+
+    A recipe adds fields, and defines `open_data`, `pipelines`, `make_model`, `sample`
+    and `evaluate`. All its values can be written on a command line and in JSON.
+    """
+
+    recipe_name: ClassVar[str]
+
+    data: str = option("digits", "Data set: a name, or the path of a folder or file.")
+    data_dir: str | None = option(
+        None, "Folder of prepared tensorflow-datasets; default: their own."
+    )
+    epochs: int = option(100, "Passes over the training data, 1 or more.")
+    batch_size: int = option(128, "Rows in a batch, over all devices together.")
+    learning_rate: float = option(1e-3, "Highest learning rate of Adam, above 0.")
+    warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
+    gradient_clip_norm: float | None = option(
+        None, "Largest norm of the gradient; default: any."
+    )
+    seed: int = option(0, "Keys the order of the data and all noise, 0 or more.")
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = option(
+        "float32", "Number type of the layers; auto: mixed_bfloat16 on a GPU or TPU."
+    )
+    strategy: Literal["auto", "none", "mirrored", "multiworker", "tpu"] = option(
+        "auto", "How to spread over devices and machines."
+    )
+    steps_per_execution: int = option(
+        32, "Steps in one call of the compiled function, 1 or more."
+    )
+    checkpoint_seconds: float = option(
+        60.0, "Seconds of work that a kill may cost at most."
+    )
+    sample_epochs: int = option(1, "Epochs from one grid of samples to the next.")
+    folder: str = option("saved_models", "Folder that holds the runs.")
+    name: str | None = option(
+        None, "Folder of this run in it; default: the recipe's name."
+    )
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without the data."""
+        for name in ("epochs", "batch_size", "steps_per_execution", "sample_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` must be 1 or more. Received: {getattr(self, name)}"
+                )
+        if not self.learning_rate > 0:
+            raise ValueError(
+                f"`learning_rate` must be above 0. Received: {self.learning_rate}"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"`seed` must be in [0, 2**63). Received: {self.seed}")
+        if self.warmup_steps < 0 or not self.checkpoint_seconds >= 0:
+            raise ValueError(
+                "`warmup_steps` and `checkpoint_seconds` must be 0 or more. Received: "
+                f"{self.warmup_steps} and {self.checkpoint_seconds}"
+            )
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run is, or will be."""
+        return Path(self.folder) / (self.name or self.recipe_name)
+
+    # -- what a recipe defines ----------------------------------------------
+
+    def open_data(self) -> Any:
+        """Opens the data; the result has `describe()` and `fingerprint`."""
+        raise NotImplementedError
+
+    def pipelines(self, data: Any) -> tuple[Any, Any]:
+        """Returns the training pipeline and the validation pipeline (or None)."""
+        raise NotImplementedError
+
+    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
+        """Returns a compiled model; called in the strategy's scope."""
+        raise NotImplementedError
+
+    def sample(self, model: Any) -> Any:
+        """Returns the images of the sample grid: the same seeds every time."""
+        raise NotImplementedError
+
+    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
+        """Measures the model and returns a list of records."""
+        raise NotImplementedError
+
+    # -- the run ------------------------------------------------------------
+
+    def run(
+        self,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        dry_run: bool = False,
+        report: Callable[[str], None] = print,
+    ) -> RunResult | None:
+        """Trains, saves, measures and exports: what `kgen fit` does.
+
+        Args:
+            resume: Go on with the run in the folder; start one if there is none.
+            overwrite: Replace the run in the folder.
+            dry_run: Report the plan and return None.
+            report: Called with each line of output.
+
+        Raises:
+            FileExistsError: If the folder holds another run or other files.
+            ValueError: If options, data or devices do not go together.
+            FloatingPointError: If the loss or a weight stops being finite.
+        """
+        import keras
+
+        from kgen import training
+        from kgen.training.strategies import is_chief, num_processes
+
+        strategy = training.make_strategy(self.strategy)
+        chief = is_chief(strategy)
+        folder = training.RunFolder(self.run_folder)
+        data = self.open_data()
+        pipeline, validation = self.pipelines(data)
+        keras.utils.set_random_seed(self.seed % 2**32)  # of the initial weights
+        with strategy.scope():
+            model = self.make_model(data, pipeline.steps_per_epoch)
+        total = self.epochs * pipeline.steps_per_epoch
+        if chief:
+            for line in self._plan(data, pipeline, model, strategy):
+                report(line)
+        if dry_run:
+            return None
+
+        if chief:
+            record = self._record(data, model, strategy)
+            folder.claim(record, resume=resume, overwrite=overwrite)
+        checkpointer = training.Checkpointer(
+            folder.checkpoint,
+            every_seconds=self.checkpoint_seconds,
+            mid_epoch=num_processes(strategy) == 1,
+            write=chief,
+        )
+        with strategy.scope():
+            if resume and checkpointer.restore(model) and chief:
+                done = int(model.step.numpy())
+                report(f"resumed at step {done:,} of {total:,}")
+        progress = training.Progress(
+            pipeline.steps_per_epoch, self.batch_size, report, total
+        )
+        callbacks = [training.StopOnNonFinite()]
+        if chief:
+            callbacks += [
+                training.History(folder.history),
+                training.SampleGrid(
+                    lambda: self.sample(model), folder.samples, self.sample_epochs
+                ),
+                training.TensorBoard(
+                    folder.tensorboard, lambda: self.sample(model), self.sample_epochs
+                ),
+                training.HealthWarnings(lambda text: report(f"Warning: {text}")),
+                progress,
+            ]
+        # Last: a checkpoint says that all the other files of its epoch are written.
+        callbacks.append(checkpointer)
+        with progress, checkpointer.saving_on_interrupt():
+            training.fit(
+                model,
+                pipeline,
+                epochs=self.epochs,
+                validation=validation,
+                strategy=strategy,
+                callbacks=callbacks,
+            )
+        return self._finish(model, data, folder, report) if chief else None
+
+    def _finish(self, model, data, folder, report) -> RunResult:
+        """Saves, measures and exports a trained model."""
+        from kgen import evaluation, export
+
+        report("saving, measuring and exporting")
+        temporary = folder.path / ".model.tmp.keras"
+        model.save(temporary)
+        os.replace(temporary, folder.model)
+        # On validation data, and small: `kgen evaluate` measures in full.
+        records = self.evaluate(
+            model, data, split="validation", num_samples=100, limit=1000
+        )
+        evaluation.write_records(folder.metrics, records)
+        report(evaluation.table(records))
+        export.to_saved_model(model, folder.path)
+        export.to_onnx(model, folder.path / f"{self.recipe_name}.onnx")
+        return RunResult(folder.path, records)
+
+    def _plan(self, data, pipeline, model, strategy) -> list[str]:
+        import tensorflow as tf
+
+        present = {device.device_type for device in tf.config.list_logical_devices()}
+        kind = next(kind for kind in ("TPU", "GPU", "CPU") if kind in present)
+        steps = pipeline.steps_per_epoch
+        rows = [
+            ("recipe", self.recipe_name),
+            ("data", data.describe()),
+            ("model", f"{type(model).__name__}, {model.count_params():,} parameters"),
+            (
+                "device",
+                f"{kind}, {strategy.num_replicas_in_sync} replicas, "
+                f"{type(strategy).__name__}",
+            ),
+            ("precision", model.dtype_policy.name),
+            (
+                "steps",
+                f"{self.epochs:,} epochs x {steps:,} = {self.epochs * steps:,}, "
+                f"batches of {self.batch_size}",
+            ),
+            ("folder", str(self.run_folder)),
+        ]
+        return [f"{name:<10} {value}" for name, value in rows]
+
+    def _record(self, data, model, strategy) -> dict[str, Any]:
+        """What recipe.json holds."""
+        import tensorflow as tf
+
+        import kgen
+
+        packages = ("keras", "tensorflow", "numpy", "tensorflow-datasets")
+        versions = {name: importlib.metadata.version(name) for name in packages}
+        return {
+            "recipe": self.recipe_name,
+            "options": json.loads(json.dumps(dataclasses.asdict(self))),
+            "data": {"description": data.describe(), "fingerprint": data.fingerprint},
+            "precision": model.dtype_policy.name,
+            "strategy": type(strategy).__name__,
+            "replicas": strategy.num_replicas_in_sync,
+            "threads": {
+                "cores": os.cpu_count(),
+                "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
+                "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
+            },
+            "versions": {"kgen": kgen.__version__} | versions,
+            "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+        }
+
+    def _dtype(self) -> str:
+        """The dtype policy behind `precision`."""
+        if self.precision != "auto":
+            return self.precision
+        import tensorflow as tf
+
+        accelerators = tf.config.list_logical_devices("GPU")
+        accelerators += tf.config.list_logical_devices("TPU")
+        return "mixed_bfloat16" if accelerators else "float32"
+
+
+def recipe_of_run(folder: str | Path) -> Recipe:
+    """Returns the recipe of a run, with the options it was started with.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+    """
+    file = Path(folder) / "recipe.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"A run's folder holds recipe.json, and {folder} does not. `kgen list` "
+            "shows the runs there are; `kgen fit` makes one."
+        )
+    record = json.loads(file.read_text())
+    module, _, name = RECIPES[record["recipe"]].partition(":")
+    recipe_class = getattr(importlib.import_module(module), name)
+    options = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in record["options"].items()
+    }
+    # The folder may have been moved since.
+    path = Path(folder)
+    return recipe_class(**options | {"folder": str(path.parent), "name": path.name})

@@ -1,0 +1,165 @@
+"""`kgen fit vae`: variational autoencoders of images, and the IWAE."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+from kgen.recipes.base import Recipe, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAERecipe(Recipe):
+    """Variational autoencoder: images from latent vectors (default: 8x8 digits)."""
+
+    recipe_name: ClassVar[str] = "vae"
+
+    image_size: int | None = option(
+        None,
+        "Resize and crop to squares of this side, in pixels; default: as they are.",
+    )
+    channels: int | None = option(
+        None, "1 for grey, 3 for RGB; default: as the images are."
+    )
+    binarize: Literal["auto", "none", "dynamic", "static"] = option(
+        "auto",
+        "Draw black or white pixels: anew each time (dynamic) or once (static); auto: "
+        "dynamic for the bernoulli likelihood.",
+    )
+    likelihood: Literal["auto", "bernoulli", "gaussian", "discretized_logistic"] = (
+        option("auto", "Of a pixel; auto: bernoulli for grey images, else gaussian.")
+    )
+    variance: float | None = option(
+        None, "Of a pixel (range 0 to 1), for the last two; default: learned."
+    )
+    network: Literal["auto", "mlp", "conv"] = option(
+        "auto", "Kind of encoder and decoder; auto: conv from 16 pixels on."
+    )
+    latent_dim: int = option(20, "Length of a latent vector, 1 or more.")
+    hidden_units: tuple[int, ...] = option((400,), "Hidden layers of the mlp.")
+    width: int = option(64, "Channels of the conv network's first level.")
+    num_blocks: int = option(1, "Residual blocks on each level of the conv network.")
+    activation: str = option("swish", "Keras activation of the hidden layers.")
+    prior: Literal["normal", "flow"] = option(
+        "normal", "Of the latent vectors; flow: learned."
+    )
+    conditional: bool = option(False, "Condition on the labels of the data.")
+    kl_weight: float = option(1.0, "Factor of the KL term (beta), 0 or more.")
+    kl_warmup_epochs: float = option(0.0, "Epochs over which it rises from 0.")
+    free_bits: float = option(0.0, "Nats of KL that cost nothing, a dimension.")
+    num_importance_samples: int = option(1, "1: VAE; more: IWAE.")
+
+    def open_data(self) -> Any:
+        """Opens the images."""
+        from kgen.data import open_images
+
+        return open_images(
+            self.data,
+            image_size=self.image_size,
+            channels=self.channels,
+            data_dir=self.data_dir,
+        )
+
+    def pipelines(self, data: Any) -> tuple[Any, Any]:
+        """Shuffled training batches, and the validation set as it is."""
+        shared = {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "binarize": self._binarize(data),
+        }
+        return (
+            data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
+            data.pipeline("validation", **shared),
+        )
+
+    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
+        """Makes a compiled `kgen.models.VAE` for these images."""
+        import keras
+
+        from kgen.models import VAE
+        from kgen.nn.schedules import warmup_cosine
+
+        if self.conditional and data.num_classes is None:
+            raise ValueError(
+                "`conditional` needs data with labels. Received: data without. Give "
+                "each class a subfolder, or leave it out."
+            )
+        model = VAE(
+            image_shape=data.image_shape,
+            latent_dim=self.latent_dim,
+            network=self.network,
+            hidden_units=self.hidden_units,
+            width=self.width,
+            num_blocks=self.num_blocks,
+            activation=self.activation,
+            likelihood=self._likelihood(data),
+            variance=self.variance,
+            kl_weight=self.kl_weight,
+            kl_warmup_steps=round(self.kl_warmup_epochs * steps_per_epoch),
+            free_bits=self.free_bits,
+            num_importance_samples=self.num_importance_samples,
+            num_classes=data.num_classes if self.conditional else None,
+            prior=self.prior,
+            dtype=self._dtype(),
+        )
+        schedule = warmup_cosine(
+            self.learning_rate, self.epochs * steps_per_epoch, self.warmup_steps
+        )
+        model.compile(
+            keras.optimizers.Adam(schedule),
+            seed=self.seed,
+            gradient_clip_norm=self.gradient_clip_norm,
+            steps_per_execution=min(self.steps_per_execution, steps_per_epoch),
+        )
+        return model
+
+    def sample(self, model: Any) -> Any:
+        """64 images: the seeds 0 to 63, and the classes in turn."""
+        labels = None
+        if model.num_classes is not None:
+            labels = [seed % model.num_classes for seed in range(64)]
+        return model.generate(range(64), labels)
+
+    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
+        """Bound, likelihood, reconstruction and speed; see `evaluate_autoencoder`."""
+        from kgen.evaluation import evaluate_autoencoder
+
+        return evaluate_autoencoder(
+            model, data, binarize=self._binarize(data), seed=self.seed, **options
+        )
+
+    def _likelihood(self, data: Any) -> str:
+        if self.likelihood != "auto":
+            return self.likelihood
+        return "bernoulli" if data.image_shape[-1] == 1 else "gaussian"
+
+    def _binarize(self, data: Any) -> str | None:
+        if self.binarize != "auto":
+            return None if self.binarize == "none" else self.binarize
+        return "dynamic" if self._likelihood(data) == "bernoulli" else None
+
+
+PRESETS = {
+    "digits": VAERecipe(name="vae-digits"),
+    "mnist": VAERecipe(
+        name="vae-mnist",
+        data="mnist",
+        epochs=60,
+        learning_rate=4e-3,
+        warmup_steps=200,
+        latent_dim=40,
+        prior="flow",
+        kl_warmup_epochs=1.0,
+        steps_per_execution=16,
+    ),
+    "mnist_mlp": VAERecipe(
+        name="vae-mnist-mlp",
+        data="mnist",
+        epochs=500,
+        network="mlp",
+        hidden_units=(200, 200),
+        activation="tanh",
+        latent_dim=50,
+        sample_epochs=10,
+    ),
+}

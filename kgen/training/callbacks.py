@@ -1,0 +1,261 @@
+"""What a run shows and writes while it trains."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import rich.console
+import rich.progress
+import tensorflow as tf
+
+from kgen.data.atomic import replacing
+from kgen.data.image_grids import write_image_grid
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Ends training when a loss is NaN or infinite, and names the term that went first.
+
+    Raises:
+        FloatingPointError: From `fit`. Put this callback before the checkpointer, so
+            that the last good checkpoint stays.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Looks at the running means: one bad value shows in them at once."""
+        self._check(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Looks at the validation's values, too."""
+        self._check(logs)
+
+    def _check(self, logs: dict[str, Any] | None) -> None:
+        bad = [name for name, value in (logs or {}).items() if not _finite(value)]
+        if not bad:
+            return
+        first, step = self.model.first_non_finite() or (bad[0], None)
+        where = "" if step is None else f" at step {step}"
+        raise FloatingPointError(
+            f"`{first}` became NaN or infinite{where}; it was the first of the loss's "
+            "terms to do so. The last good checkpoint is kept. Try a smaller learning "
+            "rate, a gradient_clip_norm, or float32."
+        )
+
+
+class History(keras.callbacks.Callback):
+    """Writes history.csv: one row an epoch, every digit, nothing that depends on time.
+
+    Args:
+        file: Where to write. Rows of epochs that a resumed run repeats are replaced.
+    """
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.file = Path(file)
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_begin(self, logs=None):
+        """Reads the rows of an earlier part of the same run."""
+        if self.file.is_file() and not self.rows:
+            with open(self.file, newline="") as opened:
+                self.rows = list(csv.DictReader(opened))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the file anew, with this epoch's row at its place."""
+        values = {name: repr(float(_scalar(value))) for name, value in logs.items()}
+        row = {"epoch": str(epoch + 1), **values}
+        self.rows = [r for r in self.rows if int(r["epoch"]) <= epoch] + [row]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(row), restval="")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with replacing(self.file) as opened:
+            opened.write(text.getvalue().encode())
+
+
+class SampleGrid(keras.callbacks.Callback):
+    """Writes the images of the same seeds after each epoch: epoch-0001.png ...
+
+    Args:
+        make_images: Returns images [n, height, width, channels] in [0, 1].
+        folder: Where the grids go.
+        every_epochs: Write after every so many epochs, and after the last.
+    """
+
+    def __init__(
+        self, make_images: Callable[[], np.ndarray], folder: Path, every_epochs: int = 1
+    ):
+        super().__init__()
+        self.make_images = make_images
+        self.folder = Path(folder)
+        self.every_epochs = every_epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the grid of this epoch."""
+        done = epoch + 1
+        if done % self.every_epochs == 0 or done == self.params.get("epochs"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_image_grid(self.make_images(), self.folder / f"epoch-{done:04d}.png")
+
+
+class TensorBoard(keras.callbacks.Callback):
+    """Writes scalars, sample images and the graph of the default signature.
+
+    Args:
+        folder: The log folder: `tensorboard --logdir FOLDER` shows it.
+        make_images: As for `SampleGrid`, or None.
+        every_epochs: How often images are written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        make_images: Callable[[], np.ndarray] | None = None,
+        every_epochs: int = 1,
+    ):
+        super().__init__()
+        self.every_epochs = every_epochs
+        self.folder = Path(folder)
+        self.make_images = make_images
+        self._writer: tf.summary.SummaryWriter | None = None
+
+    def on_train_begin(self, logs=None):
+        """Opens the log and writes the graph."""
+        self._writer = tf.summary.create_file_writer(str(self.folder))
+        signature = self.model.signatures()[0]
+        graph = tf.function(signature.function).get_concrete_function(
+            **signature.inputs
+        )
+        with self._writer.as_default():
+            tf.summary.graph(graph.graph)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes this epoch's values and images."""
+        with self._writer.as_default(step=epoch + 1):
+            for name, value in logs.items():
+                tf.summary.scalar(name, _scalar(value))
+            if self.make_images and (epoch + 1) % self.every_epochs == 0:
+                tf.summary.image("samples", self.make_images()[:16], max_outputs=16)
+        self._writer.flush()
+
+    def on_train_end(self, logs=None):
+        """Closes the log."""
+        self._writer.close()
+
+
+class HealthWarnings(keras.callbacks.Callback):
+    """Passes on what the model finds wrong with its own logs, each warning once.
+
+    Args:
+        report: Called with each message; by default it becomes a Python warning.
+    """
+
+    def __init__(self, report: Callable[[str], None] = warnings.warn):
+        super().__init__()
+        self.report = report
+        self._seen: set[str] = set()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Asks the model, from the second epoch on: the first is no evidence."""
+        values = {name: float(_scalar(value)) for name, value in logs.items()}
+        for message in self.model.health(values) if epoch else []:
+            kind = message.split(":")[0]
+            if kind not in self._seen:
+                self._seen.add(kind)
+                self.report(message)
+
+
+class Progress(keras.callbacks.Callback):
+    """Shows a bar with rate and time left on a terminal, and a line an epoch anywhere.
+
+    Use it as a context, too: the bar goes when training ends, however it ends.
+
+    Args:
+        steps_per_epoch: Steps of a whole epoch.
+        batch_size: Rows of a global batch, for the rate.
+        report: Prints a line.
+        total_steps: Steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        steps_per_epoch: int,
+        batch_size: int,
+        report: Callable[[str], None],
+        total_steps: int,
+    ):
+        super().__init__()
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.report = report
+        self.total_steps = total_steps
+        self._first_step: int | None = None
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=rich.console.Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("starting", total=total_steps)
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self._bar.stop()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock of the epoch, at the model's own step."""
+        self._epoch = epoch
+        self._epoch_started = time.monotonic()
+        self._epoch_step = self._step = int(self.model.step.numpy())
+        if self._first_step is None:
+            self._first_step, self._started = self._step, self._epoch_started
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the bar."""
+        # With several steps in one call, `batch` can reach past the end of the epoch.
+        end = (self._epoch + 1) * self.steps_per_epoch
+        self._step = min(self._epoch_step + batch + 1, end)
+        loss = float(_scalar((logs or {}).get("loss", math.nan)))
+        text = f"epoch {self._epoch + 1}  loss {loss:.2f}  {self._rate():,.0f} rows/s"
+        self._bar.update(self._task, completed=self._step, description=text)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Prints the epoch's line."""
+        elapsed = time.monotonic() - self._started
+        done = self._step - self._first_step
+        left = round(elapsed / done * (self.total_steps - self._step))
+        values = "  ".join(
+            f"{name} {float(_scalar(value)):.4g}" for name, value in logs.items()
+        )
+        self.report(
+            f"epoch {epoch + 1}/{self.total_steps // self.steps_per_epoch}  {values}  "
+            f"{self._rate():,.0f} rows/s  {datetime.timedelta(seconds=left)} left"
+        )
+
+    def _rate(self) -> float:
+        seconds = max(time.monotonic() - self._epoch_started, 1e-9)
+        return (self._step - self._epoch_step) * self.batch_size / seconds
+
+
+def _scalar(value: Any) -> Any:
+    return np.asarray(value).reshape(-1)[0]
+
+
+def _finite(value: Any) -> bool:
+    return bool(np.all(np.isfinite(np.asarray(value, np.float64))))

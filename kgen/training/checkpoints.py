@@ -1,0 +1,160 @@
+"""Exact resume: all that the next step depends on, in one file."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kgen.data.atomic import replacing
+from kgen.models.base import GenerativeModel
+
+
+class Checkpointer(keras.callbacks.Callback):
+    """Saves the state of training, and takes it up again bit for bit.
+
+    The state is every weight, every optimizer variable and, in the middle of an epoch,
+    what the metrics have accumulated. The position in the data needs no entry: it
+    follows from the model's step, because the order of the data is a pure function of
+    (seed, epoch).
+
+    Args:
+        file: Where to write. Written beside and renamed: a kill leaves the old state
+            or the new one.
+        every_seconds: How much work a kill may cost at most. A checkpoint is also
+            written at the end of each epoch, if it is the last one or at least a tenth
+            of this time has gone by since the one before.
+        mid_epoch: Whether to write in the middle of an epoch. Not with several
+            processes: each knows only its own part of the metrics.
+        write: Whether this process writes at all; only the chief does.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        every_seconds: float = 60.0,
+        mid_epoch: bool = True,
+        write: bool = True,
+    ):
+        super().__init__()
+        self.file = Path(file)
+        self.every_seconds = every_seconds
+        self.mid_epoch = mid_epoch
+        self.write = write
+        self._saved_at = time.monotonic()
+        self._restored_metrics: list[np.ndarray] = []
+        self._interrupted = False
+
+    @contextlib.contextmanager
+    def saving_on_interrupt(self) -> Iterator[None]:
+        """Within it, Ctrl-C saves after the step under way and then interrupts.
+
+        A second Ctrl-C interrupts at once.
+        """
+        if not self.mid_epoch or threading.current_thread() != threading.main_thread():
+            yield
+            return
+
+        def interrupt(signal_number, frame):
+            self._interrupted = True
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def restore(self, model: GenerativeModel) -> bool:
+        """Puts a saved state into a compiled model; returns whether there was one.
+
+        Raises:
+            ValueError: If the state belongs to a model of another shape.
+        """
+        if not self.file.is_file():
+            return False
+        with np.load(self.file, allow_pickle=False) as saved:
+            states = {name: _entries(saved, name) for name in ("state", "metrics")}
+        variables = state_variables(model)
+        shapes = [tuple(variable.shape) for variable in variables]
+        if shapes != [value.shape for value in states["state"]]:
+            raise ValueError(
+                f"The checkpoint {self.file} belongs to another model or optimizer. "
+                f"Received: {len(states['state'])} variables for a model with "
+                f"{len(variables)}. Resume with the options the run was started with, "
+                "or start anew with --overwrite."
+            )
+        for variable, value in zip(variables, states["state"], strict=True):
+            variable.assign(value)
+        self._restored_metrics = states["metrics"]
+        return True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Restores the metrics of a broken-off epoch, after Keras has reset them."""
+        local_values = _local_values(self.model)
+        if self._restored_metrics:
+            for part, value in zip(local_values, self._restored_metrics, strict=True):
+                part.assign(value)
+        self._restored_metrics = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Saves when enough time has gone by, or on Ctrl-C."""
+        due = time.monotonic() - self._saved_at >= self.every_seconds
+        if self.mid_epoch and (due or self._interrupted):
+            self.save([part.numpy() for part in _local_values(self.model)])
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves; the metrics start anew with the next epoch."""
+        last = epoch + 1 == self.params.get("epochs")
+        if last or time.monotonic() - self._saved_at >= self.every_seconds / 10:
+            self.save([])
+
+    def save(self, metric_values: list[np.ndarray]) -> None:
+        """Writes the state of the model now.
+
+        Raises:
+            FloatingPointError: If a variable is not finite; the old file stays.
+        """
+        # Read by every process, written by one: a read can be a collective operation.
+        values = [variable.numpy() for variable in state_variables(self.model)]
+        for variable, value in zip(state_variables(self.model), values, strict=True):
+            if not np.all(np.isfinite(value)):
+                raise FloatingPointError(
+                    f"The variable {variable.path} is not finite any more at step "
+                    f"{int(self.model.step.numpy())}; the checkpoint before it is kept "
+                    f"in {self.file}. Try a smaller learning rate, or a "
+                    "gradient_clip_norm."
+                )
+        if self.write:
+            entries = {f"state-{i:05d}": value for i, value in enumerate(values)}
+            for index, value in enumerate(metric_values):
+                entries[f"metrics-{index:05d}"] = value
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.file) as opened:
+                np.savez(opened, **entries)
+        self._saved_at = time.monotonic()
+
+
+def state_variables(model: GenerativeModel) -> list[keras.Variable]:
+    """Every variable that training changes, in a fixed order."""
+    optimizers = [variable for o in model.optimizers for variable in o.variables]
+    return [*model.weights, *optimizers]
+
+
+def _entries(saved, prefix: str) -> list[np.ndarray]:
+    return [saved[name] for name in sorted(saved.files) if name.startswith(prefix)]
+
+
+def _local_values(model: GenerativeModel) -> list:
+    """The metrics' variables, one part for each local replica (reading sums them)."""
+    variables = [v.value for metric in model.metrics for v in metric.variables]
+    return [part for v in variables for part in getattr(v, "values", [v])]

@@ -1,0 +1,66 @@
+"""`model.fit`, from any position in the data, on any strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from kgen.data.pipeline import Pipeline
+from kgen.models.base import GenerativeModel
+from kgen.training.strategies import deal
+
+
+class _PinEpoch(keras.callbacks.Callback):
+    """Tells the pipeline which epoch it is: Keras opens more iterators than epochs."""
+
+    def __init__(self, pipeline: Pipeline):
+        super().__init__()
+        self.pipeline = pipeline
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.pipeline.epoch = epoch
+
+
+def fit(
+    model: GenerativeModel,
+    pipeline: Pipeline,
+    *,
+    epochs: int,
+    validation: Pipeline | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> None:
+    """Trains from the model's own step to the end of the last epoch.
+
+    A model that has taken no step starts at the beginning. One that was restored in
+    the middle of an epoch first takes the rest of that epoch, in the same order and
+    with the same noise as if it had never stopped.
+
+    Args:
+        model: Compiled, in the strategy's scope.
+        pipeline: Training batches.
+        epochs: Epochs in all, those already trained included.
+        validation: Batches to evaluate after each epoch, or None.
+        strategy: As returned by `make_strategy`; None is one device.
+        callbacks: Keras callbacks. Those that write files should do so on the chief
+            alone.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    epoch, step = divmod(int(model.step.numpy()), pipeline.steps_per_epoch)
+    # A pass that starts inside an epoch has another length than the rest, and Keras
+    # takes one length for all: two calls.
+    parts = [(epoch, epoch + 1, step), (epoch + 1, epochs, 0)] if step else []
+    model.stop_training = False
+    for first, last, skip in parts or [(epoch, epochs, 0)]:
+        if first >= last or model.stop_training:
+            continue
+        model.fit(
+            deal(strategy, pipeline, skip),
+            initial_epoch=first,
+            epochs=last,
+            validation_data=deal(strategy, validation) if validation else None,
+            callbacks=[_PinEpoch(pipeline), *callbacks],
+            verbose=0,
+        )

@@ -1,0 +1,115 @@
+"""The folder of a run: who may write into it, and what its files are called."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kgen.data.atomic import replacing
+
+# What a run leaves; --overwrite removes these and nothing else.
+CONTENTS = (
+    "recipe.json",
+    "model.keras",
+    "checkpoint",
+    "history.csv",
+    "metrics.json",
+    "samples",
+    "tensorboard",
+)
+
+
+class RunFolder:
+    """Names the files of a run and guards those of another.
+
+    Args:
+        path: The folder; made by `claim`.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.json"
+        self.model = self.path / "model.keras"
+        self.checkpoint = self.path / "checkpoint" / "state.npz"
+        self.history = self.path / "history.csv"
+        self.metrics = self.path / "metrics.json"
+        self.samples = self.path / "samples"
+        self.tensorboard = self.path / "tensorboard"
+
+    def claim(
+        self, record: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        """Makes the folder and writes recipe.json, or checks that it is the same run.
+
+        Args:
+            record: What recipe.json holds. Its "recipe", "options" and "data" must be
+                those of the run that is resumed.
+            resume: Go on with the run that is in the folder, if there is one.
+            overwrite: Remove the run that is in the folder.
+
+        Raises:
+            FileExistsError: If the folder holds a run, or other people's files.
+            ValueError: If the run to resume was started with other options.
+            OSError: If the folder cannot be written.
+        """
+        if self.recipe.is_file() and resume:
+            self._check_same_run(record)
+            return
+        if self.recipe.is_file() and not overwrite:
+            raise FileExistsError(
+                f"{self.path} holds a run already. Go on with it (--resume), replace "
+                "it (--overwrite), or choose another folder (--name)."
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(
+                f"{self.path} is a file, and a run needs a folder. Choose another "
+                "(--name)."
+            )
+        if (
+            not self.recipe.is_file()
+            and self.path.is_dir()
+            and any(self.path.iterdir())
+        ):
+            raise FileExistsError(
+                f"{self.path} holds files that are not a run's; nothing was written. "
+                "Choose another folder (--name) or empty this one."
+            )
+        if overwrite:
+            self._remove()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json(self.recipe, record)
+
+    def write_json(self, file: Path, value: Any) -> None:
+        """Writes a JSON file, all or nothing."""
+        with replacing(file) as opened:
+            opened.write(json.dumps(value, indent=2).encode() + b"\n")
+
+    def _check_same_run(self, record: dict[str, Any]) -> None:
+        saved = json.loads(self.recipe.read_text())
+        ours, theirs = record["options"], saved.get("options", {})
+        changed = [
+            f"{name}={theirs.get(name)!r} (now {ours.get(name)!r})"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name) and name not in ("folder", "name")
+        ]
+        if saved.get("recipe") != record["recipe"]:
+            changed.insert(0, f"recipe {saved.get('recipe')} (now {record['recipe']})")
+        if saved.get("data") != record["data"]:
+            changed.append("other data (its fingerprint has changed)")
+        if changed:
+            raise ValueError(
+                f"The run in {self.path} was started otherwise: {'; '.join(changed)}. "
+                "Resume it with its own options and data, or choose another --name."
+            )
+
+    def _remove(self) -> None:
+        for name in CONTENTS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        for export in [*self.path.glob("[0-9]*"), *self.path.glob("*.onnx")]:
+            shutil.rmtree(export) if export.is_dir() else export.unlink()

@@ -1,0 +1,188 @@
+"""`kgen generate`, `evaluate`, `export` and `list` on a run, with a made-up model."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kgen
+from kgen.recipes import RECIPES
+from kgen_cli.main import run
+
+
+class MadeUpModel:
+    """Its image is the seed, in grey, plus a hundredth of the label."""
+
+    batch_sizes: list[int] = []
+
+    def generate(self, seeds, labels=None, temperature=1.0):
+        self.batch_sizes.append(len(seeds))
+        labels = labels or [0] * len(seeds)
+        values = np.array(seeds) / 1000 * temperature + np.array(labels) / 100
+        images = np.ones((len(seeds), 4, 4, 1)) * values[:, None, None, None]
+        return images.astype(np.float32)
+
+    def signatures(self):
+        names = {"generate": ("onnx",), "encode": ("onnx",), "rank": ("saved_model",)}
+        return [
+            types.SimpleNamespace(name=name, runtimes=runtimes)
+            for name, runtimes in names.items()
+        ]
+
+
+@pytest.fixture(autouse=True)
+def run_folder(tmp_path, monkeypatch):
+    """A run named `made_up` under saved_models/, and the model that it holds."""
+    folder = tmp_path / "saved_models" / "made_up"
+    folder.mkdir(parents=True)
+    record = {"recipe": "made_up", "options": {"data": "digits", "epochs": 5}}
+    (folder / "recipe.json").write_text(json.dumps(record))
+    (folder / "history.csv").write_text("epoch,loss,val_loss\n1,30,31\n2,20,21.128\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kgen, "load", lambda _: MadeUpModel(), raising=False)
+    for verb in ("generate", "evaluate", "export"):
+        monkeypatch.setattr(f"kgen_cli.{verb}.load_tensorflow", lambda: None)
+    MadeUpModel.batch_sizes.clear()
+    return folder
+
+
+def test_generate_writes_a_grid(tmp_path, capsys):
+    assert run(["generate", "made_up", "--seeds", "0-4", "--out", "grid.png"]) == 0
+    assert capsys.readouterr().out == "5 images: grid.png\n"
+    with Image.open(tmp_path / "grid.png") as image:
+        # Three columns and two rows of 4 x 4 images, eight times as large.
+        assert image.size == (3 * 32 + 2 * 2, 2 * 32 + 2)
+
+
+def test_generate_writes_an_array_in_the_order_of_the_seeds(tmp_path):
+    arguments = ["--seeds", "7,1-2", "--labels", "3", "--temperature", "0.5"]
+    assert run(["generate", "made_up", *arguments, "--out", "x.npy"]) == 0
+    images = np.load(tmp_path / "x.npy")
+    assert images.dtype == np.float32
+    # seed / 1000 * 0.5 + 3 / 100
+    np.testing.assert_allclose(images[:, 0, 0, 0], [0.0335, 0.0305, 0.031], rtol=1e-6)
+
+
+def test_generate_takes_a_label_for_each_seed(tmp_path):
+    arguments = ["--seeds", "0,0", "--labels", "1,2", "--out", "x.npy"]
+    assert run(["generate", "made_up", *arguments]) == 0
+    images = np.load(tmp_path / "x.npy")
+    np.testing.assert_allclose(images[:, 0, 0, 0], [0.01, 0.02], rtol=1e-6)
+
+
+def test_generate_writes_a_folder_of_images(tmp_path):
+    assert run(["generate", "made_up", "--seeds", "9,9,10", "--out", "images"]) == 0
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == ["0-seed-9.png", "1-seed-9.png", "2-seed-10.png"]
+    with Image.open(tmp_path / "images" / names[0]) as image:
+        assert image.size == (4, 4)
+
+
+def test_generate_works_in_batches(tmp_path):
+    assert run(["generate", "made_up", "--seeds", "0-599", "--out", "x.npy"]) == 0
+    assert MadeUpModel.batch_sizes == [256, 256, 88]
+    assert np.load(tmp_path / "x.npy").shape == (600, 4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x.jpg"], "must end in .png or .npy"),
+        (["--out", "nowhere/x.png"], "the folder nowhere does not exist"),
+        (["--out", "saved_models/made_up/recipe"], ""),
+        (
+            ["--seeds", "0-2", "--labels", "1,2", "--out", "x.npy"],
+            "2 labels for 3 seeds",
+        ),
+        (["--temperature", "0", "--out", "x.npy"], "temperature"),
+        (["--seeds", "5-1", "--out", "x.npy"], "Write 1-5"),
+        ([], "--out"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_write(arguments, message, tmp_path, capsys):
+    (tmp_path / "saved_models/made_up/recipe").write_text("a file without suffix")
+    assert run(["generate", "made_up", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert MadeUpModel.batch_sizes == []
+
+
+def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, capsys):
+    asked = {}
+
+    class MadeUpRecipe:
+        """Measures nothing."""
+
+        @classmethod
+        def from_run(cls, folder):
+            assert folder.resolve() == run_folder
+            return cls()
+
+        def evaluate(self, model, **options):
+            asked.update(options)
+            return ["record"]
+
+    module = types.ModuleType("kgen.recipes.made_up")
+    module.MadeUpRecipe = MadeUpRecipe
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(RECIPES, "made_up", "kgen.recipes.made_up:MadeUpRecipe")
+    evaluation = types.ModuleType("kgen.evaluation")
+    evaluation.table = lambda records: f"a table of {records}"
+    evaluation.write_records = lambda path, records: path.write_text("written")
+    monkeypatch.setitem(sys.modules, "kgen.evaluation", evaluation)
+
+    assert run(["evaluate", "made_up", "--limit", "10"]) == 0
+    assert asked == {"split": "test", "num_samples": 5000, "limit": 10}
+    assert capsys.readouterr().out.splitlines() == [
+        "a table of ['record']",
+        "Written: saved_models/made_up/metrics.json",
+    ]
+    assert (run_folder / "metrics.json").read_text() == "written"
+
+
+@pytest.mark.parametrize(
+    ("file_format", "written"),
+    [
+        ("saved_model", ["made_up/"]),
+        ("onnx", ["made_up.onnx generate", "made_up.encode.onnx encode"]),
+        ("all", ["made_up/", "made_up.onnx generate", "made_up.encode.onnx encode"]),
+    ],
+)
+def test_export_writes_each_format(file_format, written, monkeypatch, capsys):
+    export = types.ModuleType("kgen.export")
+    export.to_saved_model = lambda model, folder: f"{folder.name}/"
+    export.to_onnx = lambda model, path, signature: f"{path.name} {signature}"
+    monkeypatch.setitem(sys.modules, "kgen.export", export)
+    assert run(["export", "made_up", "--format", file_format]) == 0
+    assert capsys.readouterr().out.splitlines() == written
+
+
+def test_list_shows_recipes_and_runs(capsys, monkeypatch):
+    assert run(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Recipes:"
+    at = lines.index("Runs in saved_models/:")
+    assert lines[at + 1].split() == "run recipe data epochs loss date".split()
+    # The validation loss of the last epoch, and the date that recipe.json was written.
+    assert lines[at + 2].split()[:7] == "made_up made_up digits 2 of 5 21.13".split()
+
+
+def test_list_shows_a_run_that_has_only_begun_and_one_that_is_damaged(
+    run_folder, capsys
+):
+    (run_folder / "history.csv").unlink()
+    damaged = run_folder.parent / "worn"
+    damaged.mkdir()
+    (damaged / "recipe.json").write_text("{")
+    assert run(["list", "--folder", str(run_folder.parent)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " 0 of 5 " in lines[-2]
+    assert "unreadable" in lines[-1] and "recipe.json" in lines[-1]
+
+
+def test_list_without_runs_says_how_to_make_one(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run(["list", "--folder", "empty"]) == 0
+    assert "No runs in empty/. Start one: kgen fit vae" in capsys.readouterr().out

@@ -1,0 +1,317 @@
+"""Exports: what they hold, what they compute, and what a failed one leaves behind."""
+
+import logging
+import os
+import resource
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tensorflow as tf
+
+import kgen
+from kgen.export import ExportError, to_onnx, to_saved_model
+from kgen.export.proof import difference, trace
+from kgen.models import VAE, Signature
+
+SEEDS = np.array([0, 1, 2**40 + 3, -5], np.int64)
+
+
+class OneSignature:
+    """The part of a model that an exporter uses, with a signature made by hand."""
+
+    def __init__(self, function, layers=(), **changes):
+        options = {
+            "name": "shift",
+            "function": function,
+            "inputs": {"values": tf.TensorSpec([None, 2], tf.float32)},
+            "outputs": {"shifted": "latent"},
+            "layers": layers,
+            "example": lambda n: {"values": np.arange(2.0 * n).reshape(n, 2) / n},
+        }
+        self.signature = Signature(**(options | changes))
+
+    def float32_clone(self):
+        return self
+
+    def signatures(self):
+        return [self.signature]
+
+
+def plus_one(values):
+    return {"shifted": values + 1.0}
+
+
+def off_by_a_thousandth(values):
+    """Stands for a conversion that computes something else than Keras."""
+    error = 0.0 if tf.executing_eagerly() else 1e-3
+    return {"shifted": values + error}
+
+
+@pytest.fixture(scope="module")
+def vae():
+    model = VAE(image_shape=(4, 4, 1), latent_dim=2, hidden_units=(3,), num_classes=3)
+    model.compile()  # An optimizer's variables must not reach the export.
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved_model(vae, tmp_path_factory):
+    return to_saved_model(vae, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(vae, tmp_path_factory):
+    return to_onnx(vae, tmp_path_factory.mktemp("run") / "vae.onnx")
+
+
+# -- SavedModel ---------------------------------------------------------------
+
+
+def test_saved_model_computes_what_the_model_computes(vae, saved_model):
+    signatures = tf.saved_model.load(saved_model).signatures
+    labels = np.array([0, 1, 2, 0], np.int32)
+    expected = vae.generate(SEEDS, labels)
+    for name in ("generate", "serving_default"):
+        images = signatures[name](seeds=tf.constant(SEEDS), labels=tf.constant(labels))
+        np.testing.assert_allclose(images["images"], expected, rtol=0, atol=1e-6)
+
+
+def test_saved_model_has_every_signature_with_its_names(vae, saved_model):
+    loaded = tf.saved_model.load(saved_model).signatures
+    ours = {signature.name: signature for signature in vae.signatures()}
+    assert set(loaded) == {*ours, "serving_default"}
+    for name, signature in ours.items():
+        _, inputs = loaded[name].structured_input_signature
+        assert {key: spec.dtype for key, spec in inputs.items()} == {
+            key: spec.dtype for key, spec in signature.inputs.items()
+        }
+        assert set(loaded[name].structured_outputs) == set(signature.outputs)
+
+
+def test_saved_model_holds_the_networks_once_and_nothing_else(vae, saved_model):
+    stored = tf.train.list_variables(str(saved_model.path / "variables/variables"))
+    shapes = [tuple(shape) for name, shape in stored if "OBJECT_GRAPH" not in name]
+    networks = [*vae.encoder.variables, *vae.decoder.variables]
+    assert sorted(shapes) == sorted(tuple(v.shape) for v in networks)
+
+
+def test_saved_model_record_says_what_was_found(vae, saved_model):
+    assert saved_model.path.name == "1"
+    assert [proof.signature for proof in saved_model.proofs] == [
+        signature.name for signature in vae.signatures()
+    ]
+    assert all(0 <= proof.difference <= 1e-5 for proof in saved_model.proofs)
+    assert saved_model.num_bytes > 1000
+    assert "generate: differs from Keras by at most" in str(saved_model)
+
+
+def test_saved_model_takes_the_next_version_and_fails_without_a_trace(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "samples").mkdir()
+    assert to_saved_model(OneSignature(plus_one), tmp_path).path == tmp_path / "8"
+    with pytest.raises(ExportError, match="shifted differ by 0.00.*tolerance 1e-05"):
+        to_saved_model(OneSignature(off_by_a_thousandth), tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["7", "8", "samples"]
+
+
+def test_saved_model_refuses_a_variable_of_no_layer(tmp_path):
+    layer = keras.layers.Dense(2)
+    layer.build((None, 2))
+    model = OneSignature(lambda values: {"shifted": layer(values)})
+    with pytest.raises(ExportError, match="every variable.*Missing: .*kernel"):
+        to_saved_model(model, tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path) == []
+
+
+# -- ONNX ---------------------------------------------------------------------
+
+
+def test_onnx_computes_what_the_model_computes(vae, onnx_file):
+    session = onnxruntime.InferenceSession(onnx_file)
+    labels = np.array([0, 1, 2, 0], np.int32)
+    [images] = session.run(["images"], {"seeds": SEEDS, "labels": labels})
+    np.testing.assert_allclose(images, vae.generate(SEEDS, labels), rtol=0, atol=1e-6)
+
+
+def test_onnx_names_its_tensors_and_says_what_it_is(onnx_file):
+    session = onnxruntime.InferenceSession(onnx_file)
+    assert {
+        value.name: (value.type, value.shape) for value in session.get_inputs()
+    } == {
+        "seeds": ("tensor(int64)", ["batch"]),
+        "labels": ("tensor(int32)", ["batch"]),
+    }
+    [output] = session.get_outputs()
+    assert (output.name, output.shape) == ("images", ["batch", 4, 4, 1])
+    assert session.get_modelmeta().custom_metadata_map == {
+        "kgen_version": kgen.__version__,
+        "model": "VAE",
+        "signature": "generate",
+        "image_range": "[0, 1]",
+    }
+    model = onnx.load(onnx_file)
+    onnx.checker.check_model(model)
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [18]
+
+
+def test_onnx_of_a_mixed_precision_model_is_float32(tmp_path):
+    model = VAE(
+        image_shape=(4, 4, 1), latent_dim=2, hidden_units=(3,), dtype="mixed_bfloat16"
+    )
+    export = to_onnx(model, tmp_path / "vae.encode.onnx", signature="encode")
+    assert export.proofs[0].difference <= 1e-5
+    types = {value.data_type for value in onnx.load(export).graph.initializer}
+    assert onnx.TensorProto.FLOAT in types
+    assert onnx.TensorProto.BFLOAT16 not in types
+
+
+def test_onnx_keeps_the_old_file_when_the_new_one_fails(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"an older export")
+    with pytest.raises(ExportError, match="shifted differ by 0.00.*tolerance 1e-05"):
+        to_onnx(OneSignature(off_by_a_thousandth), path)
+    assert os.listdir(tmp_path) == ["model.onnx"]
+    assert path.read_bytes() == b"an older export"
+
+
+def test_onnx_names_the_operations_it_lacks(tmp_path):
+    def noisy_steps(values):
+        def step(i, values):
+            noise = tf.random.stateless_normal(tf.shape(values), tf.stack([i, i]))
+            return i + 1, values + noise
+
+        limit, first = tf.constant(3), tf.constant(0)
+        _, values = tf.while_loop(lambda i, _: i < limit, step, (first, values))
+        return {"shifted": tf.math.erfc(values)}
+
+    with pytest.raises(ExportError, match="Erfc.*StatelessRandomNormalV2"):
+        to_onnx(OneSignature(noisy_steps), tmp_path / "model.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_onnx_refuses_a_captured_tensor(tmp_path):
+    ones = tf.ones([1, 2])
+    model = OneSignature(lambda values: {"shifted": values + ones})
+    with pytest.raises(ExportError, match="made outside the function"):
+        to_onnx(model, tmp_path / "model.onnx")
+
+
+def test_rows_must_not_depend_on_their_batch(tmp_path):
+    def centred(values):
+        return {"shifted": values - tf.reduce_mean(values, axis=0)}
+
+    with pytest.raises(ExportError, match="first 3 rows of shifted change by"):
+        to_onnx(OneSignature(centred), tmp_path / "model.onnx")
+
+
+def test_outputs_must_have_a_row_for_each_input_row(tmp_path):
+    def total(values):
+        return {"shifted": tf.reduce_sum(values, axis=0)}
+
+    with pytest.raises(ExportError, match="not one row for each row"):
+        to_onnx(OneSignature(total), tmp_path / "model.onnx")
+
+
+def test_broken_weights_are_named(tmp_path):
+    def broken(values):
+        return {"shifted": values * np.float32("nan")}
+
+    with pytest.raises(ExportError, match="shifted are NaN in Keras already"):
+        to_onnx(OneSignature(broken), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runtimes": ("saved_model",)}, "needs a signature that exists"),
+        ({"outputs": {"values": "latent"}}, "unique.*called values"),
+        ({"outputs": {"moved": "latent"}}, "must return .'moved'."),
+        ({"example": lambda n: {"value": np.zeros([n, 2])}}, "`example`.*'value'"),
+    ],
+)
+def test_onnx_refuses_a_wrong_signature(changes, message, tmp_path):
+    model = OneSignature(**({"function": plus_one} | changes))
+    with pytest.raises(ExportError, match=message):
+        to_onnx(model, tmp_path / "model.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_onnx_of_an_unknown_signature_names_those_there_are(vae, tmp_path):
+    with pytest.raises(ValueError, match="generate, encode.*signature='encde'"):
+        to_onnx(vae, tmp_path / "vae.onnx", signature="encde")
+
+
+def test_onnx_leaves_the_environment_and_the_loggers_as_they_were(
+    tmp_path, monkeypatch, capfd
+):
+    # tf2onnx sets this one, which hides TensorFlow's errors in later processes.
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    to_onnx(OneSignature(plus_one), tmp_path / "model.onnx")
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"
+    assert logging.getLogger("tf2onnx").propagate
+    assert logging.getLogger("tf2onnx").handlers == []
+    assert "tf2onnx" not in capfd.readouterr().err
+
+
+# -- the file system ----------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 100 bytes: writing fails as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_nothing_of_a_saved_model(full_disk, tmp_path):
+    with pytest.raises(OSError, match="could not be written"):
+        to_saved_model(OneSignature(plus_one), tmp_path / "run")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_nothing_of_an_onnx_file(full_disk, tmp_path):
+    with pytest.raises(OSError):
+        to_onnx(OneSignature(plus_one), tmp_path / "run" / "model.onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(OSError, match="run"):
+        to_saved_model(OneSignature(plus_one), tmp_path / "run")
+    with pytest.raises(IsADirectoryError, match="must name a file"):
+        to_onnx(OneSignature(plus_one), tmp_path)
+
+
+# -- the comparison -----------------------------------------------------------
+
+
+def test_difference_is_absolute_for_small_and_relative_for_large_values():
+    expected = np.array([0.0, 0.5, 200.0], np.float32)
+    assert difference(expected, expected) == 0.0
+    assert difference(np.array([0.25, 0.5, 200.0]), expected) == 0.25
+    assert difference(np.array([0.0, 0.5, 201.0]), expected) == 1 / 200
+
+
+def test_difference_counts_masked_scores_as_equal_and_nan_as_infinite():
+    scores = np.array([-np.inf, 1.0])
+    assert difference(scores, scores) == 0.0
+    assert difference(np.array([np.nan, 1.0]), scores) == np.inf
+    assert difference(np.array([0.0, 1.0]), scores) == np.inf
+    assert difference(np.zeros([0, 2]), np.zeros([0, 2])) == 0.0
+
+
+def test_difference_of_token_ids_is_exact():
+    assert difference(np.array([7, 9]), np.array([7, 8])) >= 1 / 8
+
+
+def test_trace_keeps_the_batch_dynamic():
+    function = trace(OneSignature(plus_one).signature)
+    assert (
+        function.get_concrete_function().structured_outputs["shifted"].shape[0] is None
+    )

@@ -1,0 +1,84 @@
+"""What `import kgen` and `--help` load, and how long they take."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kgen.recipes import RECIPES
+
+HEAVY = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "PIL",
+    "sklearn",
+    "rich",
+    "onnx",
+    "onnxruntime",
+)
+LIMIT = 0.5  # Seconds, the interpreter's own start included.
+COMMANDS = [
+    ["--help"],
+    ["--version"],
+    ["fit"],
+    *([verb, "--help"] for verb in ("fit", "generate", "evaluate", "export", "list")),
+    *(["fit", recipe, "--help"] for recipe in RECIPES),
+]
+# Printed when the process ends: which of the heavy packages it loaded.
+REPORT = f"""
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps([n for n in {HEAVY} if n in sys.modules])))
+"""
+
+
+def run(code: str) -> tuple[list[str], float]:
+    """Runs code in a fresh interpreter: the heavy packages it loaded, and seconds."""
+    start = time.perf_counter()
+    process = subprocess.run(
+        [sys.executable, "-c", REPORT + code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    seconds = time.perf_counter() - start
+    return json.loads(process.stdout.splitlines()[-1]), seconds
+
+
+def best_time(code: str) -> float:
+    """The shortest of up to five runs: the rest waited for the disk or a neighbour."""
+    best = float("inf")
+    for _ in range(5):
+        best = min(best, run(code)[1])
+        if best < LIMIT:
+            break
+    return best
+
+
+def command(arguments: list[str]) -> str:
+    return f"from kgen_cli.main import main\nmain({arguments!r})"
+
+
+def test_the_report_sees_a_heavy_package():
+    assert run("import numpy")[0] == ["numpy"]
+
+
+def test_import_kgen_loads_nothing_heavy():
+    assert run("import kgen; kgen.__version__; dir(kgen)")[0] == []
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_help_loads_nothing_heavy(arguments):
+    assert run(command(arguments))[0] == []
+
+
+def test_import_kgen_takes_less_than_half_a_second():
+    assert best_time("import kgen") < LIMIT
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_help_takes_less_than_half_a_second(arguments):
+    assert best_time(command(arguments)) < LIMIT

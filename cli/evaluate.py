@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from . import recipe_options
-from .options import RunFolder, debug_option, read_recipe
+from .options import RunFolder, debug_option
 from .startup import load_tensorflow
 
 
@@ -33,15 +32,15 @@ from .startup import load_tensorflow
 @debug_option
 def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
     """Measure RUN on held-out data and write its metrics.json."""
-    recipe_class = recipe_options.load_recipe(read_recipe(run)["recipe"])
-    recipe = recipe_class.from_run(run)
-
     load_tensorflow()
     import kgen
     from kgen.evaluation import table, write_records
+    from kgen.recipes import recipe_of_run
 
+    recipe = recipe_of_run(run)
+    model = kgen.load(run)
     records = recipe.evaluate(
-        kgen.load(run), split=split, num_samples=num_samples, limit=limit
+        model, recipe.open_data(), split=split, num_samples=num_samples, limit=limit
     )
     path = run / "metrics.json"
     write_records(path, records)

@@ -17,7 +17,7 @@ from .startup import load_tensorflow
     default="all",
     show_default=True,
     help="saved_model: a new version in the run's folder, as TF Serving reads it; "
-    "onnx: RUN.onnx with the first signature, RUN.NAME.onnx with each other one.",
+    "onnx: a file for each signature, such as vae.onnx and vae.encode.onnx.",
 )
 @debug_option
 def command(run: Path, file_format: str) -> None:
@@ -29,6 +29,7 @@ def command(run: Path, file_format: str) -> None:
     load_tensorflow()
     import kgen
     from kgen.export import to_onnx, to_saved_model
+    from kgen.recipes import recipe_of_run
 
     model = kgen.load(run)
     if file_format in ("saved_model", "all"):
@@ -38,5 +39,5 @@ def command(run: Path, file_format: str) -> None:
         for index, name in enumerate(names):
             # The first signature is what the model is for: it gets the plain name.
             suffix = f".{name}.onnx" if index else ".onnx"
-            path = run / f"{run.resolve().name}{suffix}"
+            path = run / f"{recipe_of_run(run).recipe_name}{suffix}"
             click.echo(to_onnx(model, path, signature=name))

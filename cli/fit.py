@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -124,22 +125,25 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
             raise click.UsageError(describe(error)) from error
 
         load_tensorflow()
-        for line in aligned((name, str(value)) for name, value in recipe.plan()):
-            click.echo(line)
-        if dry_run:
-            return
         try:
-            result = recipe.run(resume=resume, overwrite=overwrite, report=click.echo)
+            result = recipe.run(
+                resume=resume, overwrite=overwrite, dry_run=dry_run, report=click.echo
+            )
         except KeyboardInterrupt:
             settings = context.ensure_object(Settings)
             raise Interrupted(_how_to_resume(settings.arguments)) from None
-        run = shlex.quote(name_of_run(result.folder))
-        click.echo("What to type next:")
-        click.echo(f"  kgen generate {run} --seeds 0-63 --out {run.split('/')[-1]}.png")
-        click.echo(f"  kgen evaluate {run}")
-        click.echo(f"  kgen export {run}")
+        if result is not None:
+            _say_what_comes_next(result.folder)
 
     return train
+
+
+def _say_what_comes_next(folder: Path) -> None:
+    run = shlex.quote(name_of_run(folder))
+    click.echo(f"The run is in {folder}. What to type next:")
+    click.echo(f"  kgen generate {run} --seeds 0-63 --out images.png")
+    click.echo(f"  kgen evaluate {run}")
+    click.echo(f"  tensorboard --logdir {shlex.quote(str(folder))}")
 
 
 def _how_to_resume(arguments: list[str]) -> str:

@@ -34,17 +34,21 @@ def command(folder: Path | None) -> None:
 
 def _describe(run: Path) -> tuple[str, ...]:
     """Returns what is known of a run; a damaged file is named, not fatal."""
-    changed = datetime.fromtimestamp((run / "recipe.json").stat().st_mtime)
-    date = f"{changed:%Y-%m-%d %H:%M}"
     try:
         recipe = read_recipe(run)
         epochs, loss = _progress(run / "history.csv")
-    except (ValueError, OSError) as error:
-        return run.name, f"unreadable ({error})", "", "", "", date
-    options = recipe.get("options", {})
-    of_epochs = f"{epochs} of {options['epochs']}" if "epochs" in options else epochs
-    data = str(options.get("data", ""))
-    return run.name, str(recipe.get("recipe", "")), data, of_epochs, loss, date
+        started = datetime.fromisoformat(recipe["started"]).astimezone()
+        options = recipe["options"]
+        return (
+            run.name,
+            recipe["recipe"],
+            options["data"],
+            f"{epochs} of {options['epochs']}",
+            loss,
+            f"{started:%Y-%m-%d %H:%M}",
+        )
+    except (ValueError, KeyError, OSError) as error:
+        return run.name, f"unreadable ({error})", "", "", "", ""
 
 
 def _progress(history: Path) -> tuple[str, str]:

@@ -219,12 +219,16 @@ def open_python_arrays(source: Any, size: Size | None, channels: int | None) -> 
 
 def open_npz(path: Path, size: Size | None, channels: int | None) -> Source:
     """Opens an .npz file; see `ARRAY_KEYS` for the keys that are looked for."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(
+                f"Cannot read {path}: it is not an .npz file, or not complete. Save it "
+                "with numpy.savez."
+            )
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
             arrays = _LazyArrays(archive, path)
             return _open_keys(path.stem, arrays, f" in {path}", size, channels)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
 
 
 class _LazyArrays(Mapping):
@@ -237,7 +241,7 @@ class _LazyArrays(Mapping):
     def __getitem__(self, key: str) -> np.ndarray:
         try:
             return self._archive[key]
-        except (ValueError, OSError, EOFError, zlib.error) as error:
+        except (ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise ValueError(
                 f"Cannot read `{key}` in {self._path}: {error} Arrays of Python "
                 "objects are never read: save plain numbers."

@@ -393,9 +393,10 @@ def _with_all_splits(source: Source) -> dict[str, Split]:
 
 def _binarize(pixels: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """Returns 255 where noise, uint16, falls below the pixel, and 0 elsewhere."""
-    # From 0, below which is nothing, to 2**16, below which is everything. Exact in
-    # float32, and faster there than in integers.
-    thresholds = tf.round(tf.cast(pixels, tf.float32) * (2**16 / 255))
+    # round(pixel * 2**16 / 255), where 2**16 / 255 = 257 + 1 / 255: from 0, below which
+    # is nothing, to 2**16, below which is everything. Exact in float32, and faster
+    # there than in integers.
+    thresholds = tf.cast(pixels, tf.float32) * 257 + tf.cast(pixels > 127, tf.float32)
     return tf.cast(tf.cast(noise, tf.float32) < thresholds, tf.uint8) * 255
 
 

@@ -246,4 +246,4 @@ def _muted(logger_name: str, beginning: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}..."
+    return lines[0] if len(lines[0]) <= 400 else f"{lines[0][:400]}..."

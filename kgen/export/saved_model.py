@@ -67,10 +67,16 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
         for layer in signature.layers
         for variable in layer.variables
     }
+    # Graphs use one copy of a variable that a strategy mirrors.
+    copies = {
+        id(copy)
+        for variable in tracked.values()
+        for copy in getattr(variable, "values", (variable,))
+    }
     endpoints = {}
     for signature in signatures:
         endpoint = trace(signature).get_concrete_function()
-        stray = [v.name for v in endpoint.variables if id(v) not in tracked]
+        stray = [v.name for v in endpoint.variables if id(v) not in copies]
         if stray:
             raise ExportError(
                 f"`layers` of the signature {signature.name} must hold every variable "
@@ -85,7 +91,9 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
     except tf.errors.OpError as error:
         # The graphs were traced above: what fails here is the file system.
         raise OSError(
-            errno.EIO, f"The SavedModel could not be written ({error.message})", path
+            errno.EIO,
+            f"The SavedModel could not be written ({error.message})",
+            str(path.parent),
         ) from error
 
 

@@ -172,11 +172,30 @@ class GenerativeModel(keras.Model):
         steps = -(-counts[name] // replicas)
         return (name, int(self.step.numpy()) - steps + 1) if counts[name] else None
 
-    def graph(self, name: str) -> Any:
-        """One of this model's methods, compiled once for all batch sizes."""
+    def run_signature(self, name: str, **inputs: np.ndarray | None) -> np.ndarray:
+        """Calls one of `signatures()` and returns its one output.
+
+        It is traced once, for any number of rows, and fed 256 rows at a time to bound
+        the memory.
+
+        Args:
+            name: Of the signature.
+            **inputs: Its inputs, checked, all of the same length; None is left out.
+        """
         if name not in self._graphs:
-            self._graphs[name] = tf.function(getattr(self, name), reduce_retracing=True)
-        return self._graphs[name]
+            signature = next(s for s in self.signatures() if s.name == name)
+            self._graphs[name] = trace(signature.function, **signature.inputs)
+        given = {key: value for key, value in inputs.items() if value is not None}
+        num_rows = len(next(iter(given.values())))
+        results = []
+        for start in range(0, max(num_rows, 1), 256):
+            rows = {
+                key: tf.constant(value[start : start + 256])
+                for key, value in given.items()
+            }
+            (output,) = self._graphs[name](**rows).values()
+            results.append(output.numpy())
+        return np.concatenate(results)
 
     def noise_keys(self, num_rows: tf.Tensor, stream: int) -> tf.Tensor:
         """Keys for the noise of the current step: int64 [rows].
@@ -267,7 +286,7 @@ def check_seeds(seeds: Any) -> np.ndarray:
 
 
 def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Returns images as uint8 or float32 [n, height, width, channels].
+    """Returns images as float32 in [0, 1], [n, height, width, channels].
 
     Raises:
         ValueError: On another shape, or floats outside [0, 1] (NaN included).
@@ -278,13 +297,14 @@ def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
             "`images` must have the shape [n, height, width, channels] with "
             f"(height, width, channels) = {image_shape}. Received: {array.shape}."
         )
-    if array.dtype != np.uint8:
-        array = array.astype(np.float32)
-        if array.size and not (array.min() >= 0 and array.max() <= 1):
-            raise ValueError(
-                "`images` must be uint8, or floats in [0, 1]. Received: floats from "
-                f"{array.min()} to {array.max()}."
-            )
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255.0
+    array = array.astype(np.float32)
+    if array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(
+            "`images` must be uint8, or floats in [0, 1]. Received: floats from "
+            f"{array.min()} to {array.max()}."
+        )
     return array
 
 
@@ -309,7 +329,8 @@ def check_labels(
             "Received: labels=None."
         )
     array = np.asarray(labels)
-    if array.shape != (num_rows,) or not np.issubdtype(array.dtype, np.integer):
+    whole = np.issubdtype(array.dtype, np.integer) or not array.size
+    if array.shape != (num_rows,) or not whole:
         raise ValueError(
             f"`labels` must be {num_rows} whole numbers, one for each row. "
             f"Received: shape {array.shape}, type {array.dtype}."
@@ -322,19 +343,9 @@ def check_labels(
     return array.astype(np.int32)
 
 
-def in_batches(
-    function: Callable[..., tf.Tensor],
-    values: np.ndarray,
-    labels: np.ndarray | None = None,
-    batch_size: int = 256,
-) -> np.ndarray:
-    """Calls a graph on some rows at a time, to bound the memory; joins the results."""
-    results = []
-    for start in range(0, max(len(values), 1), batch_size):
-        rows = slice(start, start + batch_size)
-        some_labels = None if labels is None else tf.constant(labels[rows])
-        results.append(function(tf.constant(values[rows]), some_labels).numpy())
-    return np.concatenate(results)
+def trace(function: Callable[..., Any], **inputs: tf.TensorSpec) -> Any:
+    """Compiles a function of keyword tensors, once for all sizes of its inputs."""
+    return tf.function(function).get_concrete_function(**inputs)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
 
 from kgen.models.base import (
     GenerativeModel,
@@ -17,105 +17,14 @@ from kgen.models.base import (
     check_images,
     check_labels,
     check_seeds,
-    in_batches,
     layers_of_policy,
     scale_images,
+    trace,
 )
-from kgen.nn import blocks, losses, random
+from kgen.nn import image_networks, losses, random
 from kgen.nn.flows import CouplingFlow
+from kgen.nn.metrics import ActiveUnits
 from kgen.nn.schedules import linear_ramp
-
-# ---------------------------------------------------------------------------
-# Networks. An encoder maps images in [0, 1] (and one-hot labels) to the mean and the
-# log-variance of the posterior, side by side; a decoder maps latents (and labels) to
-# the parameters of the likelihood.
-# ---------------------------------------------------------------------------
-
-
-def mlp_encoder(image_shape, latent_dim, num_classes, hidden_units, activation):
-    """Dense layers: images [b, h, w, c] -> [b, 2 * latent_dim]."""
-    inputs, images, labels = _inputs(image_shape, num_classes)
-    hidden = layers.Flatten()(2.0 * images - 1.0)
-    hidden = _with_labels(hidden, labels)
-    for units in hidden_units:
-        hidden = layers.Dense(units, activation=activation)(hidden)
-    return keras.Model(inputs, layers.Dense(2 * latent_dim)(hidden), name="encoder")
-
-
-def mlp_decoder(image_shape, latent_dim, num_classes, hidden_units, activation):
-    """The encoder's mirror image: latents [b, latent_dim] -> [b, h, w, c]."""
-    inputs, latents, labels = _inputs((latent_dim,), num_classes)
-    hidden = _with_labels(latents, labels)
-    for units in reversed(hidden_units):
-        hidden = layers.Dense(units, activation=activation)(hidden)
-    outputs = layers.Dense(math.prod(image_shape))(hidden)
-    return keras.Model(inputs, layers.Reshape(image_shape)(outputs), name="decoder")
-
-
-def conv_encoder(image_shape, latent_dim, num_classes, width, num_blocks, activation):
-    """Residual blocks on a coarse grid: images [b, h, w, c] -> [b, 2 * latent_dim].
-
-    The image is cut into patches at once: convolutions on single pixels of few
-    channels cost most of the time and are the slowest kind there is.
-    """
-    patch, widths = _levels(image_shape, width)
-    inputs, images, labels = _inputs(image_shape, num_classes)
-    hidden = blocks.space_to_depth(2.0 * images - 1.0, patch)
-    for level, level_width in enumerate(widths):
-        hidden = layers.Conv2D(
-            level_width, 3, strides=1 if level == 0 else 2, padding="same"
-        )(hidden)
-        for _ in range(num_blocks):
-            hidden = blocks.residual_block(hidden, activation)
-    hidden = layers.Flatten()(layers.Activation(activation)(hidden))
-    hidden = _with_labels(hidden, labels)
-    return keras.Model(inputs, layers.Dense(2 * latent_dim)(hidden), name="encoder")
-
-
-def conv_decoder(image_shape, latent_dim, num_classes, width, num_blocks, activation):
-    """The encoder's mirror image: latents [b, latent_dim] -> [b, h, w, c]."""
-    patch, widths = _levels(image_shape, width)
-    height, image_width, channels = image_shape
-    scale = patch * 2 ** (len(widths) - 1)
-    grid = (height // scale, image_width // scale, widths[-1])
-    inputs, latents, labels = _inputs((latent_dim,), num_classes)
-    hidden = layers.Dense(math.prod(grid))(_with_labels(latents, labels))
-    hidden = layers.Reshape(grid)(hidden)
-    for level, _level_width in reversed(list(enumerate(widths))):
-        for _ in range(num_blocks):
-            hidden = blocks.residual_block(hidden, activation)
-        hidden = layers.Activation(activation)(hidden)
-        if level > 0:
-            hidden = layers.Conv2DTranspose(
-                widths[level - 1], 4, strides=2, padding="same"
-            )(hidden)
-    hidden = layers.Conv2D(channels * patch**2, 3, padding="same")(hidden)
-    return keras.Model(inputs, blocks.depth_to_space(hidden, patch), name="decoder")
-
-
-def _inputs(shape, num_classes):
-    values = keras.Input(shape)
-    if num_classes is None:
-        return values, values, None
-    labels = keras.Input((num_classes,))
-    return [values, labels], values, labels
-
-
-def _with_labels(values, labels):
-    return values if labels is None else layers.Concatenate()([values, labels])
-
-
-def _levels(image_shape, width):
-    """Patch size, and the width of each level: halvings until the grid is 8 or less."""
-    height, image_width, _ = image_shape
-    patch = next(p for p in (4, 2, 1) if height % p == 0 and image_width % p == 0)
-    grid, widths = math.gcd(height // patch, image_width // patch), [width]
-    size = max(height, image_width) // patch
-    while size > 8 and grid % 2 == 0:
-        size, grid = size // 2, grid // 2
-        widths.append(2 * widths[-1])
-    return patch, widths
-
 
 # ---------------------------------------------------------------------------
 # Likelihoods: log-probability of images, and their mean, from the decoder's output.
@@ -163,38 +72,6 @@ PRIORS = ("normal", "flow")
 # ---------------------------------------------------------------------------
 # The model
 # ---------------------------------------------------------------------------
-
-
-@keras.saving.register_keras_serializable(package="kgen")
-class ActiveUnits(keras.metrics.Metric):
-    """Counts the latent dimensions the encoder uses.
-
-    A dimension is active if the variance of its posterior mean over the data exceeds
-    0.01 (Burda et al., 2016, section 5.1).
-    """
-
-    def __init__(self, latent_dim: int, name: str = "active_units", **kwargs: Any):
-        super().__init__(name=name, **kwargs)
-        self.latent_dim = latent_dim
-        self.count = self.add_variable((), "zeros", name="count")
-        self.total = self.add_variable((latent_dim,), "zeros", name="total")
-        self.squares = self.add_variable((latent_dim,), "zeros", name="squares")
-
-    def update_state(self, means: tf.Tensor, sample_weight: Any = None) -> None:
-        """Takes the posterior means of a batch: [batch, latent_dim]."""
-        self.count.assign_add(tf.cast(tf.shape(means)[0], tf.float32))
-        self.total.assign_add(tf.reduce_sum(means, axis=0))
-        self.squares.assign_add(tf.reduce_sum(tf.square(means), axis=0))
-
-    def result(self) -> tf.Tensor:
-        """The number of active dimensions, float32."""
-        mean = tf.math.divide_no_nan(self.total.value, self.count.value)
-        mean_square = tf.math.divide_no_nan(self.squares.value, self.count.value)
-        return tf.reduce_sum(tf.cast(mean_square - tf.square(mean) > 0.01, tf.float32))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return super().get_config() | {"latent_dim": self.latent_dim}
 
 
 def _free_bits(kl, free_bits):
@@ -305,10 +182,8 @@ class VAE(GenerativeModel):
         self._check_arguments()
 
         self._own_networks = {"encoder": encoder, "decoder": decoder}
-        self.encoder = self._make_network(encoder, mlp_encoder, conv_encoder)
-        self.decoder = self._make_network(decoder, mlp_decoder, conv_decoder)
-        self._check_network("encoder", self.image_shape, (2 * latent_dim,))
-        self._check_network("decoder", (latent_dim,), self.image_shape)
+        self.encoder = self._make_network("encoder", encoder)
+        self.decoder = self._make_network("decoder", decoder)
         self.flow = CouplingFlow(dim=latent_dim) if prior == "flow" else None
         learned = variance is None and likelihood != "bernoulli"
         self.log_variance = self.add_weight(
@@ -434,19 +309,19 @@ class VAE(GenerativeModel):
 
     def encode(self, images: Any, labels: Any = None) -> np.ndarray:
         """Returns the posterior means of images: [n, latent_dim]."""
-        return in_batches(self.graph("_encode_graph"), *self._checked(images, labels))
+        images, labels = self._checked(images, labels)
+        return self.run_signature("encode", images=images, labels=labels)
 
     def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
         """Returns the mean images of latents: [n, height, width, channels]."""
         latents = np.asarray(latents, np.float32)
         labels = check_labels(labels, len(latents), self.num_classes)
-        return in_batches(self.graph("_decode_graph"), latents, labels)
+        return self.run_signature("decode", latents=latents, labels=labels)
 
     def reconstruct(self, images: Any, labels: Any = None) -> np.ndarray:
         """Encodes images and decodes their posterior means."""
-        return in_batches(
-            self.graph("_reconstruct_graph"), *self._checked(images, labels)
-        )
+        images, labels = self._checked(images, labels)
+        return self.run_signature("reconstruct", images=images, labels=labels)
 
     def interpolate(
         self,
@@ -494,13 +369,10 @@ class VAE(GenerativeModel):
             )
         seeds = check_seeds(seeds)
         labels = check_labels(labels, len(seeds), self.num_classes)
-        graph = self.graph("_generate_graph")
-        temperature = tf.constant(temperature, tf.float32)
-        return in_batches(
-            lambda seeds, labels: graph(seeds, labels, temperature),
-            seeds,
-            labels,
-        )
+        if temperature == 1.0:
+            return self.run_signature("generate", seeds=seeds, labels=labels)
+        latents = self._prior_latents(tf.constant(seeds), temperature).numpy()
+        return self.run_signature("decode", latents=latents, labels=labels)
 
     def elbo(self, images: Any, labels: Any = None, seed: int = 0) -> np.ndarray:
         """The evidence lower bound of each image, in nats, with one noise sample: [n].
@@ -540,23 +412,37 @@ class VAE(GenerativeModel):
             )
         images, labels = self._checked(images, labels)
         chunk = max(1, min(num_samples, 10_000 // batch_size))
-        results = []
+        graph = self._log_weight_graph(chunk)
+        results = [np.zeros([0], np.float32)]
         for first in range(0, len(images), batch_size):
-            rows = slice(first, first + batch_size)
-            log_sum = self.graph("_log_weight_sum")(
-                images[rows],
-                None if labels is None else labels[rows],
-                tf.constant(seed, tf.int64),
-                tf.constant(first, tf.int64),
-                tf.constant(num_samples, tf.int64),
-                chunk,
+            rows = {"images": tf.constant(images[first : first + batch_size])}
+            if labels is not None:
+                rows["labels"] = tf.constant(labels[first : first + batch_size])
+            numbers = {"seed": seed, "first": first, "num_samples": num_samples}
+            log_sum = graph(
+                **rows, **{k: tf.constant(v, tf.int64) for k, v in numbers.items()}
             )
             results.append(log_sum.numpy() - math.log(num_samples))
             if progress:
                 progress(min(first + batch_size, len(images)), len(images))
-        return np.concatenate(results) if results else np.zeros([0], np.float32)
+        return np.concatenate(results)
 
-    def _log_weight_sum(self, images, labels, seed, first, num_samples, chunk):
+    def _log_weight_graph(self, chunk):
+        """Traces `_log_weight_sum` for a number of samples at a time."""
+        key = f"log_weights/{chunk}"
+        if key not in self._graphs:
+            number = tf.TensorSpec([], tf.int64)
+            self._graphs[key] = trace(
+                functools.partial(self._log_weight_sum, chunk),
+                **self._image_inputs(),
+                seed=number,
+                first=number,
+                num_samples=number,
+            )
+        return self._graphs[key]
+
+    def _log_weight_sum(self, chunk, images, seed, first, num_samples, labels=None):
+        """Log of the summed importance weights of each image: [b]."""
         images, labels = self._images_and_labels({"images": images, "labels": labels})
         mean, log_variance = self._posterior(images, labels)
         num_rows = tf.shape(images)[0]
@@ -582,65 +468,65 @@ class VAE(GenerativeModel):
             )
         return total
 
-    # -- graphs shared by the methods above and the exports -----------------
+    # -- signatures ---------------------------------------------------------
 
     def signatures(self) -> list[Signature]:
         """`generate`, `encode`, `decode` and `reconstruct`, by standard names."""
-        images = tf.TensorSpec([None, *self.image_shape], tf.float32)
-        latents = tf.TensorSpec([None, self.latent_dim], tf.float32)
-        seeds = tf.TensorSpec([None], tf.int64)
+        images = self._image_inputs()
+        labels = {name: spec for name, spec in images.items() if name == "labels"}
+        latents = {"latents": tf.TensorSpec([None, self.latent_dim], tf.float32)}
+        seeds = {"seeds": tf.TensorSpec([None], tf.int64)}
+        to_image, to_latent = {"images": "image"}, {"latents": "latent"}
+        encoder, decoder = (self.encoder,), (self.decoder,)
         prior = () if self.flow is None else (self.flow,)
-        both = (self.encoder, self.decoder)
+
+        def decode(latents, labels=None):
+            output = self._decode(latents, self._one_hot(labels))
+            return {"images": LIKELIHOODS[self.likelihood].mean(output)}
+
+        def generate(seeds, labels=None):
+            return decode(self._prior_latents(seeds), labels)
+
+        def encode(images, labels=None):
+            batch = {"images": images, "labels": labels}
+            return {"latents": self._posterior(*self._images_and_labels(batch))[0]}
+
+        def reconstruct(images, labels=None):
+            return decode(encode(images, labels)["latents"], labels)
+
+        rows = [
+            ("generate", generate, seeds | labels, to_image, decoder + prior),
+            ("encode", encode, images, to_latent, encoder),
+            ("decode", decode, latents | labels, to_image, decoder),
+            ("reconstruct", reconstruct, images, to_image, encoder + decoder),
+        ]
         return [
-            self._signature(
-                "generate", {"seeds": seeds}, "images", (self.decoder, *prior)
-            ),
-            self._signature("encode", {"images": images}, "latents", (self.encoder,)),
-            self._signature("decode", {"latents": latents}, "images", (self.decoder,)),
-            self._signature("reconstruct", {"images": images}, "images", both),
+            Signature(*row, example=functools.partial(self._example, tuple(row[2])))
+            for row in rows
         ]
 
-    def _signature(self, name, inputs, output, layers):
-        graph = getattr(self, f"_{name}_graph")
-        (first,) = inputs
+    def _image_inputs(self) -> dict[str, tf.TensorSpec]:
+        specs = {"images": tf.TensorSpec([None, *self.image_shape], tf.float32)}
         if self.num_classes is not None:
-            inputs = inputs | {"labels": tf.TensorSpec([None], tf.int32)}
+            specs["labels"] = tf.TensorSpec([None], tf.int32)
+        return specs
 
-        def function(labels=None, **tensors):
-            return {output: graph(tensors[first], labels)}
+    def _example(self, names: Sequence[str], num_rows: int) -> dict[str, np.ndarray]:
+        """Valid inputs of these names, always the same ones."""
+        rng = np.random.default_rng(num_rows)
+        latents_shape = (num_rows, self.latent_dim)
+        values = {
+            "seeds": np.arange(num_rows, dtype=np.int64),
+            "images": rng.random((num_rows, *self.image_shape), np.float32),
+            "latents": rng.standard_normal(latents_shape, np.float32),
+            "labels": np.arange(num_rows, dtype=np.int32) % (self.num_classes or 1),
+        }
+        return {name: values[name] for name in names}
 
-        def example(num_rows):
-            rng = np.random.default_rng(num_rows)
-            values = {
-                "seeds": np.arange(num_rows, dtype=np.int64),
-                "images": rng.random((num_rows, *self.image_shape), np.float32),
-                "latents": rng.standard_normal((num_rows, self.latent_dim), np.float32),
-                "labels": np.arange(num_rows, dtype=np.int32) % (self.num_classes or 1),
-            }
-            return {name: values[name] for name in inputs}
-
-        kind = {"images": "image", "latents": "latent"}[output]
-        return Signature(name, function, inputs, {output: kind}, layers, example)
-
-    def _generate_graph(self, seeds, labels, temperature=1.0):
-        noise = random.normal(
-            random.keys(seeds, random.STREAM_GENERATE), (self.latent_dim,)
-        )
-        latents = temperature * noise
-        if self.flow is not None:
-            latents = self.flow.from_noise(latents)
-        return self._decode_graph(latents, labels)
-
-    def _encode_graph(self, images, labels):
-        images, labels = self._images_and_labels({"images": images, "labels": labels})
-        return self._posterior(images, labels)[0]
-
-    def _decode_graph(self, latents, labels):
-        output = self._decode(latents, self._one_hot(labels))
-        return LIKELIHOODS[self.likelihood].mean(output)
-
-    def _reconstruct_graph(self, images, labels):
-        return self._decode_graph(self._encode_graph(images, labels), labels)
+    def _prior_latents(self, seeds, temperature=1.0):
+        keys = random.keys(seeds, random.STREAM_GENERATE)
+        latents = temperature * random.normal(keys, (self.latent_dim,))
+        return latents if self.flow is None else self.flow.from_noise(latents)
 
     def _images_and_labels(self, batch):
         images = scale_images(tf.convert_to_tensor(batch["images"]))
@@ -710,28 +596,35 @@ class VAE(GenerativeModel):
                 received = getattr(self, name)
                 raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
 
-    def _make_network(self, own, mlp, conv):
-        """The user's network, or the default for this image shape, as a layer."""
-        if own is not None:
-            return own
-        sides_even = not any(side % 2 for side in self.image_shape[:2])
-        large = min(self.image_shape[:2]) >= 16 and sides_even
-        shape = (self.image_shape, self.latent_dim, self.num_classes)
-        with layers_of_policy(self.dtype_policy):
-            if self.network == "conv" or (self.network == "auto" and large):
-                return conv(*shape, self.width, self.num_blocks, self.activation)
-            return mlp(*shape, self.hidden_units, self.activation)
+    def _make_network(self, name, own):
+        """Returns the user's network, or the default one for this image shape.
 
-    def _check_network(self, name, input_shape, output_shape) -> None:
-        """Calls a network symbolically: that builds it and shows its output's shape."""
-        inputs, _, _ = _inputs(input_shape, self.num_classes)
-        shape = getattr(self, name)(inputs).shape[1:]
-        if tuple(shape) != output_shape:
-            raise ValueError(
-                f"`{name}` must map [batch, {', '.join(map(str, input_shape))}] to "
-                f"[batch, {', '.join(map(str, output_shape))}]. Received: one that "
-                f"returns [batch, {', '.join(map(str, shape))}]."
+        It is called symbolically: that builds it, and shows what it returns.
+        """
+        encodes = name == "encoder"
+        vector = (2 * self.latent_dim if encodes else self.latent_dim,)
+        network = own
+        if own is None:
+            conv = self.network == "conv" or (
+                self.network == "auto" and image_networks.suits_conv(self.image_shape)
             )
+            make = getattr(image_networks, f"{'conv' if conv else 'mlp'}_{name}")
+            sizes = (self.width, self.num_blocks) if conv else (self.hidden_units,)
+            with layers_of_policy(self.dtype_policy):
+                network = make(
+                    self.image_shape, *vector, self.num_classes, *sizes, self.activation
+                )
+        takes, returns = self.image_shape, vector
+        if not encodes:
+            takes, returns = returns, takes
+        inputs, _, _ = image_networks.make_inputs(takes, self.num_classes)
+        shape = tuple(network(inputs).shape[1:])
+        if shape != returns:
+            raise ValueError(
+                f"`{name}` must map rows of shape {takes} to rows of shape {returns}. "
+                f"Received: one that returns rows of shape {shape}."
+            )
+        return network
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects=None) -> VAE:

@@ -3,5 +3,14 @@
 import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
-    __name__, submodules=["flows", "gradients", "losses", "random", "schedules"]
+    __name__,
+    submodules=[
+        "blocks",
+        "flows",
+        "gradients",
+        "losses",
+        "metrics",
+        "random",
+        "schedules",
+    ],
 )

@@ -27,7 +27,8 @@ class CouplingFlow(keras.layers.Layer):
     def __init__(
         self, *, dim: int, num_couplings: int = 6, hidden_dim: int = 128, **kwargs
     ):
-        super().__init__(**kwargs)
+        # A density in nats needs float32 whatever the policy of the networks around it.
+        super().__init__(**kwargs | {"dtype": "float32"})
         if dim < 2 or num_couplings < 2:
             raise ValueError(
                 "A coupling flow needs `dim` and `num_couplings` of at least 2. "
@@ -42,9 +43,11 @@ class CouplingFlow(keras.layers.Layer):
             network = keras.Sequential(
                 [
                     keras.Input((kept,)),
-                    keras.layers.Dense(hidden_dim, activation="swish"),
-                    keras.layers.Dense(hidden_dim, activation="swish"),
-                    keras.layers.Dense(2 * changed, kernel_initializer="zeros"),
+                    keras.layers.Dense(hidden_dim, activation="swish", dtype="float32"),
+                    keras.layers.Dense(hidden_dim, activation="swish", dtype="float32"),
+                    keras.layers.Dense(
+                        2 * changed, kernel_initializer="zeros", dtype="float32"
+                    ),
                 ],
                 name=f"coupling_{index}",
             )

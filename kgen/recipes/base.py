@@ -49,8 +49,8 @@ class Recipe:
     data_dir: str | None = option(
         None, "Folder of prepared tensorflow-datasets; default: their own."
     )
-    epochs: int = option(100, "Passes over the training data, 1 or more.")
-    batch_size: int = option(128, "Rows in a batch, over all devices together.")
+    epochs: int = option(30, "Passes over the training data, 1 or more.")
+    batch_size: int = option(32, "Rows in a batch, over all devices together.")
     learning_rate: float = option(1e-3, "Highest learning rate of Adam, above 0.")
     warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
     gradient_clip_norm: float | None = option(

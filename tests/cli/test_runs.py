@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import kgen
-from kgen.recipes import RECIPES
 from kgen_cli.main import run
 
 
@@ -38,11 +37,15 @@ def run_folder(tmp_path, monkeypatch):
     """A run named `made_up` under saved_models/, and the model that it holds."""
     folder = tmp_path / "saved_models" / "made_up"
     folder.mkdir(parents=True)
-    record = {"recipe": "made_up", "options": {"data": "digits", "epochs": 5}}
+    record = {
+        "recipe": "made_up",
+        "options": {"data": "digits", "epochs": 5},
+        "started": "2026-01-02T03:04:05+00:00",
+    }
     (folder / "recipe.json").write_text(json.dumps(record))
     (folder / "history.csv").write_text("epoch,loss,val_loss\n1,30,31\n2,20,21.128\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(kgen, "load", lambda _: MadeUpModel(), raising=False)
+    monkeypatch.setitem(vars(kgen), "load", lambda _: MadeUpModel())
     for verb in ("generate", "evaluate", "export"):
         monkeypatch.setattr(f"kgen_cli.{verb}.load_tensorflow", lambda: None)
     MadeUpModel.batch_sizes.clear()
@@ -113,28 +116,26 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
     asked = {}
 
     class MadeUpRecipe:
-        """Measures nothing."""
+        def open_data(self):
+            return "the data"
 
-        @classmethod
-        def from_run(cls, folder):
-            assert folder.resolve() == run_folder
-            return cls()
-
-        def evaluate(self, model, **options):
-            asked.update(options)
+        def evaluate(self, model, data, **options):
+            asked.update(options, data=data)
             return ["record"]
 
-    module = types.ModuleType("kgen.recipes.made_up")
-    module.MadeUpRecipe = MadeUpRecipe
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(RECIPES, "made_up", "kgen.recipes.made_up:MadeUpRecipe")
+    monkeypatch.setattr("kgen.recipes.recipe_of_run", lambda _: MadeUpRecipe())
     evaluation = types.ModuleType("kgen.evaluation")
     evaluation.table = lambda records: f"a table of {records}"
     evaluation.write_records = lambda path, records: path.write_text("written")
     monkeypatch.setitem(sys.modules, "kgen.evaluation", evaluation)
 
     assert run(["evaluate", "made_up", "--limit", "10"]) == 0
-    assert asked == {"split": "test", "num_samples": 5000, "limit": 10}
+    assert asked == {
+        "data": "the data",
+        "split": "test",
+        "num_samples": 5000,
+        "limit": 10,
+    }
     assert capsys.readouterr().out.splitlines() == [
         "a table of ['record']",
         "Written: saved_models/made_up/metrics.json",
@@ -155,17 +156,19 @@ def test_export_writes_each_format(file_format, written, monkeypatch, capsys):
     export.to_saved_model = lambda model, folder: f"{folder.name}/"
     export.to_onnx = lambda model, path, signature: f"{path.name} {signature}"
     monkeypatch.setitem(sys.modules, "kgen.export", export)
+    recipe = types.SimpleNamespace(recipe_name="made_up")
+    monkeypatch.setattr("kgen.recipes.recipe_of_run", lambda _: recipe)
     assert run(["export", "made_up", "--format", file_format]) == 0
     assert capsys.readouterr().out.splitlines() == written
 
 
-def test_list_shows_recipes_and_runs(capsys, monkeypatch):
+def test_list_shows_recipes_and_runs(capsys):
     assert run(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Recipes:"
     at = lines.index("Runs in saved_models/:")
     assert lines[at + 1].split() == "run recipe data epochs loss date".split()
-    # The validation loss of the last epoch, and the date that recipe.json was written.
+    # The validation loss of the last epoch; the date is local time.
     assert lines[at + 2].split()[:7] == "made_up made_up digits 2 of 5 21.13".split()
 
 

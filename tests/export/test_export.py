@@ -13,7 +13,9 @@ import tensorflow as tf
 
 import kgen
 from kgen.export import ExportError, to_onnx, to_saved_model
+from kgen.export import saved_model as saved_model_module
 from kgen.export.proof import difference, trace
+from kgen.export.replay import main as replay
 from kgen.models import VAE, Signature
 
 SEEDS = np.array([0, 1, 2**40 + 3, -5], np.int64)
@@ -52,8 +54,12 @@ def off_by_a_thousandth(values):
 
 @pytest.fixture(scope="module")
 def vae():
-    model = VAE(image_shape=(4, 4, 1), latent_dim=2, hidden_units=(3,), num_classes=3)
-    model.compile()  # An optimizer's variables must not reach the export.
+    # A strategy's variables are of a class of their own, on one device as on many.
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = VAE(
+            image_shape=(4, 4, 1), latent_dim=2, hidden_units=(3,), num_classes=3
+        )
+        model.compile()  # An optimizer's variables must not reach the export.
     return model
 
 
@@ -108,13 +114,19 @@ def test_saved_model_record_says_what_was_found(vae, saved_model):
     assert "generate: differs from Keras by at most" in str(saved_model)
 
 
-def test_saved_model_takes_the_next_version_and_fails_without_a_trace(tmp_path):
-    (tmp_path / "7").mkdir()
-    (tmp_path / "samples").mkdir()
-    assert to_saved_model(OneSignature(plus_one), tmp_path).path == tmp_path / "8"
+def test_saved_model_that_differs_leaves_older_versions_alone(saved_model):
+    folder = saved_model.path.parent
     with pytest.raises(ExportError, match="shifted differ by 0.00.*tolerance 1e-05"):
-        to_saved_model(OneSignature(off_by_a_thousandth), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["7", "8", "samples"]
+        to_saved_model(OneSignature(off_by_a_thousandth), folder)
+    assert os.listdir(folder) == ["1"]
+
+
+def test_versions_count_up_from_the_highest(tmp_path):
+    for name in ("2", "10", "samples", "new"):
+        (tmp_path / name).mkdir()
+    path = saved_model_module._rename_to_next_version(tmp_path / "new")
+    assert path == tmp_path / "11"
+    assert sorted(os.listdir(tmp_path)) == ["10", "11", "2", "samples"]
 
 
 def test_saved_model_refuses_a_variable_of_no_layer(tmp_path):
@@ -315,3 +327,9 @@ def test_trace_keeps_the_batch_dynamic():
     assert (
         function.get_concrete_function().structured_outputs["shifted"].shape[0] is None
     )
+
+
+def test_the_replay_refuses_to_run_beside_kgen(onnx_file, tmp_path):
+    np.savez(tmp_path / "inputs.npz")
+    with pytest.raises(SystemExit, match="imported kgen"):
+        replay("onnx", str(onnx_file.path), str(tmp_path / "inputs.npz"), "unused")

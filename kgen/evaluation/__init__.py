@@ -1,0 +1,19 @@
+"""Measuring: a model and data in, a list of result records out."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "autoencoders": ["evaluate_autoencoder"],
+        "image_quality": ["mean_squared_error", "psnr", "ssim"],
+        "records": [
+            "Record",
+            "bootstrap_interval",
+            "read_records",
+            "table",
+            "write_records",
+        ],
+        "speed": ["sampling_speed"],
+    },
+)

@@ -1,0 +1,288 @@
+"""What an autoencoder with a likelihood is measured by."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kgen.data.image_sets import Binarization, ImageSet
+from kgen.evaluation.image_quality import (
+    in_rows,
+    mean_squared_error,
+    psnr,
+    ssim,
+    ssim_window,
+)
+from kgen.evaluation.records import Record
+from kgen.evaluation.speed import sampling_speed
+
+# Fixed, because the draws of a dynamic binarisation depend on the batches.
+_READ_BATCH_SIZE = 500
+# So many training images at most, in random order, make the mean image: its pixels are
+# then known to 0.002 or better, and a set that is decoded as it is read takes seconds.
+BASELINE_ROWS = 60_000
+
+
+def evaluate_autoencoder(
+    model: Any,
+    image_set: ImageSet,
+    *,
+    split: str = "test",
+    binarize: Binarization = None,
+    num_samples: int = 5000,
+    seed: int = 0,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Record]:
+    """Measures bound, likelihood, reconstruction and sampling speed.
+
+    Each is compared with what needs no model: the mean training image for the
+    reconstruction, and for the likelihood pixels that are independent of each other.
+
+    Args:
+        model: Has `elbo`, `log_likelihood`, `reconstruct` and `generate` as
+            `kgen.models.VAE` has them, its `likelihood` and its `num_classes`.
+        image_set: The data the model was trained on; its training split makes the
+            baselines.
+        split: What is measured on: "test", "validation" or "train".
+        binarize: None, "dynamic" or "static": as in training. A test set that is
+            binarised dynamically is drawn once, from `seed`.
+        num_samples: Importance samples for the likelihood of each image; more give a
+            tighter bound. 5000 is the literature's usual number.
+        seed: Keys the binarisation, the noise and the intervals.
+        limit: Only the first images of the split, this many.
+        progress: Called with the number of images whose likelihood is known, and their
+            total.
+
+    Returns:
+        Records `elbo`, `nll[is-K]`, `reconstruction_mse`, `reconstruction_psnr`,
+        `reconstruction_ssim` and `sampling_speed`.
+
+    Raises:
+        ValueError: An argument is out of its range, or the model makes images of
+            another shape.
+
+    Example:
+        >>> records = evaluate_autoencoder(
+        ...     vae, kgen.data.open_images("digits"), num_samples=100, limit=100
+        ... )
+        >>> print(kgen.evaluation.table(records))
+    """
+    for name, value in (("num_samples", num_samples), ("limit", limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+    if tuple(model.image_shape) != image_set.image_shape:
+        raise ValueError(
+            "The model and the images must have one shape. Received: a model of "
+            f"{tuple(model.image_shape)} and images of {image_set.image_shape}."
+        )
+    images, labels = _read(image_set, split, binarize, seed, limit)
+    if model.num_classes is None:
+        labels = None
+    moments = _training_moments(image_set, seed)
+    drawn = f"{binarize} binarisation" if binarize else "not binarised"
+    if binarize == "dynamic":
+        drawn += ", one draw for each image"
+    data = f"{image_set.name} {split} (baseline: {moments.count:,} of train), {drawn}"
+    shared = _Shared(data, seed)
+    return [
+        *_likelihood_records(
+            model, images, labels, num_samples, moments, shared, progress
+        ),
+        *_reconstruction_records(model, images, labels, moments, shared),
+        sampling_speed(model, seed=seed),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """What the baselines know of the training images, pixels in [0, 1].
+
+    Attributes:
+        mean: The mean image, float64 [height, width, channels].
+        variance: The variance around it, one number for all pixels.
+        count: How many images it was taken from.
+    """
+
+    mean: np.ndarray
+    variance: float
+    count: int
+
+
+class _Shared(NamedTuple):
+    """What all records of one evaluation have in common."""
+
+    data: str  # the beginning of the protocol
+    seed: int
+
+
+def _read(
+    image_set: ImageSet,
+    split: str,
+    binarize: Binarization,
+    seed: int,
+    limit: int | None,
+    shuffle: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The first images of a split, uint8 [n, h, w, c], and their labels."""
+    pipeline = image_set.pipeline(
+        split,
+        batch_size=_READ_BATCH_SIZE,
+        seed=seed,
+        binarize=binarize,
+        shuffle=shuffle,
+    )
+    count = min(limit or pipeline.num_rows, pipeline.num_rows)
+    dataset = pipeline.dataset().take(-(-count // _READ_BATCH_SIZE))
+    batches = list(dataset.as_numpy_iterator())
+    images = np.concatenate([batch["images"] for batch in batches])[:count]
+    if "labels" not in batches[0]:
+        return images, None
+    return images, np.concatenate([batch["labels"] for batch in batches])[:count]
+
+
+def _training_moments(image_set: ImageSet, seed: int) -> Moments:
+    pipeline = image_set.pipeline(
+        "train", batch_size=_READ_BATCH_SIZE, seed=seed, shuffle=True
+    )
+    steps = min(pipeline.steps_per_epoch, BASELINE_ROWS // _READ_BATCH_SIZE)
+    count, total, squares = 0, np.zeros(image_set.image_shape), 0.0
+    for batch in pipeline.dataset().take(steps).as_numpy_iterator():
+        images = batch["images"] / 255.0  # float64: sums of 60,000 rows stay exact
+        count += len(images)
+        total += images.sum(axis=0)
+        squares += np.square(images).sum()
+    mean = total / count
+    variance = squares / (count * mean.size) - np.square(mean).mean()
+    return Moments(mean, float(variance), count)
+
+
+# ---------------------------------------------------------------------------
+# Likelihood
+# ---------------------------------------------------------------------------
+
+
+def _likelihood_records(
+    model: Any,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    num_samples: int,
+    moments: Moments,
+    shared: _Shared,
+    progress: Callable[[int, int], None] | None,
+) -> list[Record]:
+    name, baseline = independent_pixels(model.likelihood, images, moments)
+    elbo = model.elbo(images, labels=labels, seed=shared.seed)
+    log_likelihood = model.log_likelihood(
+        images, num_samples, labels=labels, seed=shared.seed, progress=progress
+    )
+    what = f"{shared.data}, {model.likelihood} likelihood"
+    if model.likelihood == "bernoulli" and not np.isin(images, (0, 255)).all():
+        what += " of grey pixels (a cross-entropy, not a normalised likelihood)"
+    if labels is not None:
+        what += ", given the label"
+    return [
+        Record.of_mean(
+            elbo,
+            metric="elbo",
+            unit="nats/image",
+            protocol=f"{what}, one posterior sample for each image",
+            seed=shared.seed,
+            higher_is_better=True,
+            baseline=(name, baseline),
+        ),
+        Record.of_mean(
+            -log_likelihood,
+            metric=f"nll[is-{num_samples}]",
+            unit="nats/image",
+            protocol=f"{what}, importance sampling with {num_samples:,} posterior "
+            "samples for each image",
+            seed=shared.seed,
+            higher_is_better=False,
+            baseline=(name, -baseline),
+        ),
+    ]
+
+
+def independent_pixels(
+    likelihood: str, images: np.ndarray, moments: Moments
+) -> tuple[str, float]:
+    """Mean log-likelihood of images whose pixels know nothing of each other, in nats.
+
+    Args:
+        likelihood: "bernoulli": a probability for each pixel, the training mean with
+            one image of each colour added (Laplace's rule), so that none is 0 or 1.
+            "gaussian": the training mean and one variance for all pixels.
+            "discretized_logistic": all 256 levels alike.
+        images: uint8 [n, height, width, channels].
+        moments: Of the training images.
+
+    Returns:
+        What it is called, and the mean over the images.
+    """
+    if likelihood == "discretized_logistic":
+        return "uniform levels", -images[0].size * math.log(256.0)
+    values = images.mean(axis=0, dtype=np.float64) / 255.0  # linear in the images
+    if likelihood == "bernoulli":
+        count = moments.count
+        probability = (moments.mean * count + 1.0) / (count + 2.0)
+        pixels = values * np.log(probability) + (1 - values) * np.log1p(-probability)
+        return "independent pixels", float(pixels.sum())
+    errors = in_rows(
+        lambda rows: np.square(rows / 255.0 - moments.mean).sum(axis=(1, 2, 3)), images
+    )
+    constant = images[0].size * math.log(2.0 * math.pi * moments.variance)
+    return (
+        "independent pixels",
+        float(-0.5 * (constant + errors.mean() / moments.variance)),
+    )
+
+
+# ---------------------------------------------------------------------------
+# Reconstruction
+# ---------------------------------------------------------------------------
+
+
+def _reconstruction_records(
+    model: Any,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    moments: Moments,
+    shared: _Shared,
+) -> list[Record]:
+    measures = {"mse": mean_squared_error, "psnr": psnr, "ssim": ssim}
+    ours: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    trivial: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    for start in range(0, len(images), _READ_BATCH_SIZE):
+        rows = slice(start, start + _READ_BATCH_SIZE)
+        targets = images[rows] / np.float32(255.0)
+        made = model.reconstruct(images[rows], None if labels is None else labels[rows])
+        mean = np.broadcast_to(moments.mean.astype(np.float32), targets.shape)
+        for name, measure in measures.items():
+            ours[name].append(measure(made, targets))
+            trivial[name].append(measure(mean, targets))
+    window = ssim_window(images.shape[1:])
+    details = {
+        "mse": ("", "of pixels in [0, 1]", False),
+        "psnr": ("dB", "peak 1, mean of each image's", True),
+        "ssim": ("", f"{window}x{window} Gaussian window, sigma 1.5", True),
+    }
+    return [
+        Record.of_mean(
+            np.concatenate(ours[name]),
+            metric=f"reconstruction_{name}",
+            unit=unit,
+            protocol=f"{shared.data}, decoded posterior means, {detail}",
+            seed=shared.seed,
+            higher_is_better=higher_is_better,
+            baseline=(
+                "mean training image",
+                float(np.mean(np.concatenate(trivial[name]))),
+            ),
+        )
+        for name, (unit, detail, higher_is_better) in details.items()
+    ]

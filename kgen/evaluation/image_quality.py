@@ -1,0 +1,98 @@
+"""How close images are to others: one number for each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+SSIM_WINDOW = 11  # Pixels; with the sigma of 1.5, the window of the paper.
+_ROWS_AT_A_TIME = 512  # SSIM makes five images of each pair.
+
+
+def mean_squared_error(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Mean over pixels and channels of the squared difference.
+
+    Shapes:
+        images, targets: [n, height, width, channels], float in [0, 1] -> [n]
+    """
+    images, targets = _checked(images, targets)
+    return np.mean(np.square(images - targets), axis=(1, 2, 3))
+
+
+def psnr(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB, of a peak of 1; infinite for equal images.
+
+    Shapes:
+        images, targets: [n, height, width, channels], float in [0, 1] -> [n]
+    """
+    with np.errstate(divide="ignore"):
+        return -10.0 * np.log10(mean_squared_error(images, targets))
+
+
+def ssim(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Structural similarity: the mean over windows and channels, 1 for equal images.
+
+    Windows lie inside the image; `ssim_window` says how large they are.
+
+    Shapes:
+        images, targets: [n, height, width, channels], float in [0, 1] -> [n]
+
+    Reference:
+        Wang et al., 2004, Image Quality Assessment: From Error Visibility to
+        Structural Similarity.
+    """
+    images, targets = _checked(images, targets)
+    window = ssim_window(images.shape[1:])
+
+    def measure(some, others):
+        return tf.image.ssim(
+            tf.constant(some, tf.float32),
+            tf.constant(others, tf.float32),
+            max_val=1.0,
+            filter_size=window,
+            filter_sigma=1.5,
+        ).numpy()
+
+    return in_rows(measure, images, targets)
+
+
+def ssim_window(image_shape: tuple[int, ...]) -> int:
+    """Side of the SSIM window: 11, or the largest odd number that fits the image."""
+    side = min(SSIM_WINDOW, *image_shape[:2])
+    return side if side % 2 else side - 1
+
+
+def in_rows(
+    function: Callable[..., np.ndarray],
+    *arrays: np.ndarray,
+    rows: int = _ROWS_AT_A_TIME,
+) -> np.ndarray:
+    """Calls a function on some rows at a time, to bound the memory; joins the results.
+
+    Args:
+        function: Takes as many arrays, and returns one number for each row.
+        *arrays: Arrays of n rows, n at least 1.
+        rows: How many at a time.
+    """
+    starts = range(0, len(arrays[0]), rows)
+    return np.concatenate(
+        [function(*(array[i : i + rows] for array in arrays)) for i in starts]
+    )
+
+
+def _checked(images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both as float64, once it is sure that they are pairs of images."""
+    for name, array in (("images", images), ("targets", targets)):
+        if array.ndim != 4 or array.dtype.kind != "f":
+            raise ValueError(
+                f"`{name}` must be floats in [0, 1], [n, height, width, channels]. "
+                f"Received: {array.dtype} {array.shape}. Divide uint8 by 255."
+            )
+    if images.shape != targets.shape:
+        raise ValueError(
+            "`images` and `targets` must have the same shape. Received: "
+            f"{images.shape} and {targets.shape}"
+        )
+    return images.astype(np.float64), targets.astype(np.float64)

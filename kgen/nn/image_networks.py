@@ -1,0 +1,105 @@
+"""Encoders and decoders of images: functional models, sized from the image's shape.
+
+An encoder maps images in [0, 1] (and one-hot labels) to a vector; a decoder maps a
+vector (and labels) to one number for each pixel and channel. With labels, both take a
+list of two inputs.
+"""
+
+import math
+
+import keras
+from keras import layers
+
+from kgen.nn import blocks
+
+
+def mlp_encoder(image_shape, dim, num_classes, hidden_units, activation):
+    """Dense layers: images [b, h, w, c] -> [b, dim]."""
+    inputs, images, labels = make_inputs(image_shape, num_classes)
+    hidden = layers.Flatten()(2.0 * images - 1.0)
+    hidden = _with_labels(hidden, labels)
+    for units in hidden_units:
+        hidden = layers.Dense(units, activation=activation)(hidden)
+    return keras.Model(inputs, layers.Dense(dim)(hidden), name="encoder")
+
+
+def mlp_decoder(image_shape, dim, num_classes, hidden_units, activation):
+    """The encoder's mirror image: vectors [b, dim] -> [b, h, w, c]."""
+    inputs, vectors, labels = make_inputs((dim,), num_classes)
+    hidden = _with_labels(vectors, labels)
+    for units in reversed(hidden_units):
+        hidden = layers.Dense(units, activation=activation)(hidden)
+    outputs = layers.Dense(math.prod(image_shape))(hidden)
+    return keras.Model(inputs, layers.Reshape(image_shape)(outputs), name="decoder")
+
+
+def conv_encoder(image_shape, dim, num_classes, width, num_blocks, activation):
+    """Residual blocks on a coarse grid: images [b, h, w, c] -> [b, dim].
+
+    The image is cut into patches at once: convolutions on single pixels of few
+    channels cost most of the time and are the slowest kind there is.
+    """
+    patch, widths = _levels(image_shape, width)
+    inputs, images, labels = make_inputs(image_shape, num_classes)
+    hidden = blocks.space_to_depth(2.0 * images - 1.0, patch)
+    for level, level_width in enumerate(widths):
+        hidden = layers.Conv2D(
+            level_width, 3, strides=1 if level == 0 else 2, padding="same"
+        )(hidden)
+        for _ in range(num_blocks):
+            hidden = blocks.residual_block(hidden, activation)
+    hidden = layers.Flatten()(layers.Activation(activation)(hidden))
+    hidden = _with_labels(hidden, labels)
+    return keras.Model(inputs, layers.Dense(dim)(hidden), name="encoder")
+
+
+def conv_decoder(image_shape, dim, num_classes, width, num_blocks, activation):
+    """The encoder's mirror image: vectors [b, dim] -> [b, h, w, c]."""
+    patch, widths = _levels(image_shape, width)
+    height, image_width, channels = image_shape
+    scale = patch * 2 ** (len(widths) - 1)
+    grid = (height // scale, image_width // scale, widths[-1])
+    inputs, vectors, labels = make_inputs((dim,), num_classes)
+    hidden = layers.Dense(math.prod(grid))(_with_labels(vectors, labels))
+    hidden = layers.Reshape(grid)(hidden)
+    for level, _level_width in reversed(list(enumerate(widths))):
+        for _ in range(num_blocks):
+            hidden = blocks.residual_block(hidden, activation)
+        hidden = layers.Activation(activation)(hidden)
+        if level > 0:
+            hidden = layers.Conv2DTranspose(
+                widths[level - 1], 4, strides=2, padding="same"
+            )(hidden)
+    hidden = layers.Conv2D(channels * patch**2, 3, padding="same")(hidden)
+    return keras.Model(inputs, blocks.depth_to_space(hidden, patch), name="decoder")
+
+
+def suits_conv(image_shape) -> bool:
+    """Whether convolutions pay: 16 pixels and more, sides that can be halved."""
+    height, width, _ = image_shape
+    return min(height, width) >= 16 and height % 2 == 0 and width % 2 == 0
+
+
+def make_inputs(shape, num_classes):
+    """Returns what a network takes, and it again as values and one-hot labels."""
+    values = keras.Input(shape)
+    if num_classes is None:
+        return values, values, None
+    labels = keras.Input((num_classes,))
+    return [values, labels], values, labels
+
+
+def _with_labels(values, labels):
+    return values if labels is None else layers.Concatenate()([values, labels])
+
+
+def _levels(image_shape, width):
+    """Patch size, and the width of each level: halvings until the grid is 8 or less."""
+    height, image_width, _ = image_shape
+    patch = next(p for p in (4, 2, 1) if height % p == 0 and image_width % p == 0)
+    grid, widths = math.gcd(height // patch, image_width // patch), [width]
+    size = max(height, image_width) // patch
+    while size > 8 and grid % 2 == 0:
+        size, grid = size // 2, grid // 2
+        widths.append(2 * widths[-1])
+    return patch, widths

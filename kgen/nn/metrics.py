@@ -1,0 +1,38 @@
+"""Keras metrics that several models log."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class ActiveUnits(keras.metrics.Metric):
+    """Counts the latent dimensions the encoder uses.
+
+    A dimension is active if the variance of its posterior mean over the data exceeds
+    0.01 (Burda et al., 2016, section 5.1).
+    """
+
+    def __init__(self, latent_dim: int, name: str = "active_units", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.latent_dim = latent_dim
+        self.count = self.add_variable((), "zeros", name="count")
+        self.total = self.add_variable((latent_dim,), "zeros", name="total")
+        self.squares = self.add_variable((latent_dim,), "zeros", name="squares")
+
+    def update_state(self, means: tf.Tensor, sample_weight: Any = None) -> None:
+        """Takes the posterior means of a batch: [batch, latent_dim]."""
+        self.count.assign_add(tf.cast(tf.shape(means)[0], tf.float32))
+        self.total.assign_add(tf.reduce_sum(means, axis=0))
+        self.squares.assign_add(tf.reduce_sum(tf.square(means), axis=0))
+
+    def result(self) -> tf.Tensor:
+        """The number of active dimensions, float32."""
+        mean = tf.math.divide_no_nan(self.total.value, self.count.value)
+        mean_square = tf.math.divide_no_nan(self.squares.value, self.count.value)
+        return tf.reduce_sum(tf.cast(mean_square - tf.square(mean) > 0.01, tf.float32))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return super().get_config() | {"latent_dim": self.latent_dim}

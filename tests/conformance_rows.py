@@ -1,0 +1,146 @@
+"""The models of the conformance suite, one row each: what it is, and what it can do.
+
+A new model adds its row here and nothing else to the suite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kgen import data, evaluation
+from kgen.models import VAE, GenerativeModel
+
+BATCH_SIZE = 16
+SEEDS = np.array([0, 1, 2, 2**40 + 3, -5, 63, 7, 8], np.int64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model.
+
+    Attributes:
+        name: Its column in the table.
+        make: Makes a tiny one; takes `dtype`.
+        make_rows: Makes the training data: a dict of arrays of n rows.
+        evaluate: Measures a model on arrays like these: a list of records.
+        conditions: Which of these arrays `generate` takes besides the seeds.
+        optimizers: The arguments of `compile` that take an optimizer each.
+        options: Further arguments of `compile`.
+        learning_rate: For plain SGD.
+    """
+
+    name: str
+    make: Callable[..., GenerativeModel]
+    make_rows: Callable[[int], dict[str, np.ndarray]]
+    evaluate: Callable[
+        [GenerativeModel, dict[str, np.ndarray]], list[evaluation.Record]
+    ]
+    conditions: tuple[str, ...] = ()
+    optimizers: tuple[str, ...] = ("optimizer",)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    learning_rate: float = 1e-3
+
+    def model(
+        self,
+        optimizer: Callable[[], keras.optimizers.Optimizer] | None = None,
+        dtype: str = "float32",
+        **options: Any,
+    ) -> GenerativeModel:
+        """A compiled model, with the same weights every time; by default for SGD."""
+        keras.utils.set_random_seed(1)
+        model = self.make(dtype=dtype)
+        make_optimizer = optimizer or self._sgd
+        optimizers = {name: make_optimizer() for name in self.optimizers}
+        model.compile(**optimizers, **self.options, **options, seed=3)
+        return model
+
+    def pipeline(self, num_rows: int, **options: Any) -> data.Pipeline:
+        """Batches of the training data."""
+        arrays = self.make_rows(num_rows)
+
+        def read(rows, noise):
+            return {name: tf.gather(array, rows) for name, array in arrays.items()}
+
+        return data.Pipeline(num_rows, read, batch_size=BATCH_SIZE, seed=5, **options)
+
+    def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
+        """What these of the eight rows generate."""
+        arrays, rows = self.make_rows(len(SEEDS)), list(rows)
+        conditions = {name: arrays[name][rows] for name in self.conditions}
+        return model.generate(SEEDS[rows], **conditions)
+
+    def _sgd(self) -> keras.optimizers.Optimizer:
+        return keras.optimizers.SGD(self.learning_rate)
+
+
+def labelled_images(image_shape, num_classes=None):
+    """Returns a function that makes noisy stripes, placed by their class."""
+
+    def make_rows(num_rows):
+        rng = np.random.default_rng(0)
+        labels = np.arange(num_rows) % (num_classes or 3)
+        columns = np.arange(image_shape[1])[None, None, :, None]
+        stripes = (columns + labels[:, None, None, None]) % 3 == 0
+        images = 20.0 + 150.0 * stripes + 60.0 * rng.random((num_rows, *image_shape))
+        values = {"images": images.astype(np.uint8)}
+        if num_classes is not None:
+            values["labels"] = labels.astype(np.int32)
+        return values
+
+    return make_rows
+
+
+def evaluate_autoencoder(model, arrays):
+    """The likelihood with few samples, and all else, on a tenth of the arrays."""
+    image_set = data.open_images(arrays)
+    return evaluation.evaluate_autoencoder(model, image_set, num_samples=10)
+
+
+ROWS = [
+    Row(
+        name="VAE: mlp",
+        make=functools.partial(
+            VAE, image_shape=(8, 8, 1), latent_dim=4, hidden_units=(16,)
+        ),
+        make_rows=labelled_images((8, 8, 1)),
+        evaluate=evaluate_autoencoder,
+    ),
+    Row(
+        name="VAE: conv, classes, IWAE, flow prior",
+        make=functools.partial(
+            VAE,
+            image_shape=(16, 16, 1),
+            network="conv",
+            width=4,
+            latent_dim=4,
+            num_classes=3,
+            num_importance_samples=2,
+            prior="flow",
+        ),
+        make_rows=labelled_images((16, 16, 1), 3),
+        evaluate=evaluate_autoencoder,
+        conditions=("labels",),
+    ),
+    Row(
+        name="VAE: mlp, RGB, free bits, warm-up, clipping",
+        make=functools.partial(
+            VAE,
+            image_shape=(8, 8, 3),
+            latent_dim=3,
+            hidden_units=(8,),
+            likelihood="discretized_logistic",
+            free_bits=0.1,
+            kl_warmup_steps=10,
+        ),
+        make_rows=labelled_images((8, 8, 3)),
+        evaluate=evaluate_autoencoder,
+        options={"gradient_clip_norm": 10.0},
+    ),
+]

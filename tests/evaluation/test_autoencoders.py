@@ -1,0 +1,224 @@
+"""The evaluation of autoencoders: baselines by hand, and every record in its place."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import kgen.data
+from kgen.evaluation import autoencoders, evaluate_autoencoder, sampling_speed, speed
+from kgen.evaluation.autoencoders import Moments, independent_pixels
+from kgen.models import VAE
+
+
+def two_pixel_images(*rows):
+    return np.array(rows, np.uint8).reshape(-1, 1, 2, 1)
+
+
+# -- baselines ----------------------------------------------------------------
+
+
+def test_independent_bernoulli_pixels_by_hand():
+    # Two training images with mean (1/2, 0). One more of each colour makes the
+    # probabilities (1 + 1) / 4 = 1/2 and (0 + 1) / 4 = 1/4.
+    moments = Moments(np.array([[[0.5], [0.0]]]), variance=1.0, count=2)
+    images = two_pixel_images((255, 0), (0, 255))
+    _, value = independent_pixels("bernoulli", images, moments)
+    first = math.log(1 / 2) + math.log(3 / 4)
+    second = math.log(1 / 2) + math.log(1 / 4)
+    assert value == pytest.approx((first + second) / 2)
+
+
+def test_independent_gaussian_pixels_are_scipys():
+    moments = Moments(np.array([[[0.25], [0.5]]]), variance=0.04, count=2)
+    images = two_pixel_images((255, 0), (51, 102), (0, 0))
+    _, value = independent_pixels("gaussian", images, moments)
+    pixels = stats.norm(np.array([0.25, 0.5]), 0.2).logpdf(images[:, 0, :, 0] / 255)
+    assert value == pytest.approx(pixels.sum(axis=1).mean())
+
+
+def test_uniform_levels_cost_eight_bits_a_pixel():
+    moments = Moments(np.zeros([1, 2, 1]), variance=1.0, count=2)
+    images = two_pixel_images((3, 4))
+    _, value = independent_pixels("discretized_logistic", images, moments)
+    assert value == pytest.approx(-2 * 8 * math.log(2))
+
+
+def test_training_moments_are_those_of_the_training_split():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (700, 2, 3, 1), np.uint8)
+    image_set = kgen.data.open_images({"x_train": images, "x_test": images[:9]})
+    train = np.concatenate(
+        [
+            batch["images"].numpy() / 255.0
+            for batch in image_set.pipeline("train", batch_size=100).dataset()
+        ]
+    )
+    moments = autoencoders._training_moments(image_set, seed=0)
+    assert moments.count == len(train) == 630
+    np.testing.assert_allclose(moments.mean, train.mean(axis=0))
+    assert moments.variance == pytest.approx(train.var(axis=0).mean())
+
+
+# -- the records --------------------------------------------------------------
+
+
+class KnownModel:
+    """Stands for a model: its bound is the sum of the image, in steps of 255."""
+
+    image_shape = (1, 2, 1)
+    likelihood = "bernoulli"
+    num_classes = 3
+
+    def __init__(self):
+        self.calls = []
+
+    def elbo(self, images, labels=None, seed=0):
+        return self.log_likelihood(images, 1, labels=labels, seed=seed) - 1.0
+
+    def log_likelihood(self, images, num_samples, *, labels, seed, progress=None):
+        self.calls.append((len(images), num_samples, list(labels), seed))
+        if progress:
+            progress(len(images), len(images))
+        return -images.astype(np.float32).sum(axis=(1, 2, 3)) / 255
+
+    def reconstruct(self, images, labels=None):
+        return np.full(images.shape, 0.5, np.float32)
+
+    def generate(self, seeds, labels=None):
+        return np.zeros([len(seeds), 1, 2, 1], np.float32)
+
+
+@pytest.fixture
+def known_set():
+    train = two_pixel_images((0, 0), (255, 0), (0, 0), (255, 0), (0, 0), (255, 0))
+    test = two_pixel_images((255, 255), (0, 255), (0, 0))
+    return kgen.data.open_images(
+        {
+            "x_train": train,
+            "y_train": np.array([0, 1, 2, 0, 1, 2]),
+            "x_validation": train,
+            "y_validation": np.array([0, 1, 2, 0, 1, 2]),
+            "x_test": test,
+            "y_test": np.array([2, 1, 0]),
+        }
+    )
+
+
+def test_records_by_hand(known_set):
+    model, seen = KnownModel(), []
+    records = evaluate_autoencoder(
+        model,
+        known_set,
+        num_samples=7,
+        seed=5,
+        limit=2,
+        progress=lambda *n: seen.append(n),
+    )
+    found = {record.metric: record for record in records}
+    assert list(found) == [
+        "elbo",
+        "nll[is-7]",
+        "reconstruction_mse",
+        "reconstruction_psnr",
+        "reconstruction_ssim",
+        "sampling_speed",
+    ]
+    # The images of the first two rows sum to 2 and 1.
+    assert found["nll[is-7]"].value == 1.5
+    assert found["elbo"].value == -2.5
+    assert found["reconstruction_mse"].value == 0.25
+    assert found["reconstruction_psnr"].value == pytest.approx(20 * math.log10(2))
+    # Mean training image (1/2, 0): squared errors (1/4 + 1) / 2 for both rows.
+    assert found["reconstruction_mse"].baseline[1] == pytest.approx(0.625)
+    # Probabilities (3 + 1) / 8 and (0 + 1) / 8.
+    nll = -(2 * math.log(1 / 2) + 2 * math.log(1 / 8)) / 2
+    assert found["nll[is-7]"].baseline[1] == pytest.approx(nll)
+    assert found["elbo"].baseline[1] == pytest.approx(-nll)
+    assert model.calls == [(2, 1, [2, 1], 5), (2, 7, [2, 1], 5)]
+    assert seen == [(2, 2)]
+    assert all(record.n == 2 for record in records[:5])
+    assert all(record.seed == 5 for record in records)
+
+
+def test_protocol_says_what_was_measured(known_set):
+    records = evaluate_autoencoder(KnownModel(), known_set, binarize="static")
+    nll = records[1]
+    assert nll.metric == "nll[is-5000]"
+    for part in ("test", "6 of train", "static", "5,000", "bernoulli", "the label"):
+        assert part in nll.protocol
+    assert "1x1 Gaussian window" in records[4].protocol
+
+
+def test_grey_pixels_under_bernoulli_are_named(known_set):
+    grey = two_pixel_images((255, 7), (0, 255), (0, 0))
+    rows = {"x_train": grey, "x_validation": grey, "x_test": grey}
+    model = KnownModel()
+    model.num_classes = 2
+    grey_set = kgen.data.open_images(
+        rows | {name.replace("x", "y"): np.array([0, 1, 1]) for name in rows}
+    )
+    records = evaluate_autoencoder(model, grey_set)
+    assert "not a normalised likelihood" in records[0].protocol
+    assert "not a normalised likelihood" not in (
+        evaluate_autoencoder(KnownModel(), known_set)[0].protocol
+    )
+
+
+def test_wrong_arguments_are_refused(known_set):
+    with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
+        evaluate_autoencoder(KnownModel(), known_set, num_samples=0)
+    with pytest.raises(ValueError, match="`limit` must be at least 1"):
+        evaluate_autoencoder(KnownModel(), known_set, limit=0)
+    with pytest.raises(ValueError, match="one shape.*8, 8, 1"):
+        evaluate_autoencoder(KnownModel(), kgen.data.open_images("digits"))
+
+
+def test_a_real_model_gives_the_same_records_every_time():
+    model = VAE(image_shape=(8, 8, 1), latent_dim=2, hidden_units=(4,))
+    digits = kgen.data.open_images("digits")
+
+    def measure():
+        records = evaluate_autoencoder(
+            model, digits, binarize="dynamic", num_samples=10, limit=20
+        )
+        return records[:5]
+
+    records = measure()
+    assert records == measure()
+    for record in records:
+        low, high = record.interval
+        assert low < record.value < high
+        assert math.isfinite(record.baseline[1])
+    elbo, nll = records[:2]
+    # One posterior sample bounds less tightly than ten.
+    assert elbo.value < -nll.value
+    # Untrained, with all pixels near 1/2: between knowing nothing and knowing the mean.
+    assert 64 * math.log(2) * 0.8 < nll.value < 64 * math.log(2) * 1.2
+    assert nll.baseline[1] < nll.value
+
+
+# -- speed --------------------------------------------------------------------
+
+
+def test_sampling_speed_counts_calls_and_seconds(monkeypatch):
+    now = [0.0]
+    # The warm-up is slow; then calls take 1/16 s, and one run is slower than others.
+    costs = iter([3.0] + [1 / 16] * 9 + [1 / 8] * 4 + [1 / 16] * 8)
+
+    class SlowModel:
+        num_classes = 3
+
+        def generate(self, seeds, labels):
+            assert list(labels) == [seed % 3 for seed in seeds]
+            now[0] += next(costs)
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    record = sampling_speed(SlowModel(), batch_size=8, seed=4)
+    # 0.2 s are 4 calls of 1/16 s: 32 images in a run, 160 in five.
+    assert record.value == 8 * 16
+    assert record.interval == (8 * 8, 8 * 16)
+    assert record.n == 160
+    assert "32 images each" in record.protocol
+    assert next(costs, None) is None

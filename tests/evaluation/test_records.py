@@ -1,0 +1,127 @@
+"""Records: intervals that cover, files that come back, tables that say it all."""
+
+import dataclasses
+import json
+import math
+import os
+import resource
+
+import numpy as np
+import pytest
+
+from kgen.evaluation import (
+    Record,
+    bootstrap_interval,
+    read_records,
+    table,
+    write_records,
+)
+
+NLL = Record(
+    metric="nll[is-5000]",
+    value=85.25,
+    unit="nats/image",
+    protocol="made up",
+    n=10_000,
+    seed=0,
+    higher_is_better=False,
+    interval=(84.5, 86.0),
+    baseline=("independent pixels", 206.75),
+)
+SPEED = Record(
+    metric="sampling_speed",
+    value=12_345.6,
+    unit="images/s",
+    protocol="made up, too",
+    n=5,
+    higher_is_better=True,
+)
+
+
+def test_bootstrap_covers_a_known_mean_as_often_as_it_says():
+    # 300 samples of 60 from N(3, 2^2). The percentile interval of a normal mean covers
+    # a little less than its 95 %: about 94 % at n = 60. The standard deviation of the
+    # observed share is sqrt(.94 * .06 / 300) = 1.4 %; the bounds are 3 of them away.
+    rng = np.random.default_rng(1)
+    hits = 0
+    for seed in range(300):
+        values = rng.normal(3.0, 2.0, 60)
+        low, high = bootstrap_interval(values, seed=seed, num_resamples=200)
+        hits += low < 3.0 < high
+    assert 0.90 < hits / 300 < 0.98
+
+
+def test_bootstrap_width_is_that_of_the_standard_error():
+    values = np.random.default_rng(2).normal(0.0, 1.0, 2000)
+    low, high = bootstrap_interval(values)
+    standard_error = values.std() / math.sqrt(2000)
+    assert (high - low) == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
+    assert low < values.mean() < high
+
+
+def test_bootstrap_repeats_for_a_seed_and_knows_nothing_of_one_row():
+    values = np.arange(10.0)
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+    assert bootstrap_interval(np.array([7.0])) == (7.0, 7.0)
+    with pytest.raises(ValueError, match=r"at least one. Received: shape=\(0,\)"):
+        bootstrap_interval(np.array([]))
+
+
+def test_record_of_a_mean_states_n_and_what_the_interval_is():
+    record = Record.of_mean(
+        np.array([1.0, 2.0, 6.0], np.float32),
+        metric="made_up",
+        unit="dB",
+        protocol="three rows",
+        seed=0,
+        higher_is_better=True,
+    )
+    assert (record.value, record.n) == (3.0, 3)
+    assert record.interval[0] < 3.0 < record.interval[1]
+    assert "three rows; mean; 95 % bootstrap" in record.protocol
+
+
+def test_records_come_back_from_json_as_they_were(tmp_path):
+    endless = dataclasses.replace(SPEED, value=math.inf, interval=(1.5, math.inf))
+    records = [NLL, SPEED, endless]
+    write_records(tmp_path / "metrics.json", records)
+    assert read_records(tmp_path / "metrics.json") == records
+
+
+def test_json_has_no_numbers_that_json_does_not_have(tmp_path):
+    def refuse(name):
+        raise AssertionError(name)
+
+    write_records(tmp_path / "metrics.json", [dataclasses.replace(NLL, value=math.nan)])
+    text = (tmp_path / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=refuse)[0]["value"] == "nan"
+
+
+def test_a_full_disk_leaves_the_old_records(tmp_path):
+    path = tmp_path / "metrics.json"
+    write_records(path, [SPEED])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError):
+            write_records(path, [NLL, NLL])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_records(path) == [SPEED]
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_table_shows_every_part_of_a_record():
+    text = table([NLL, SPEED])
+    row = next(line for line in text.splitlines() if line.startswith(" nll"))
+    assert (
+        row.split()
+        == (
+            "nll[is-5000] down 85.25 84.5 to 86 nats/image 10,000 "
+            "206.8 (independent pixels)"
+        ).split()
+    )
+    assert "12,346" in text
+    assert "sampling_speed: made up, too" in text
+    assert max(map(len, text.splitlines())) < 130

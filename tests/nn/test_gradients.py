@@ -1,0 +1,192 @@
+"""minimize: the same step on one device and two, in float32 and float16.
+
+All checks take one step of SGD, from weight 1, on the mean of (weight * row)^2 over
+the rows 1, 2, 3, 4. By hand: the loss is 7.5 weight^2, since (1 + 4 + 9 + 16) / 4 =
+7.5, its gradient at 1 is 15, and at rate 0.1 the weight becomes 1 - 1.5 = -0.5. Clipped
+to a norm of 3 it becomes 1 - 0.3 = 0.7.
+
+On two replicas with two rows each the local losses are 2.5 and 12.5 weight^2, with
+gradients of 5 and 25: summed 30, one too small and one too large by themselves.
+Float16 runs with rows / 8 and rate 6.4: the gradient is 15 / 64 and the step the same.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kgen.nn import gradients
+
+ROWS = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+
+
+def step(optimizer, rows=ROWS, transform=None, dtype="float32"):
+    """One step from weight 1; returns the weight and what `minimize` returned."""
+    weight = keras.Variable(1.0)
+    optimizer.build([weight])
+
+    def compute_loss():
+        outputs = tf.cast(weight.value, dtype) * tf.cast(rows, dtype)
+        return tf.reduce_mean(tf.cast(outputs, tf.float32) ** 2), {"outputs": outputs}
+
+    outputs = gradients.minimize(compute_loss, [weight], optimizer, transform)
+    return float(weight.value), outputs
+
+
+def loss_scaled_sgd(rate, initial_scale=1024.0):
+    return keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(rate), initial_scale=initial_scale
+    )
+
+
+class Recorder:
+    """A transform that keeps what it is shown and changes nothing."""
+
+    def __call__(self, values):
+        self.seen = [float(value) for value in values]
+        return values
+
+
+# -- one device ---------------------------------------------------------------
+
+
+def test_one_step_by_hand():
+    weight, outputs = step(keras.optimizers.SGD(0.1))
+    np.testing.assert_allclose(weight, -0.5, rtol=1e-6)
+    np.testing.assert_array_equal(outputs["outputs"], ROWS)
+
+
+def test_a_transform_sees_and_replaces_the_gradient():
+    recorder = Recorder()
+    step(keras.optimizers.SGD(0.1), transform=recorder)
+    np.testing.assert_allclose(recorder.seen, [15], rtol=1e-6)
+    weight, _ = step(
+        keras.optimizers.SGD(0.1), transform=lambda values: [values[0] * 2]
+    )
+    np.testing.assert_allclose(weight, 1 - 3, rtol=1e-6)
+
+
+def test_a_step_in_float16_equals_one_in_float32():
+    """Without a loss scale in the tape the step would be 1024 times too small."""
+    optimizer = loss_scaled_sgd(6.4)
+    weight, _ = step(optimizer, ROWS / 8, dtype="float16")
+    np.testing.assert_allclose(weight, -0.5, rtol=1e-3)
+
+
+def test_small_gradients_survive_float16():
+    """The rows are 2^-12 times 1 ... 4, and outputs' gradients 2^-13 times them.
+
+    The products, 2^-25 times 1, 4, 9 and 16, are below float16's smallest number of
+    2^-24 or round to few digits; with a scale of 2^15 they are exact.
+    """
+    rows = ROWS / 2**12
+    weight, _ = step(loss_scaled_sgd(0.1 * 2**24, 2.0**15), rows, dtype="float16")
+    np.testing.assert_allclose(weight, -0.5, rtol=1e-3)
+
+
+def test_a_transform_sees_the_unscaled_gradient():
+    recorder = Recorder()
+    weight, _ = step(loss_scaled_sgd(6.4), ROWS / 8, recorder, "float16")
+    np.testing.assert_allclose(recorder.seen, [15 / 64], rtol=1e-3)
+    np.testing.assert_allclose(weight, -0.5, rtol=1e-3)
+
+
+def test_an_overflow_takes_no_step_and_halves_the_scale():
+    """2 * 400 * 400 * 1024 / 4 = 8e7 is past float16's largest number of 65,504."""
+    for transform in (None, gradients.clip_by_global_norm(1.0)):
+        optimizer = loss_scaled_sgd(0.1)
+        weight, _ = step(optimizer, ROWS * 100, transform, "float16")
+        assert weight == 1
+        assert float(optimizer.dynamic_scale.value) == 512
+
+
+def test_an_optimizer_may_clip_on_one_device():
+    weight, _ = step(keras.optimizers.SGD(0.1, global_clipnorm=3.0))
+    np.testing.assert_allclose(weight, 0.7, rtol=1e-6)
+
+
+def test_clipping_by_the_global_norm_by_hand():
+    """The norm of (3, 0; 4) is 5: to reach 2.5 all are halved; 10 is not exceeded."""
+    values = [tf.constant([3.0, 0.0]), tf.constant(4.0)]
+    clipped = gradients.clip_by_global_norm(2.5)(values)
+    np.testing.assert_allclose(clipped[0], [1.5, 0])
+    np.testing.assert_allclose(clipped[1], 2)
+    untouched = gradients.clip_by_global_norm(10.0)(values)
+    np.testing.assert_allclose(untouched[0], [3, 0])
+    np.testing.assert_allclose(untouched[1], 4)
+
+
+def test_a_step_compiles_under_xla():
+    weight = keras.Variable(1.0)
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build([weight])
+
+    @tf.function(jit_compile=True)
+    def compiled():
+        gradients.minimize(
+            lambda: (tf.reduce_mean((weight.value * ROWS) ** 2), None),
+            [weight],
+            optimizer,
+            gradients.clip_by_global_norm(3.0),
+        )
+
+    compiled()
+    np.testing.assert_allclose(float(weight.value), 0.7, rtol=1e-6)
+
+
+# -- two replicas -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_replicas():
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("two_replicas.py"))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("plain", -0.5),
+        ("clipped", 0.7),
+        ("float16", -0.5),
+        ("float16 clipped", 0.7),
+    ],
+)
+def test_two_replicas_take_the_step_of_one(two_replicas, case, expected):
+    """Clipping each part to 3 would leave 2.5 + 3; a summed loss would take 30."""
+    np.testing.assert_allclose(two_replicas[case], [expected] * 2, rtol=1e-3)
+
+
+def test_a_transform_sees_the_gradient_of_the_whole_batch(two_replicas):
+    np.testing.assert_allclose(two_replicas["seen"], [15, 15], rtol=1e-6)
+    np.testing.assert_allclose(
+        two_replicas["seen in float16"], [15 / 64] * 2, rtol=1e-3
+    )
+
+
+def test_an_overflow_on_one_replica_takes_no_step_on_any(two_replicas):
+    assert two_replicas["overflow"] == {"weights": [1, 1], "scales": [512, 512]}
+
+
+@pytest.mark.parametrize("name", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_an_optimizer_that_clips_is_refused_on_two_replicas(two_replicas, name):
+    message = two_replicas["refused"][name]
+    assert f"Received: {name}=1.0 with 2 replicas" in message
+    assert "gradient_clip_norm=" in message
+
+
+def test_noise_is_keyed_by_the_place_in_the_global_batch(two_replicas):
+    keys = two_replicas["noise keys"]
+    assert sum(keys["two"], []) == keys["one"]
+    assert len(set(keys["one"])) == 4

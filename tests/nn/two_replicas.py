@@ -1,0 +1,141 @@
+"""What `test_gradients.py` runs in a process of its own: two logical CPU devices.
+
+Devices must be made before TensorFlow starts. Prints one JSON object of results.
+"""
+
+import json
+
+import numpy as np
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+import keras  # noqa: E402
+
+from kgen.models.base import GenerativeModel  # noqa: E402
+from kgen.nn import gradients, random  # noqa: E402
+
+# The loss is the mean of (weight * row)^2 over [1, 2 | 3, 4]: see test_gradients.py.
+ROWS = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def deal(values):
+    """Gives each replica its row of an array."""
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(values[context.replica_id_in_sync_group])
+    )
+
+
+def step(optimizer, rows=ROWS, transform=None, dtype="float32"):
+    """One step from weight 1: the weight on each replica, afterwards."""
+    with strategy.scope():
+        weight = keras.Variable(1.0)
+        optimizer.build([weight])
+
+    def replica_step(rows):
+        def compute_loss():
+            outputs = tf.cast(weight.value, dtype) * tf.cast(rows, dtype)
+            return tf.reduce_mean(tf.cast(outputs, tf.float32) ** 2), None
+
+        gradients.minimize(compute_loss, [weight], optimizer, transform)
+
+    tf.function(strategy.run)(replica_step, args=(deal(rows),))
+    return copies(weight.value)
+
+
+def copies(variable):
+    """A variable's value on each replica."""
+    return [float(copy) for copy in strategy.experimental_local_results(variable)]
+
+
+def sgd(**options):
+    with strategy.scope():
+        return keras.optimizers.SGD(0.1, **options)
+
+
+def loss_scaled_sgd(rate):
+    with strategy.scope():
+        return keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(rate), initial_scale=1024.0
+        )
+
+
+def seen_by(optimizer, **options):
+    """The gradients that a transform is shown, one of each replica."""
+    with strategy.scope():
+        seen = tf.Variable(
+            0.0,
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+
+    def transform(values):
+        seen.assign(values[0])
+        return values
+
+    step(optimizer, transform=transform, **options)
+    return copies(seen)
+
+
+def refusal(optimizer):
+    try:
+        step(optimizer)
+    except ValueError as error:
+        return str(error)
+    return "taken"
+
+
+def overflow():
+    optimizer = loss_scaled_sgd(0.1)
+    # On the second replica alone: 2 * 300 * 300 * 1024 / 4 is past float16's 65,504.
+    weights = step(optimizer, ROWS * [[1e-3], [100]], dtype="float16")
+    return {"weights": weights, "scales": copies(optimizer.dynamic_scale.value)}
+
+
+def noise_keys():
+    """Keys of a model's noise: two rows on each replica, and all four on one."""
+    with strategy.scope():
+        model = GenerativeModel()
+
+    def replica_keys(rows):
+        return model.noise_keys(tf.shape(rows)[0], random.STREAM_TRAIN)
+
+    keys = strategy.run(replica_keys, args=(deal(ROWS),))
+    return {
+        "two": [k.numpy().tolist() for k in strategy.experimental_local_results(keys)],
+        "one": GenerativeModel().noise_keys(4, random.STREAM_TRAIN).numpy().tolist(),
+    }
+
+
+def main():
+    clip = gradients.clip_by_global_norm(3.0)
+    small = ROWS / 8
+    results = {
+        "plain": step(sgd()),
+        "clipped": step(sgd(), transform=clip),
+        "float16": step(loss_scaled_sgd(6.4), small, dtype="float16"),
+        "float16 clipped": step(
+            loss_scaled_sgd(6.4),
+            small,
+            dtype="float16",
+            transform=gradients.clip_by_global_norm(3.0 / 64),
+        ),
+        "overflow": overflow(),
+        "seen": seen_by(sgd()),
+        "seen in float16": seen_by(loss_scaled_sgd(6.4), rows=small, dtype="float16"),
+        "refused": {
+            name: refusal(sgd(**{name: 1.0}))
+            for name in ("clipnorm", "clipvalue", "global_clipnorm")
+        },
+        "noise keys": noise_keys(),
+    }
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Every check of the conformance suite, on every model; and that the checks can fail."""
+
+import re
+
+import numpy as np
+import pytest
+from conformance import CHECKS, TABLE, largest_difference, rows_stand_alone, within
+from conformance_processes import Shared, run_processes
+from conformance_rows import ROWS
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    return Shared(tmp_path_factory.mktemp("conformance"))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_promise(check, row, shared):
+    check.function(row, shared)
+
+
+def test_the_table_in_the_docs_has_these_lines_and_columns():
+    lines = [re.split(r" *\| *", line)[1:-1] for line in TABLE.read_text().splitlines()]
+    header, _, *body = [line for line in lines if line]
+    assert header[2:] == [row.name for row in ROWS]
+    assert [line[:2] for line in body] == [[c.promise, c.claim] for c in CHECKS]
+    assert "**fails**" not in TABLE.read_text()
+
+
+def test_a_difference_that_is_not_finite_is_above_every_limit():
+    with pytest.raises(AssertionError, match="inf, allowed is 1"):
+        within("x", largest_difference([np.array([1.0, np.nan])], [np.ones(2)]), 1.0)
+
+
+def test_a_model_whose_rows_depend_on_their_batch_fails():
+    class Mixing:
+        conditions = ()
+
+        def generate(self, model, rows):
+            values = np.array(rows, np.float32)
+            return values[:, None] + 1e-3 * len(values)
+
+    class NothingTrained:
+        def trained(self, row):
+            return None
+
+    with pytest.raises(AssertionError, match="rows: 0.0"):
+        rows_stand_alone(Mixing(), NothingTrained())
+
+
+def test_a_process_that_fails_stops_the_others(tmp_path):
+    with pytest.raises(AssertionError, match="KeyError: 'no such task'"):
+        run_processes(["no such task", str(tmp_path)], [{}])

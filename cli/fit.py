@@ -124,8 +124,8 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
         except (ValueError, TypeError) as error:
             raise click.UsageError(describe(error)) from error
 
-        load_tensorflow()
         try:
+            load_tensorflow()
             result = recipe.run(
                 resume=resume, overwrite=overwrite, dry_run=dry_run, report=click.echo
             )

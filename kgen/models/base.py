@@ -31,7 +31,8 @@ class Signature:
         layers: The Keras layers the function uses: all that an export holds.
         example: Makes valid inputs of n rows, for the exporter's proof.
         runtimes: Where it exists.
-        tolerance: Largest absolute difference from Keras that an export may show.
+        tolerance: Largest difference from Keras that an export may show: absolute for
+            values up to 1, relative for larger ones.
     """
 
     name: str

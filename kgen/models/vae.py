@@ -492,13 +492,21 @@ class VAE(GenerativeModel):
             return {"latents": self._posterior(*self._images_and_labels(batch))[0]}
 
         def reconstruct(images, labels=None):
-            return decode(encode(images, labels)["latents"], labels)
+            # Not `images`: an ONNX graph has one namespace for inputs and outputs.
+            output = decode(encode(images, labels)["latents"], labels)
+            return {"reconstructions": output["images"]}
 
         rows = [
             ("generate", generate, seeds | labels, to_image, decoder + prior),
             ("encode", encode, images, to_latent, encoder),
             ("decode", decode, latents | labels, to_image, decoder),
-            ("reconstruct", reconstruct, images, to_image, encoder + decoder),
+            (
+                "reconstruct",
+                reconstruct,
+                images,
+                {"reconstructions": "image"},
+                encoder + decoder,
+            ),
         ]
         return [
             Signature(*row, example=functools.partial(self._example, tuple(row[2])))

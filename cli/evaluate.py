@@ -1,5 +1,6 @@
 """`kgen evaluate RUN`: measures a trained model."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -33,15 +34,29 @@ from .startup import load_tensorflow
 def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
     """Measure RUN on held-out data and write its metrics.json."""
     load_tensorflow()
+    import rich.console
+    import rich.progress
+
     import kgen
     from kgen.evaluation import table, write_records
     from kgen.recipes import recipe_of_run
 
     recipe = recipe_of_run(run)
     model = kgen.load(run)
-    records = recipe.evaluate(
-        model, recipe.open_data(), split=split, num_samples=num_samples, limit=limit
-    )
+    with rich.progress.Progress(
+        console=rich.console.Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        task = bar.add_task("likelihood", total=None)
+        records = recipe.evaluate(
+            model,
+            recipe.open_data(),
+            split=split,
+            num_samples=num_samples,
+            limit=limit,
+            progress=lambda done, all: bar.update(task, completed=done, total=all),
+        )
     path = run / "metrics.json"
     write_records(path, records)
     click.echo(table(records))

@@ -28,7 +28,7 @@ from kgen.data.pipeline import (
     Batch,
     Noise,
     Pipeline,
-    draw_key,
+    noise_key,
     permutation,
     row_noise,
 )
@@ -383,7 +383,7 @@ def _with_all_splits(source: Source) -> dict[str, Split]:
             f"{source.name}. Add images, or give the source splits of its own."
         )
     if missing:
-        order = permutation(num_rows, draw_key(0, SPLIT_STREAM)).numpy()
+        order = permutation(num_rows, 0, SPLIT_STREAM)
         for index, split in enumerate(missing):
             rows = order[index * size : (index + 1) * size]
             splits[split] = train.take(np.sort(rows))
@@ -402,7 +402,7 @@ def _binarize(pixels: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
 
 def _binarize_all(pixels: tf.Tensor, seed: int) -> tf.Tensor:
     """Returns all images of a split, in order, each with the one draw it has."""
-    key = draw_key(seed, STATIC_STREAM)
+    key = noise_key(seed, STATIC_STREAM)
     chunks = []
     for first in range(0, len(pixels), _STATIC_CHUNK_ROWS):
         chunk = pixels[first : first + _STATIC_CHUNK_ROWS]
@@ -414,7 +414,7 @@ def _binarize_all(pixels: tf.Tensor, seed: int) -> tf.Tensor:
 
 def _binarize_each(pixels: tf.Tensor, numbers: tf.Tensor, seed: int) -> tf.Tensor:
     """Returns some images of a split with the draws that `_binarize_all` gives them."""
-    key = draw_key(seed, STATIC_STREAM)
+    key = noise_key(seed, STATIC_STREAM)
     noise = tf.map_fn(
         lambda number: row_noise(key, number, 1, pixels.shape[1:])[0],
         numbers,

@@ -23,12 +23,24 @@ Noise = Callable[[Sequence[int]], tf.Tensor]
 Read = Callable[[tf.Tensor, Noise], Batch]
 
 
-def draw_key(
-    seed: Integer, stream: int, epoch: Integer = 0, batch: Integer = 0
+def permutation(num_rows: int, seed: int, stream: int, epoch: int = 0) -> np.ndarray:
+    """Returns int64 [num_rows], the order of rows that belongs to (seed, epoch)."""
+    key = np.array([seed, _key_word(stream, epoch, 0)], np.uint64)
+    # NumPy keeps these raw bits the same in all versions, which it does not promise of
+    # its shuffles. Equal draws keep the order of their rows.
+    return np.argsort(np.random.Philox(key=key).random_raw(num_rows), kind="stable")
+
+
+def noise_key(
+    seed: int, stream: int, epoch: Integer = 0, batch: Integer = 0
 ) -> tf.Tensor:
-    """Returns int64 [2], the key of one stateless draw; arguments int or int64."""
-    epoch, batch = tf.cast(epoch, tf.int64), tf.cast(batch, tf.int64)
-    return tf.stack([tf.cast(seed, tf.int64), stream * 2**56 + epoch * 2**32 + batch])
+    """Returns int64 [2], the key of the noise of one batch."""
+    word = _key_word(stream, tf.cast(epoch, tf.int64), tf.cast(batch, tf.int64))
+    return tf.stack([tf.constant(seed, tf.int64), word])
+
+
+def _key_word(stream: int, epoch: Integer, batch: Integer) -> Integer:
+    return stream * 2**56 + epoch * 2**32 + batch
 
 
 def row_noise(
@@ -40,7 +52,7 @@ def row_noise(
     same values whoever asks for it and however many rows are asked for at once.
 
     Args:
-        key: int64 [2], from `draw_key`.
+        key: int64 [2], from `noise_key`.
         first_row: Integer, the first row of the draw that is wanted.
         num_rows: Integer, how many rows are wanted.
         shape: Shape of one row, plain integers.
@@ -62,15 +74,6 @@ def row_noise(
     values = tf.bitcast(words, tf.uint16)  # [num_rows, blocks * 4, 2]
     values = tf.reshape(values, [num_rows, blocks * _VALUES_PER_BLOCK])
     return tf.reshape(values[:, :size], [num_rows, *shape])
-
-
-def permutation(num_rows: int, key: tf.Tensor) -> tf.Tensor:
-    """Returns int64 [num_rows], the order of the rows that belongs to `key`."""
-    draws = tf.random.stateless_uniform(
-        [num_rows], key, minval=None, maxval=None, dtype=tf.int64, alg="philox"
-    )
-    # Equal draws keep the order of their rows: argsort is built on top_k, which does.
-    return tf.cast(tf.argsort(draws, stable=True), tf.int64)
 
 
 class Pipeline:
@@ -212,46 +215,47 @@ class Pipeline:
         num_elements = (self.steps_per_epoch - skip) * replicas
         passes = itertools.count()
 
-        def begin_pass() -> np.int64:
+        def begin_pass() -> tuple[np.int64, np.ndarray]:
             # Runs in Python once a pass, when its first element is asked for.
             epoch = next(passes) if self.epoch is None else int(self.epoch)
             if not 0 <= epoch < _EPOCH_LIMIT:
                 raise ValueError(
                     f"`epoch` must be in [0, {_EPOCH_LIMIT}). Received: epoch={epoch}"
                 )
-            return np.int64(epoch if self.shuffle else 0)
+            if not self.shuffle:
+                return np.int64(0), np.arange(self.num_rows)
+            order = permutation(self.num_rows, self.seed, ORDER_STREAM, epoch)
+            return np.int64(epoch), order
 
-        def deal(epoch: tf.Tensor) -> tf.data.Dataset:
-            if self.shuffle:
-                key = draw_key(self.seed, ORDER_STREAM, epoch)
-                order = permutation(self.num_rows, key)
-            else:
-                order = tf.range(self.num_rows, dtype=tf.int64)
+        def open_pass(_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            epoch, order = tf.numpy_function(begin_pass, [], [tf.int64, tf.int64])
+            return tf.ensure_shape(epoch, []), tf.ensure_shape(order, [self.num_rows])
 
-            def share(element):
-                batch = element // replicas
-                index = rank * replicas + element % replicas  # of the share
-                start = batch * self.batch_size
-                length = tf.minimum(self.num_rows - start, self.batch_size)
-                first, last = index * length // shares, (index + 1) * length // shares
-                rows = order[start + first : start + last]
-                return epoch, batch, first, tf.ensure_shape(rows, [rows_per_share])
-
-            return tf.data.Dataset.range(
+        def deal(epoch: tf.Tensor, order: tf.Tensor) -> tf.data.Dataset:
+            # Each element refers to the order, which is not copied. No function is
+            # nested here: to set one up would take longer than a small pass.
+            elements = tf.data.Dataset.range(
                 skip * replicas, self.steps_per_epoch * replicas
-            ).map(share)
+            )
+            order_again = tf.data.Dataset.from_tensors((epoch, order)).repeat()
+            return tf.data.Dataset.zip(elements, order_again)
 
-        def read(epoch, batch, first, rows):
-            def noise(shape):
-                key = draw_key(self.seed, NOISE_STREAM, epoch, batch)
+        def read(element: tf.Tensor, position: tuple[tf.Tensor, tf.Tensor]) -> Batch:
+            epoch, order = position
+            batch = element // replicas
+            share = rank * replicas + element % replicas
+            start = batch * self.batch_size
+            length = tf.minimum(self.num_rows - start, self.batch_size)
+            first, last = share * length // shares, (share + 1) * length // shares
+            rows = order[start + first : start + last]
+            rows = tf.ensure_shape(rows, [rows_per_share])
+
+            def noise(shape: Sequence[int]) -> tf.Tensor:
+                key = noise_key(self.seed, NOISE_STREAM, epoch, batch)
                 num_rows = tf.shape(rows)[0] if rows_per_share is None else len(rows)
                 return row_noise(key, first, num_rows, shape)
 
             return self._read(rows, noise)
-
-        def epoch_of_pass(_):
-            epoch = tf.numpy_function(begin_pass, [], tf.int64, stateful=True)
-            return tf.ensure_shape(epoch, [])
 
         options = tf.data.Options()
         # A pass begins with its first element, not with the iterator.
@@ -261,7 +265,7 @@ class Pipeline:
             tf.data.experimental.AutoShardPolicy.OFF
         )
         options.deterministic = True
-        dataset: Any = tf.data.Dataset.range(1).map(epoch_of_pass).flat_map(deal)
+        dataset: Any = tf.data.Dataset.range(1).map(open_pass).flat_map(deal)
         dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
         # Keras opens twice as many iterators as it reads. Within a flat_map, an
         # iterator sets up its functions when it is read: opening one costs little.

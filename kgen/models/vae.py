@@ -523,7 +523,7 @@ class VAE(GenerativeModel):
         """Valid inputs of these names, always the same ones."""
         rng = np.random.default_rng(num_rows)
         latents_shape = (num_rows, self.latent_dim)
-        values = {
+        values: dict[str, np.ndarray] = {
             "seeds": np.arange(num_rows, dtype=np.int64),
             "images": rng.random((num_rows, *self.image_shape), np.float32),
             "latents": rng.standard_normal(latents_shape, np.float32),

@@ -127,7 +127,7 @@ class TensorBoard(keras.callbacks.Callback):
         self.every_epochs = every_epochs
         self.folder = Path(folder)
         self.make_images = make_images
-        self._writer: tf.summary.SummaryWriter | None = None
+        self._writer: Any = None
 
     def on_train_begin(self, logs=None):
         """Opens the log and writes the graph."""
@@ -199,7 +199,7 @@ class Progress(keras.callbacks.Callback):
         self.batch_size = batch_size
         self.report = report
         self.total_steps = total_steps
-        self._first_step: int | None = None
+        self._first_step = -1
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -223,7 +223,7 @@ class Progress(keras.callbacks.Callback):
         self._epoch = epoch
         self._epoch_started = time.monotonic()
         self._epoch_step = self._step = int(self.model.step.numpy())
-        if self._first_step is None:
+        if self._first_step < 0:
             self._first_step, self._started = self._step, self._epoch_started
 
     def on_train_batch_end(self, batch, logs=None):

@@ -126,14 +126,14 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
 
         try:
             load_tensorflow()
-            result = recipe.run(
+            folder = recipe.run(
                 resume=resume, overwrite=overwrite, dry_run=dry_run, report=click.echo
             )
         except KeyboardInterrupt:
             settings = context.ensure_object(Settings)
             raise Interrupted(_how_to_resume(settings.arguments)) from None
-        if result is not None:
-            _say_what_comes_next(result.folder)
+        if folder is not None:
+            _say_what_comes_next(folder)
 
     return train
 

@@ -23,9 +23,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from conformance_rows import BATCH_SIZE, ROWS, SEEDS, Row
 
 import kgen.models
+from conformance_rows import BATCH_SIZE, ROWS, SEEDS, Row
 from kgen import training
 from kgen.models import GenerativeModel
 from kgen.training.strategies import is_chief, num_processes

@@ -1,9 +1,10 @@
-"""Every check of the conformance suite, on every model; and that the checks can fail."""
+"""Every check of the conformance suite on every model, and that checks can fail."""
 
 import re
 
 import numpy as np
 import pytest
+
 from conformance import CHECKS, TABLE, largest_difference, rows_stand_alone, within
 from conformance_processes import Shared, run_processes
 from conformance_rows import ROWS

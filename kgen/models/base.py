@@ -110,6 +110,8 @@ class GenerativeModel(keras.Model):
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`, serialised."""
         config = super().get_compile_config()
+        if not config:
+            return config  # Never compiled.
         names = ("optimizer", "steps_per_execution", "jit_compile", "run_eagerly")
         return {name: config[name] for name in names} | {
             "seed": self.seed,

@@ -22,19 +22,6 @@ def option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """What a run leaves behind.
-
-    Attributes:
-        folder: The run's folder.
-        records: What was measured at the end, as in metrics.json.
-    """
-
-    folder: Path
-    records: list[Any]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Options that every recipe has, and the path from them to a trained model.
@@ -130,14 +117,18 @@ class Recipe:
         overwrite: bool = False,
         dry_run: bool = False,
         report: Callable[[str], None] = print,
-    ) -> RunResult | None:
+    ) -> Path | None:
         """Trains, saves, measures and exports: what `kgen fit` does.
 
         Args:
             resume: Go on with the run in the folder; start one if there is none.
             overwrite: Replace the run in the folder.
-            dry_run: Report the plan and return None.
+            dry_run: Report the plan and do nothing else.
             report: Called with each line of output.
+
+        Returns:
+            The run's folder; None for a dry run, and for all but the chief of several
+            processes.
 
         Raises:
             FileExistsError: If the folder holds another run or other files.
@@ -166,7 +157,8 @@ class Recipe:
 
         if chief:
             record = self._record(data, model, strategy)
-            folder.claim(record, resume=resume, overwrite=overwrite)
+            for change in folder.claim(record, resume=resume, overwrite=overwrite):
+                report(f"Warning: not bit for bit as if never stopped: {change}")
         checkpointer = training.Checkpointer(
             folder.checkpoint,
             every_seconds=self.checkpoint_seconds,
@@ -177,6 +169,9 @@ class Recipe:
             if resume and checkpointer.restore(model) and chief:
                 done = int(model.step.numpy())
                 report(f"resumed at step {done:,} of {total:,}")
+                if done == total and folder.model.is_file():
+                    report("The run is finished; there is nothing left to train.")
+                    return folder.path
         progress = training.Progress(
             pipeline.steps_per_epoch, self.batch_size, report, total
         )
@@ -206,14 +201,12 @@ class Recipe:
             )
         return self._finish(model, data, folder, report) if chief else None
 
-    def _finish(self, model, data, folder, report) -> RunResult:
+    def _finish(self, model, data, folder, report) -> Path:
         """Saves, measures and exports a trained model."""
         from kgen import evaluation, export
 
         report("saving, measuring and exporting")
-        temporary = folder.path / ".model.tmp.keras"
-        model.save(temporary)
-        os.replace(temporary, folder.model)
+        folder.save_model(model)
         # On validation data, and small: `kgen evaluate` measures in full.
         records = self.evaluate(
             model, data, split="validation", num_samples=100, limit=1000
@@ -222,7 +215,7 @@ class Recipe:
         report(evaluation.table(records))
         export.to_saved_model(model, folder.path)
         export.to_onnx(model, folder.path / f"{self.recipe_name}.onnx")
-        return RunResult(folder.path, records)
+        return folder.path
 
     def _plan(self, data, pipeline, model, strategy) -> list[str]:
         import tensorflow as tf

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
+
+import keras
 
 from kgen.data.atomic import replacing
 
@@ -40,7 +43,7 @@ class RunFolder:
 
     def claim(
         self, record: dict[str, Any], *, resume: bool = False, overwrite: bool = False
-    ) -> None:
+    ) -> list[str]:
         """Makes the folder and writes recipe.json, or checks that it is the same run.
 
         Args:
@@ -49,14 +52,17 @@ class RunFolder:
             resume: Go on with the run that is in the folder, if there is one.
             overwrite: Remove the run that is in the folder.
 
+        Returns:
+            What is not as it was when the resumed run was started, so that the two
+            parts may differ in the last bits; empty for a new run.
+
         Raises:
             FileExistsError: If the folder holds a run, or other people's files.
             ValueError: If the run to resume was started with other options.
             OSError: If the folder cannot be written.
         """
         if self.recipe.is_file() and resume:
-            self._check_same_run(record)
-            return
+            return self._check_same_run(record)
         if self.recipe.is_file() and not overwrite:
             raise FileExistsError(
                 f"{self.path} holds a run already. Go on with it (--resume), replace "
@@ -80,13 +86,23 @@ class RunFolder:
             self._remove()
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_json(self.recipe, record)
+        return []
+
+    def save_model(self, model: keras.Model) -> None:
+        """Writes model.keras, all or nothing."""
+        temporary = self.path / ".model.tmp.keras"
+        try:
+            model.save(temporary)
+            os.replace(temporary, self.model)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def write_json(self, file: Path, value: Any) -> None:
         """Writes a JSON file, all or nothing."""
         with replacing(file) as opened:
             opened.write(json.dumps(value, indent=2).encode() + b"\n")
 
-    def _check_same_run(self, record: dict[str, Any]) -> None:
+    def _check_same_run(self, record: dict[str, Any]) -> list[str]:
         saved = json.loads(self.recipe.read_text())
         ours, theirs = record["options"], saved.get("options", {})
         changed = [
@@ -96,13 +112,19 @@ class RunFolder:
         ]
         if saved.get("recipe") != record["recipe"]:
             changed.insert(0, f"recipe {saved.get('recipe')} (now {record['recipe']})")
-        if saved.get("data") != record["data"]:
+        if saved.get("data", {}).get("fingerprint") != record["data"]["fingerprint"]:
             changed.append("other data (its fingerprint has changed)")
         if changed:
             raise ValueError(
                 f"The run in {self.path} was started otherwise: {'; '.join(changed)}. "
                 "Resume it with its own options and data, or choose another --name."
             )
+        names = ("versions", "strategy", "replicas", "threads", "precision")
+        return [
+            f"{name} {saved.get(name)} then, {record.get(name)} now"
+            for name in names
+            if saved.get(name) != record.get(name)
+        ]
 
     def _remove(self) -> None:
         for name in CONTENTS:

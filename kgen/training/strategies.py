@@ -29,17 +29,17 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
             f"`strategy` must be one of {', '.join(STRATEGIES)}. "
             f"Received: strategy={name!r}"
         )
-    gpus = tf.config.list_logical_devices("GPU")
-    if name == "auto":
-        if "TF_CONFIG" in os.environ:
-            name = "multiworker"
-        elif "TPU_NAME" in os.environ:
-            name = "tpu"
-        else:
-            name = "mirrored" if len(gpus) > 1 else "none"
+    if name == "auto" and "TF_CONFIG" in os.environ:
+        name = "multiworker"
     if name == "multiworker":
         _check_tf_config()
+        # Before anything else: it refuses once the devices have been listed.
         return tf.distribute.MultiWorkerMirroredStrategy()
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "auto" and "TPU_NAME" in os.environ:
+        name = "tpu"
+    elif name == "auto":
+        name = "mirrored" if len(gpus) > 1 else "none"
     if name == "tpu":
         return _tpu_strategy()
     if name == "mirrored":

@@ -49,7 +49,7 @@ class MadeUpRecipe:
         if self.data == "interrupt":
             raise KeyboardInterrupt
         report("epoch 1")
-        return types.SimpleNamespace(folder=Path("saved_models") / "made_up")
+        return Path("saved_models") / "made_up"
 
 
 @pytest.fixture(autouse=True)

@@ -119,7 +119,8 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
         def open_data(self):
             return "the data"
 
-        def evaluate(self, model, data, **options):
+        def evaluate(self, model, data, *, progress, **options):
+            progress(1, 10)
             asked.update(options, data=data)
             return ["record"]
 

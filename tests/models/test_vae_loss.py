@@ -20,6 +20,7 @@ DECODER = RNG.normal(0, 1, (2, 4)), RNG.normal(0, 0.5, 4)
 def logs_of(vae, images, step="train_step", labels=None, **compiled):
     """The logs of one step, as numbers."""
     vae.compile(**{"optimizer": keras.optimizers.SGD(0.0)} | compiled)
+    vae.reset_metrics()
     batch = {"images": images} | ({} if labels is None else {"labels": labels})
     return {name: float(value) for name, value in getattr(vae, step)(batch).items()}
 

@@ -15,7 +15,7 @@ S = 0.05
 PRECISION = np.diag(np.eye(2) + W.T @ W / S)
 # What makes the other encoder wrong: by this much in the mean, this factor in variance.
 SHIFT = np.array([0.3, -0.4])
-FACTOR = np.array([1.6, 0.6])
+FACTOR = np.array([1.6, 0.8])
 COPIES = 20_000
 
 

@@ -33,7 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         # mkstemp makes files that only their owner can read.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # A write that fails does not know its file.
         raise

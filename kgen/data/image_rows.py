@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Protocol, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from kgen.data.atomic import replacing
 
 # Decoded sets up to this size are kept in memory. Twice this much fits beside a model
 # on the machines this library is made for; 2 GiB are 2.7 million MNIST images or
@@ -156,19 +157,11 @@ def cache_rows(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written, not mapped: a full disk is then an OSError and not a killed process.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.lib.format.write_array_header_1_0(
-                    file,
-                    {"shape": shape, "fortran_order": False, "descr": "|u1"},
-                )
-                for chunk in chunks:
-                    file.write(np.ascontiguousarray(chunk).data)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        header = {"shape": shape, "fortran_order": False, "descr": "|u1"}
+        with replacing(path) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for chunk in chunks:
+                file.write(np.ascontiguousarray(chunk).data)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 

@@ -267,9 +267,5 @@ class Pipeline:
         options.deterministic = True
         dataset: Any = tf.data.Dataset.range(1).map(open_pass).flat_map(deal)
         dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
-        # Keras opens twice as many iterators as it reads. Within a flat_map, an
-        # iterator sets up its functions when it is read: opening one costs little.
-        whole = dataset
-        dataset = tf.data.Dataset.range(1).flat_map(lambda _: whole)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_elements))
         return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)

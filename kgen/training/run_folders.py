@@ -133,5 +133,9 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        for export in [*self.path.glob("[0-9]*"), *self.path.glob("*.onnx")]:
-            shutil.rmtree(export) if export.is_dir() else export.unlink()
+        for path in list(self.path.iterdir()):
+            # Exports; and what a killed run was writing.
+            if path.is_dir() and path.name.isdigit():
+                shutil.rmtree(path)
+            elif path.suffix == ".onnx" or path.match(".*.tmp"):
+                path.unlink()

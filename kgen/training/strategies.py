@@ -84,7 +84,12 @@ def deal(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int = 0):
             replicas=context.num_replicas_in_sync // workers,
         )
 
-    return strategy.distribute_datasets_from_function(worker_dataset)
+    dealt = strategy.distribute_datasets_from_function(worker_dataset)
+    # Keras takes the cardinality for the number of steps, but here it is what a worker
+    # reads, one element for each of its replicas. Keras would take a step too many at
+    # the end of each epoch: on no data, yet the counters would count it.
+    dealt._cardinality = pipeline.steps_per_epoch - skip
+    return dealt
 
 
 def _check_tf_config() -> None:

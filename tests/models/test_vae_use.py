@@ -144,9 +144,11 @@ def test_interpolations_walk_in_equal_steps_through_the_latents(vae):
 
 
 def test_interpolations_keep_the_label_of_each_row(conditional):
-    walks = conditional.interpolate(IMAGES[:2], IMAGES[2:4], num_steps=3, labels=[2, 1])
-    ends = conditional.reconstruct(IMAGES[2:4], [2, 1])
-    np.testing.assert_allclose(walks[:, -1], ends, atol=1e-6)
+    start, end, labels = IMAGES[:2], IMAGES[2:4], [2, 1]
+    walks = conditional.interpolate(start, end, num_steps=4, labels=labels)
+    for index, images in ((0, start), (-1, end)):
+        expected = conditional.reconstruct(images, labels)
+        np.testing.assert_allclose(walks[:, index], expected, atol=1e-6)
 
 
 def test_an_interpolation_has_two_ends(vae):

@@ -20,7 +20,9 @@ IMAGES = np.random.default_rng(0).integers(0, 255, (24, 4, 4, 1)).astype(np.uint
 
 
 def make_pipeline():
-    return Pipeline(24, lambda rows, _: {"images": tf.gather(IMAGES, rows)}, batch_size=8)
+    return Pipeline(
+        24, lambda rows, _: {"images": tf.gather(IMAGES, rows)}, batch_size=8
+    )
 
 
 def make_model(model_class=VAE, **options):
@@ -135,7 +137,9 @@ def test_each_epoch_prints_its_values_rate_and_time_left():
         training.fit(make_model(), make_pipeline(), epochs=2, callbacks=[progress])
     assert len(lines) == 2
     for number, line in enumerate(lines, start=1):
-        pattern = rf"epoch {number}/2  .*loss [\d.]+  [\d,]+ rows/s  \d+:\d\d:\d\d left"
+        pattern = (
+            rf"epoch {number}/2 .* loss [\d.]+ .* [\d,]+ rows/s  \d:\d\d:\d\d left"
+        )
         assert re.fullmatch(pattern, line), line
     assert lines[-1].endswith("0:00:00 left")
 

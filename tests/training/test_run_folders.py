@@ -111,6 +111,7 @@ def test_overwrite_removes_what_a_run_leaves_and_nothing_else(folder):
     left = ("model.keras", "history.csv", "metrics.json", "vae.onnx")
     left += ("samples/epoch-0001.png", "checkpoint/state.npz", "1/saved_model.pb")
     left += ("2/variables/variables.index", "tensorboard/events.out")
+    left += (".history.csv.x1y2.tmp", ".vae.onnx.x1y2.tmp")  # it was killed once
     for name in (*left, "notes.md", "1notes/plan.txt"):
         (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
         (folder.path / name).write_text(name)

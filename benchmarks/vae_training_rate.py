@@ -1,0 +1,335 @@
+"""Training rate of a small VAE in images per second: kgen against PyTorch.
+
+The same model on all sides: 784-400-20, relu, one Bernoulli likelihood per pixel, Adam
+with a learning rate of 1e-3, batches of 128 grey MNIST images, float32, an order drawn
+anew for each epoch. The sides:
+
+- `kgen`: `model.fit` on the recipe's own model, pipeline and settings (32 steps in one
+  call of the compiled function).
+- `dataloader`: PyTorch's usual loop over a DataLoader of a TensorDataset. The number of
+  its worker processes is the fastest of 0, 1 and 2, tried before the measurement.
+- `compiled`: `torch.compile` on model and loss, batches indexed out of one tensor in
+  memory by a permutation.
+
+Both PyTorch sides use the fused Adam and `zero_grad(set_to_none=True)`.
+
+Each side is a process of its own. It compiles and trains one epoch to warm up, and
+then one epoch whenever it is its turn, while the others sleep: kgen, dataloader,
+compiled, kgen, dataloader ... So a change of the machine's speed meets all sides alike,
+and a ratio is the median of the ratios of each round. An epoch counts from the start of
+its order to the end of its last step.
+
+Run it on a machine with nothing else to do. PyTorch's threads wait for each other after
+each operation and lose far more to other programs than TensorFlow's do: on a busy
+machine the ratios come out too high.
+
+    python benchmarks/vae_training_rate.py --data-dir path/to/tensorflow_datasets
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# Standard library only up here: PyTorch's interpreter need not have kgen, nor kgen's
+# PyTorch.
+
+SIDES = ("kgen", "dataloader", "compiled")
+TARGETS = {"dataloader": 1.5, "compiled": 1.2}
+BATCH_SIZE = 128
+BUSY = 0.5  # programs that compete, on average over the last minute
+
+
+# -- the sides: each yields once when it is ready and then once for each epoch, with the
+# -- number of images and the mean loss
+
+
+def train_with_kgen(options, turns):
+    """Trains in one call of `fit`; a callback waits for the turns."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from kgen import training
+    from kgen.recipes.vae import VAERecipe
+
+    recipe = VAERecipe(
+        data=options.data,
+        data_dir=options.data_dir,
+        batch_size=BATCH_SIZE,
+        binarize="none",
+        likelihood="bernoulli",
+        network="mlp",
+        hidden_units=(400,),
+        latent_dim=20,
+        activation="relu",
+        epochs=1000,  # far more than are trained: the learning rate hardly decays
+    )
+    data = recipe.open_data()
+    batches = data.pipeline("train", batch_size=1000).dataset()
+    rows = np.concatenate([batch["images"] for batch in batches.as_numpy_iterator()])
+    np.save(options.rows, rows.reshape(len(rows), -1))
+    pipeline, _ = recipe.pipelines(data)
+    model = recipe.make_model(data, pipeline.steps_per_epoch)
+
+    class Turns(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                turns.wait()
+
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch:
+                images = pipeline.steps_per_epoch * BATCH_SIZE
+                turns.report(images, float(np.mean(logs["loss"])))
+            else:
+                turns.ready(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
+
+    training.fit(model, pipeline, epochs=1 + options.rounds, callbacks=[Turns()])
+
+
+def train_with_pytorch(options, turns):
+    """Trains in a plain loop over a DataLoader, or over indices, compiled."""
+    import numpy as np
+    import torch
+    from torch import nn
+    from torch.nn import functional
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.set_num_threads(os.cpu_count())
+
+    class VAE(nn.Module):
+        """Returns the negative evidence lower bound of a batch, in nats per image."""
+
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(
+                nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 2 * 20)
+            )
+            self.decoder = nn.Sequential(
+                nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784)
+            )
+
+        def forward(self, images):
+            mean, log_variance = self.encoder(images).chunk(2, dim=1)
+            noise = torch.randn_like(mean)
+            logits = self.decoder(mean + torch.exp(0.5 * log_variance) * noise)
+            reconstruction = functional.binary_cross_entropy_with_logits(
+                logits, images, reduction="sum"
+            )
+            kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
+            return (reconstruction + kl) / len(images)
+
+    images = torch.from_numpy(np.load(options.rows)).float() / 255
+    steps = len(images) // BATCH_SIZE
+    model = VAE()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    compute_loss = torch.compile(model) if options.worker == "compiled" else model
+
+    def indexed():
+        order = torch.randperm(len(images))[: steps * BATCH_SIZE]
+        for indices in order.split(BATCH_SIZE):
+            yield images[indices]
+
+    def loaded(num_workers, rows=images):
+        loader = DataLoader(
+            TensorDataset(rows),
+            batch_size=BATCH_SIZE,
+            shuffle=True,
+            drop_last=True,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+        )
+        return lambda: (batch for (batch,) in loader)
+
+    def train_epoch(batches):
+        total = torch.zeros([])
+        for batch in batches():
+            optimizer.zero_grad(set_to_none=True)
+            loss = compute_loss(batch)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        return float(total) / steps
+
+    def seconds(num_workers):
+        batches = loaded(num_workers, images[: 100 * BATCH_SIZE])
+        train_epoch(batches)  # starts the worker processes
+        start = time.perf_counter()
+        train_epoch(batches)
+        return time.perf_counter() - start
+
+    what = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
+    if options.worker == "compiled":
+        batches = indexed
+        train_epoch(batches)
+    else:
+        times = {number: seconds(number) for number in (0, 1, 2)}
+        num_workers = min(times, key=lambda number: times[number])
+        what += f", num_workers={num_workers}"
+        batches = loaded(num_workers)
+        train_epoch(batches)
+    turns.ready(what)
+    for _ in range(options.rounds):
+        turns.wait()
+        loss = train_epoch(batches)
+        turns.report(steps * BATCH_SIZE, loss)
+
+
+# -- taking turns
+
+
+class Turns:
+    """A worker's end of the pipe: it waits for its turn and reports what it did."""
+
+    def __init__(self):
+        # What libraries print must not end up between the reports.
+        self._output = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self._start = 0.0
+
+    def ready(self, what):
+        """Says that the warm-up is over."""
+        self._write({"what": what})
+
+    def wait(self):
+        """Sleeps until it is this side's turn and starts the clock."""
+        if not sys.stdin.readline():
+            sys.exit("The benchmark has ended.")
+        self._start = time.perf_counter()
+
+    def report(self, images, loss):
+        """Stops the clock and sends rate and mean loss."""
+        rate = images / (time.perf_counter() - self._start)
+        self._write({"rate": rate, "loss": loss})
+
+    def _write(self, record):
+        self._output.write(json.dumps(record) + "\n")
+        self._output.flush()
+
+
+class Worker:
+    """The benchmark's end of the pipe to one side."""
+
+    def __init__(self, side, options, rows, log):
+        python = sys.executable if side == "kgen" else options.torch_python
+        command = [python, __file__, "--worker", side, "--rows", rows]
+        command += ["--rounds", str(options.rounds), "--data", options.data]
+        if options.data_dir:
+            command += ["--data-dir", options.data_dir]
+        self.side, self.log = side, log
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=open(log, "w"),
+            text=True,
+        )
+        self.what = self._read()["what"]
+
+    def train(self):
+        """Lets this side train one epoch; returns images per second and mean loss."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        record = self._read()
+        return record["rate"], record["loss"]
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.side} has failed:\n{Path(self.log).read_text()[-3000:]}")
+        return json.loads(line)
+
+
+def compare(options):
+    """Lets all sides take turns and prints rates and ratios."""
+    load = os.getloadavg()[0]
+    workers, rates, losses = [], {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for side in options.sides:
+                rows = os.path.join(folder, "rows.npy")
+                log = os.path.join(folder, f"{side}.log")
+                workers.append(Worker(side, options, rows, log))
+                rates[side], losses[side] = [], []
+                print(f"{side:<11} {workers[-1].what}", flush=True)
+            print(f"images per second, of {options.rounds} epochs in turn:")
+            for round_ in range(1, options.rounds + 1):
+                for worker in workers:
+                    rate, loss = worker.train()
+                    rates[worker.side].append(rate)
+                    losses[worker.side].append(loss)
+                now = "  ".join(f"{side} {rates[side][-1]:,.0f}" for side in rates)
+                print(f"{round_:>4}  {now}", flush=True)
+        finally:
+            for worker in workers:
+                worker.process.kill()
+                worker.process.wait()
+    print(f"{'':<11} {'median':>9} {'lowest':>9} {'highest':>9}   loss at the end")
+    for side, values in rates.items():
+        middle, low, high = _spread(values)
+        print(
+            f"{side:<11} {middle:>9,.0f} {low:>9,.0f} {high:>9,.0f}   "
+            f"{losses[side][-1]:.2f}"
+        )
+    for side in [side for side in rates if side in TARGETS and "kgen" in rates]:
+        pairs = zip(rates["kgen"], rates[side], strict=True)
+        middle, low, high = _spread([ours / theirs for ours, theirs in pairs])
+        print(
+            f"kgen / {side}: median {middle:.2f} ({low:.2f} to {high:.2f}) of "
+            f"{options.rounds} pairs; highest rates {_highest(rates, side):.2f}; "
+            f"target {TARGETS[side]}"
+        )
+    if load > BUSY:
+        print(
+            f"Warning: other programs were running (load average {load:.1f} at the "
+            "start): the ratios come out too high. Stop them and measure again."
+        )
+
+
+def _spread(values):
+    return statistics.median(values), min(values), max(values)
+
+
+def _highest(rates, side):
+    return max(rates["kgen"]) / max(rates[side])
+
+
+def main():
+    """Reads the command line; as a worker, trains one side."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    test_data = os.environ.get("KGEN_TEST_DATA")
+    parser.add_argument("--data", default="mnist", help="28x28 grey images")
+    parser.add_argument(
+        "--data-dir",
+        default=os.path.join(test_data, "tfds") if test_data else None,
+        help="folder of prepared tensorflow-datasets",
+    )
+    parser.add_argument(
+        "--torch-python",
+        default=sys.executable,
+        help="Python interpreter that has PyTorch, if it is not this one",
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="epochs of each side")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is None:
+        compare(options)
+    elif options.worker == "kgen":
+        train_with_kgen(options, Turns())
+    else:
+        train_with_pytorch(options, Turns())
+
+
+if __name__ == "__main__":
+    main()

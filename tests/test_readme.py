@@ -1,0 +1,104 @@
+"""The README's commands and examples, run as they stand there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kgen_cli.main import run
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if "kgen " in line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, request):
+    """A folder with the run that the first command leaves, shortened to two epochs."""
+    folder = tmp_path_factory.mktemp("reader")
+    assert ["fit", "vae"] in commands()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(["fit", "vae", "--epochs", "2"]) == 0
+    return folder
+
+
+def test_fit_leaves_every_file_of_the_table(folder):
+    names = re.findall(r"^\| (`[^|]+) \|", README, re.MULTILINE)
+    names = [name for cell in names for name in re.findall(r"`([^`]+)`", cell)]
+    names = names[: names.index("vae.onnx") + 1]
+    assert len(names) == 9
+    for name in names:
+        assert (folder / "saved_models" / "vae" / name).exists(), name
+    grid = folder / "saved_models" / "vae" / "samples" / "epoch-0002.png"
+    assert Image.open(grid).size[0] > 64
+
+
+@pytest.mark.parametrize(
+    "words",
+    [words for words in commands() if words[0] != "fit" or "--dry-run" in words],
+    ids=" ".join,
+)
+def test_a_command_of_the_readme_works(folder, words, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    if words[0] == "evaluate":
+        words = [*words, "--num-samples", "5"]
+    assert run(words) == 0
+    assert capsys.readouterr().out
+
+
+def test_resuming_a_finished_run_says_so(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert run(["fit", "vae", "--epochs", "2", "--resume"]) == 0
+    assert "nothing left to train" in capsys.readouterr().out
+
+
+def test_a_folder_of_images_trains(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    images = folder / "path" / "to" / "images"
+    images.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for index in range(40):
+        pixels = draw.integers(0, 256, (18, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    [words] = [words for words in commands() if "path/to/images" in words]
+    words = ["8" if word == "64" else word for word in words]
+    assert run([*words, "--epochs", "1", "--batch-size", "8"]) == 0
+    assert "gaussian" not in capsys.readouterr().err
+    assert (folder / "saved_models" / "mine" / "vae.onnx").exists()
+
+
+def test_the_python_example_works(folder):
+    [example, serving] = blocks("python")
+    example = example.replace("epochs=10", "epochs=1, verbose=0")
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "saved_models" / "my_vae" / "1" / "saved_model.pb").exists()
+    done = subprocess.run(
+        [sys.executable, "-c", serving + "\nprint(images.shape)"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout == "(64, 8, 8, 1)\n", done.stderr

@@ -43,7 +43,8 @@ def test_fit_leaves_every_file_of_the_table(folder):
     for name in names:
         assert (folder / "saved_models" / "vae" / name).exists(), name
     grid = folder / "saved_models" / "vae" / "samples" / "epoch-0002.png"
-    assert Image.open(grid).size[0] > 64
+    with Image.open(grid) as image:
+        assert image.size[0] > 64
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,9 @@ class GenerativeModel(keras.Model):
         """The metrics behind the logs, one for each key."""
         return list(self.log_metrics.values())
 
-    def log(self, **values: tf.Tensor) -> dict[str, tf.Tensor]:
+    def log(
+        self, values: dict[str, tf.Tensor], *, training: bool
+    ) -> dict[str, tf.Tensor]:
         """Updates the metrics of these names and returns the logs so far.
 
         Per-row values ([batch]) are averaged over rows, so that an epoch's mean is
@@ -146,8 +148,9 @@ class GenerativeModel(keras.Model):
         """
         for name, value in values.items():
             self.log_metrics[name].update_state(value)
-            finite = tf.reduce_all(tf.math.is_finite(value))
-            self._non_finite[name].update_state(tf.cast(~finite, tf.float32))
+            if training:
+                finite = tf.reduce_all(tf.math.is_finite(value))
+                self._non_finite[name].update_state(tf.cast(~finite, tf.float32))
         logs = {name: metric.result() for name, metric in self.log_metrics.items()}
         if tf.distribute.has_strategy():
             # Keras reduces the replicas' logs over axis 0, which a scalar lacks
@@ -242,11 +245,13 @@ class GenerativeModel(keras.Model):
 
     def float32_clone(self) -> GenerativeModel:
         """Returns this model computing in float32: itself, or a copy of its weights."""
-        if self.dtype_policy.name == "float32":
+        policies = {layer.dtype_policy.name for layer in self._flatten_layers()}
+        if policies == {"float32"}:
             return self
         # Own networks carry policies of their own, somewhere inside the config.
         config = json.dumps(self.get_config())
-        config = config.replace(f'"{self.dtype_policy.name}"', '"float32"')
+        for policy in policies:
+            config = config.replace(f'"{policy}"', '"float32"')
         clone = self.from_config(json.loads(config) | {"dtype": "float32"})
         clone.set_weights(self.get_weights())
         return clone

@@ -226,12 +226,13 @@ class VAE(GenerativeModel):
 
         terms = self.minimize(compute_loss)
         self.step.assign_add(1)
-        return self.log(**terms)
+        return self.log(terms, training=True)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Evaluates the bound at its full KL weight, without warm-up or free bits."""
         batch = self.unpack(data)
-        return self.log(**self._bound(batch, random.STREAM_TEST, self.kl_weight, 0.0))
+        terms = self._bound(batch, random.STREAM_TEST, self.kl_weight, 0.0)
+        return self.log(terms, training=False)
 
     def _bound(self, batch, stream, kl_weight, free_bits):
         """Loss and its parts, one number per image, and the posterior means."""
@@ -315,6 +316,11 @@ class VAE(GenerativeModel):
     def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
         """Returns the mean images of latents: [n, height, width, channels]."""
         latents = np.asarray(latents, np.float32)
+        if latents.shape[1:] != (self.latent_dim,):
+            raise ValueError(
+                f"`latents` must have the shape [n, {self.latent_dim}]. "
+                f"Received: {latents.shape}."
+            )
         labels = check_labels(labels, len(latents), self.num_classes)
         return self.run_signature("decode", latents=latents, labels=labels)
 

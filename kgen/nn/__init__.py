@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "blocks",
         "flows",
         "gradients",
+        "image_networks",
         "losses",
         "metrics",
         "random",

@@ -48,18 +48,24 @@ def minimize(
         scaled_loss = optimizer.scale_loss(loss / num_replicas)
     gradients = tape.gradient(scaled_loss, [v.value for v in variables])
 
-    if num_replicas > 1 and (transform or loss_scaled):
+    # A variable that the loss does not use has no gradient; Keras warns of it.
+    used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    whole = [gradients[i] for i in used]
+    summed_here = num_replicas > 1 and (transform or loss_scaled)
+    if summed_here:
         # The whole batch's gradient is needed before the optimizer sums the replicas:
         # by the transform, and by the loss scale, which must find an overflow on every
-        # replica or on none. The division undoes the optimizer's own sum.
+        # replica or on none.
         context = tf.distribute.get_replica_context()
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        whole = context.all_reduce(tf.distribute.ReduceOp.SUM, whole)
     if transform:
         scale = optimizer.scale_loss(tf.ones([]))
-        gradients = transform([gradient / scale for gradient in gradients])
-        gradients = [gradient * scale for gradient in gradients]
-    if num_replicas > 1 and (transform or loss_scaled):
-        gradients = [gradient / num_replicas for gradient in gradients]
+        whole = transform([gradient / scale for gradient in whole])
+        whole = [gradient * scale for gradient in whole]
+    if summed_here:  # Undoes the optimizer's own sum.
+        whole = [gradient / num_replicas for gradient in whole]
+    for i, gradient in zip(used, whole, strict=True):
+        gradients[i] = gradient
 
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
     return outputs

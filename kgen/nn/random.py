@@ -45,7 +45,9 @@ def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:
 def bits(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Returns random 32-bit integers: int64 [rows, *shape] from int64 [rows] keys."""
     count = math.prod(shape)
-    elements = tf.range(count, dtype=tf.int64)
+    # Hashed before it meets the key: else keys that differ in their last bits alone
+    # would give the same numbers in another order.
+    elements = _mix(tf.range(count, dtype=tf.int64))
     states = tf.bitwise.bitwise_xor(row_keys[:, None], elements)  # [rows, count]
     return tf.reshape(_mix(states), [-1, *shape])
 

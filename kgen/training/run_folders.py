@@ -82,7 +82,7 @@ class RunFolder:
                 f"{self.path} holds files that are not a run's; nothing was written. "
                 "Choose another folder (--name) or empty this one."
             )
-        if overwrite:
+        if overwrite and self.path.is_dir():
             self._remove()
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_json(self.recipe, record)

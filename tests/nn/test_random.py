@@ -15,7 +15,7 @@ MASK = 2**32 - 1
 SEEDS = np.array([0, 1, 2, 7, 2**32, 2**40 + 3, -1, -5, 2**63 - 1, -(2**63)], np.int64)
 NUM_DRAWS = 100_000
 PINNED_KEYS = (3385628684, 544392221)
-PINNED_BITS = [3283241497, 2584125753, 2845805356]
+PINNED_BITS = [1816424089, 4089007486, 2346611968]
 # A fair draw fails a two-sided bound of 4 standard errors once in 16,000 times; the
 # seeds are fixed, so a failure means that the numbers have changed.
 SIGMAS = 4.0
@@ -50,7 +50,7 @@ def reference_key(seed, *parts):
 
 
 def reference_bits(key, count):
-    return [mix(key ^ element) for element in range(count)]
+    return [mix(key ^ mix(element)) for element in range(count)]
 
 
 def reference_uniform(key, count):
@@ -213,7 +213,7 @@ def test_the_order_of_the_parts_counts():
 
 def test_uniforms_stay_inside_the_open_interval_at_the_extremes_of_the_hash():
     """Keys made so that the hash is all zeros, or all ones."""
-    keys = tf.constant([unmix(0), unmix(MASK)], tf.int64)
+    keys = tf.constant([unmix(0) ^ mix(0), unmix(MASK) ^ mix(0)], tf.int64)
     assert random.bits(keys, (1,)).numpy().ravel().tolist() == [0, MASK]
     low, high = random.uniform(keys, (1,)).numpy().ravel()
     assert low == 2**-24  # half of a step of 2**-23

@@ -264,6 +264,13 @@ class GenerativeModel(keras.Model):
         """Reads an epoch's logs; returns one warning for each thing that went wrong."""
         return []
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
+        """Does nothing: the networks are built by the constructor.
+
+        Keras would read a batch ahead under a strategy, which moves the position in the
+        data, and which fails for a dict under several workers.
+        """
+
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the networks are built by the constructor."""
         self.built = True

@@ -9,13 +9,6 @@ from conformance import CHECKS, TABLE, largest_difference, rows_stand_alone, wit
 from conformance_processes import Shared, run_processes
 from conformance_rows import ROWS
 
-# Known to be broken, with what is seen; each is to be mended, none to be got used to.
-BROKEN = {
-    ("two_workers_equal_two_replicas", "VAE: conv, classes, IWAE, flow prior"): (
-        "the weights are equal bit for bit, one logged mean differs by 1.2e-7"
-    ),
-}
-
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
@@ -24,11 +17,7 @@ def shared(tmp_path_factory):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_promise(check, row, shared, request):
-    reason = BROKEN.get((check.name, row.name))
-    if reason:
-        # Not strict: rounding decides, so that it can pass on another machine.
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+def test_promise(check, row, shared):
     check.function(row, shared)
 
 
@@ -37,7 +26,7 @@ def test_the_table_in_the_docs_has_these_lines_and_columns():
     header, _, *body = [line for line in lines if line]
     assert header[2:] == [row.name for row in ROWS]
     assert [line[:2] for line in body] == [[c.promise, c.claim] for c in CHECKS]
-    assert TABLE.read_text().count("**fails**") <= len(BROKEN)
+    assert "**fails**" not in TABLE.read_text()
 
 
 def test_a_difference_that_is_not_finite_is_above_every_limit():

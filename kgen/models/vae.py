@@ -286,8 +286,11 @@ class VAE(GenerativeModel):
             if self.flow is None
             else self.flow(latents)
         )
-        log_posterior = -0.5 * tf.reduce_sum(
-            losses.LOG_2_PI + log_variance[:, None] + tf.square(noise), axis=2
+        # Two sums, not one over a chain of additions: TensorFlow orders a chain by what
+        # it knows of the shapes, and that is not the same in a worker and a replica.
+        log_volume = tf.reduce_sum(losses.LOG_2_PI + log_variance, axis=1)  # [b]
+        log_posterior = -0.5 * (
+            log_volume[:, None] + tf.reduce_sum(tf.square(noise), axis=2)
         )
         shape = [-1, num_samples]
         return (

@@ -279,7 +279,9 @@ def test_labels_enter_every_result(conditional):
         assert np.abs(first - second).max() > 1e-3
     bound = conditional.log_likelihood(IMAGES, 200, labels=LABELS)
     assert bound.shape == (5,)
-    assert bound.mean() > conditional.elbo(IMAGES, LABELS).mean()
+    # One sample is a noisy bound: many draws of it, so that this is no matter of luck.
+    draws = [conditional.elbo(IMAGES, LABELS, seed=seed) for seed in range(200)]
+    assert bound.mean() > np.mean(draws)
 
 
 # -- signatures -------------------------------------------------------------------

@@ -47,6 +47,14 @@ def test_fit_leaves_every_file_of_the_table(folder):
         assert image.size[0] > 64
 
 
+def test_a_run_stopped_while_it_exports_is_finished_by_resume(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    onnx = folder / "saved_models" / "vae" / "vae.onnx"
+    onnx.unlink()
+    assert run(["fit", "vae", "--epochs", "2", "--resume"]) == 0
+    assert onnx.is_file()
+
+
 @pytest.mark.parametrize(
     "words",
     [words for words in commands() if words[0] != "fit" or "--dry-run" in words],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kgen.models.inputs import assert_values
 from kgen.nn import gradients, random
 
 
@@ -48,8 +50,9 @@ class Signature:
 class GenerativeModel(keras.Model):
     """What every model of kgen shares: its step, its noise, its metrics.
 
-    A subclass defines `train_step`, `test_step`, `signatures` and `get_config`, and
-    adds one metric for each key of its logs with `add_log_metrics`.
+    A subclass defines `train_step`, `test_step` and `signatures`, keeps each argument
+    of its constructor under its own name, and adds one metric for each key of its logs
+    with `add_log_metrics`.
     """
 
     def __init__(self, **kwargs: Any):
@@ -65,6 +68,8 @@ class GenerativeModel(keras.Model):
             name="step",
         )
         self.seed = 0
+        # Arguments that are Keras layers of the user's, by name; None for the default.
+        self.own_networks: dict[str, keras.layers.Layer | None] = {}
         self.log_metrics: dict[str, keras.metrics.Metric] = {}
         self._non_finite: dict[str, keras.metrics.Metric] = {}
         self._graphs: dict[str, Any] = {}
@@ -203,18 +208,31 @@ class GenerativeModel(keras.Model):
             results.append(output.numpy())
         return np.concatenate(results)
 
-    def noise_keys(self, num_rows: tf.Tensor, stream: int) -> tf.Tensor:
+    def noise_keys(self, rows: tf.Tensor, stream: int) -> tf.Tensor:
         """Keys for the noise of the current step: int64 [rows].
 
         Keyed by the row's place in the global batch, so the number of replicas does
         not change the noise of a row, and no two replicas share it. While testing, the
         step does not count: the same weights always get the same loss.
+
+        Args:
+            rows: This replica's rows of any batch tensor: [rows, ...].
+            stream: One of `kgen.nn.random`'s.
         """
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        rows = tf.cast(num_rows, tf.int64)
-        position = tf.cast(replica, tf.int64) * rows + tf.range(rows)
+        num_rows = tf.shape(rows, out_type=tf.int64)[0]
+        position = self._first_row(rows.shape[0], num_rows) + tf.range(num_rows)
         step = 0 if stream == random.STREAM_TEST else self.step.value
         return random.keys(self.seed, stream, step, position)
+
+    def _first_row(self, known_num_rows: int | None, num_rows: tf.Tensor) -> tf.Tensor:
+        """Rows that the replicas before this one have: a scalar, int64."""
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group
+        if context.num_replicas_in_sync == 1 or known_num_rows is not None:
+            return tf.cast(replica, tf.int64) * num_rows  # all have the same
+        # The last batch of a pass may be dealt unevenly.
+        counts = context.all_gather(num_rows[None], axis=0)
+        return tf.reduce_sum(counts[:replica])
 
     def minimize(self, compute_loss, variables=None, optimizer=None) -> Any:
         """One optimizer step on a mean loss; see `kgen.nn.gradients.minimize`."""
@@ -231,6 +249,11 @@ class GenerativeModel(keras.Model):
 
         Takes a dict with the standard names, a bare tensor of images, or a pair of
         images and labels.
+
+        Raises:
+            ValueError: If there are no images.
+            tf.errors.InvalidArgumentError: When the step runs, on floats outside
+                [0, 1], NaN included, or labels outside [0, num_classes).
         """
         inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         batch = dict(inputs) if isinstance(inputs, dict) else {"images": inputs}
@@ -241,7 +264,7 @@ class GenerativeModel(keras.Model):
                 'A batch is a dict with "images" (and "labels"), or a tensor of '
                 f"images. Received a dict with the keys {sorted(batch)}."
             )
-        return batch
+        return assert_values(batch, getattr(self, "num_classes", None))
 
     def float32_clone(self) -> GenerativeModel:
         """Returns this model computing in float32: itself, or a copy of its weights."""
@@ -260,6 +283,38 @@ class GenerativeModel(keras.Model):
         """What an export of this model offers, the default one first."""
         raise NotImplementedError(f"{type(self).__name__} defines no signatures.")
 
+    def check_argument(self, name: str, kept: bool, rule: str) -> None:
+        """Raises a ValueError that says what the argument must do, and was."""
+        if not kept:
+            received = getattr(self, name)
+            raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, each an attribute of the same name.
+
+        Own networks are serialised. The default ones are left out, as None: they are
+        made again from the other arguments.
+        """
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        config = {name: getattr(self, name) for name in names}
+        for name, network in self.own_networks.items():
+            config[name] = keras.saving.serialize_keras_object(network)
+        return super().get_config() | config
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects=None
+    ) -> GenerativeModel:
+        """Makes a model from what `get_config` returned."""
+        values = {
+            name: keras.saving.deserialize_keras_object(value, custom_objects)
+            if isinstance(value, dict) and "class_name" in value
+            else value
+            for name, value in config.items()
+        }
+        return cls(**values)
+
     def health(self, logs: dict[str, float]) -> list[str]:
         """Reads an epoch's logs; returns one warning for each thing that went wrong."""
         return []
@@ -274,88 +329,6 @@ class GenerativeModel(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the networks are built by the constructor."""
         self.built = True
-
-
-def scale_images(images: tf.Tensor) -> tf.Tensor:
-    """Maps uint8 0..255 to float32 in [0, 1]; floats pass as they are."""
-    if images.dtype == tf.uint8:
-        return tf.cast(images, tf.float32) / 255.0
-    return tf.cast(images, tf.float32)
-
-
-def check_seeds(seeds: Any) -> np.ndarray:
-    """Returns seeds as int64 [n].
-
-    Raises:
-        ValueError: If they are not whole numbers in one dimension.
-    """
-    array = np.asarray(list(seeds) if isinstance(seeds, range) else seeds)
-    if array.ndim == 0:
-        array = array[None]
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise ValueError(
-            "`seeds` must be whole numbers in one dimension, such as range(64). "
-            f"Received: an array of shape {array.shape} and type {array.dtype}."
-        )
-    return array.astype(np.int64)
-
-
-def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Returns images as float32 in [0, 1], [n, height, width, channels].
-
-    Raises:
-        ValueError: On another shape, or floats outside [0, 1] (NaN included).
-    """
-    array = np.asarray(images)
-    if array.shape[1:] != image_shape:
-        raise ValueError(
-            "`images` must have the shape [n, height, width, channels] with "
-            f"(height, width, channels) = {image_shape}. Received: {array.shape}."
-        )
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255.0
-    array = array.astype(np.float32)
-    if array.size and not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(
-            "`images` must be uint8, or floats in [0, 1]. Received: floats from "
-            f"{array.min()} to {array.max()}."
-        )
-    return array
-
-
-def check_labels(
-    labels: Any, num_rows: int, num_classes: int | None
-) -> np.ndarray | None:
-    """Returns labels as int32 [n], or None for a model without classes.
-
-    Raises:
-        ValueError: If labels are missing, not wanted, or outside [0, num_classes).
-    """
-    if num_classes is None and labels is None:
-        return None
-    if num_classes is None:
-        raise ValueError(
-            "This model takes no labels: it was made with num_classes=None. "
-            "Received: labels. Leave them out, or train a model with num_classes=."
-        )
-    if labels is None:
-        raise ValueError(
-            f"This model needs a label in [0, {num_classes}) for each row. "
-            "Received: labels=None."
-        )
-    array = np.asarray(labels)
-    whole = np.issubdtype(array.dtype, np.integer) or not array.size
-    if array.shape != (num_rows,) or not whole:
-        raise ValueError(
-            f"`labels` must be {num_rows} whole numbers, one for each row. "
-            f"Received: shape {array.shape}, type {array.dtype}."
-        )
-    if array.size and not (array.min() >= 0 and array.max() < num_classes):
-        raise ValueError(
-            f"`labels` must lie in [0, {num_classes}). Received: values from "
-            f"{array.min()} to {array.max()}."
-        )
-    return array.astype(np.int32)
 
 
 def trace(function: Callable[..., Any], **inputs: tf.TensorSpec) -> Any:

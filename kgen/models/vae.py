@@ -5,87 +5,28 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.base import (
-    GenerativeModel,
-    Signature,
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
+from kgen.models.inputs import (
     check_images,
     check_labels,
     check_seeds,
-    layers_of_policy,
+    example_rows,
     scale_images,
-    trace,
 )
 from kgen.nn import image_networks, losses, random
 from kgen.nn.flows import CouplingFlow
+from kgen.nn.likelihoods import LIKELIHOODS
 from kgen.nn.metrics import ActiveUnits
 from kgen.nn.schedules import linear_ramp
 
-# ---------------------------------------------------------------------------
-# Likelihoods: log-probability of images, and their mean, from the decoder's output.
-# ---------------------------------------------------------------------------
-
-
-class Likelihood(NamedTuple):
-    """Reads a decoder's output: [rows, h, w, c] and a learned scalar (log-variance)."""
-
-    log_probability: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
-    mean: Callable[[tf.Tensor], tf.Tensor]
-
-
-def _clip(values):
-    return tf.clip_by_value(values, 0.0, 1.0)
-
-
-LIKELIHOODS = {
-    "bernoulli": Likelihood(
-        lambda images, logits, _: losses.bernoulli_log_likelihood(images, logits),
-        tf.sigmoid,
-    ),
-    # Means are parametrised around the middle of the range, where images live.
-    "gaussian": Likelihood(
-        lambda images, output, log_variance: losses.gaussian_log_likelihood(
-            images, output + 0.5, log_variance
-        ),
-        lambda output: _clip(output + 0.5),
-    ),
-    # The scalar is the log-variance of the logistic, variance = (pi * scale)^2 / 3.
-    "discretized_logistic": Likelihood(
-        lambda images, output, log_variance: losses.discretized_logistic_log_likelihood(
-            images,
-            output + 0.5,
-            0.5 * (log_variance + math.log(3.0)) - math.log(math.pi),
-        ),
-        lambda output: _clip(output + 0.5),
-    ),
-}
-
-
 NETWORKS = ("auto", "mlp", "conv")
 PRIORS = ("normal", "flow")
-
-# ---------------------------------------------------------------------------
-# The model
-# ---------------------------------------------------------------------------
-
-
-def _free_bits(kl, free_bits):
-    """Raises the KL of each dimension, averaged over the global batch, to a floor.
-
-    Below the floor a dimension costs the same whatever it does, so it gets no gradient.
-    """
-    if not free_bits:
-        return kl
-    mean = tf.stop_gradient(tf.reduce_mean(kl, axis=0))
-    if tf.distribute.has_strategy():
-        context = tf.distribute.get_replica_context()
-        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
-    return tf.where(mean > free_bits, kl, free_bits)
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -181,7 +122,7 @@ class VAE(GenerativeModel):
         self.prior = prior
         self._check_arguments()
 
-        self._own_networks = {"encoder": encoder, "decoder": decoder}
+        self.own_networks = {"encoder": encoder, "decoder": decoder}
         self.encoder = self._make_network("encoder", encoder)
         self.decoder = self._make_network("decoder", decoder)
         self.flow = CouplingFlow(dim=latent_dim) if prior == "flow" else None
@@ -241,7 +182,7 @@ class VAE(GenerativeModel):
         training = stream == random.STREAM_TRAIN
         mean, log_variance = self._posterior(images, labels, training)
         noise = random.normal(
-            self.noise_keys(tf.shape(images)[0], stream),
+            self.noise_keys(images, stream),
             (num_samples, self.latent_dim),
         )  # [b, k, d]
         terms = self._importance_terms(
@@ -254,7 +195,9 @@ class VAE(GenerativeModel):
             # No closed form: the samples' average, as one number.
             kl = tf.reduce_mean(log_posterior - log_prior, axis=1, keepdims=True)
         if num_samples == 1:
-            weighted_kl = kl_weight * tf.reduce_sum(_free_bits(kl, free_bits), axis=1)
+            weighted_kl = kl_weight * tf.reduce_sum(
+                losses.free_bits(kl, free_bits), axis=1
+            )
             loss = weighted_kl - log_likelihood[:, 0]
         else:
             log_weights = log_likelihood + kl_weight * (log_prior - log_posterior)
@@ -518,7 +461,7 @@ class VAE(GenerativeModel):
             ),
         ]
         return [
-            Signature(*row, example=functools.partial(self._example, tuple(row[2])))
+            Signature(*row, functools.partial(example_rows, row[2], self.num_classes))
             for row in rows
         ]
 
@@ -527,18 +470,6 @@ class VAE(GenerativeModel):
         if self.num_classes is not None:
             specs["labels"] = tf.TensorSpec([None], tf.int32)
         return specs
-
-    def _example(self, names: Sequence[str], num_rows: int) -> dict[str, np.ndarray]:
-        """Valid inputs of these names, always the same ones."""
-        rng = np.random.default_rng(num_rows)
-        latents_shape = (num_rows, self.latent_dim)
-        values: dict[str, np.ndarray] = {
-            "seeds": np.arange(num_rows, dtype=np.int64),
-            "images": rng.random((num_rows, *self.image_shape), np.float32),
-            "latents": rng.standard_normal(latents_shape, np.float32),
-            "labels": np.arange(num_rows, dtype=np.int32) % (self.num_classes or 1),
-        }
-        return {name: values[name] for name in names}
 
     def _prior_latents(self, seeds, temperature=1.0):
         keys = random.keys(seeds, random.STREAM_GENERATE)
@@ -564,54 +495,40 @@ class VAE(GenerativeModel):
         images = check_images(images, self.image_shape)
         return images, check_labels(labels, len(images), self.num_classes)
 
-    # -- arguments ----------------------------------------------------------
+    # -- construction -------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        closed_form = self.num_importance_samples == 1 and self.prior == "normal"
-        shape = self.image_shape
-        rules = [
-            (
-                "image_shape",
-                len(shape) == 3 and min(shape) > 0,
-                "be three positive numbers: height, width, channels",
-            ),
-            ("latent_dim", self.latent_dim >= 1, "be at least 1"),
-            ("network", self.network in NETWORKS, f"be one of {NETWORKS}"),
-            (
-                "likelihood",
-                self.likelihood in LIKELIHOODS,
-                f"be one of {tuple(LIKELIHOODS)}",
-            ),
-            (
-                "variance",
-                self.variance is None or self.variance > 0,
-                "be positive, or None",
-            ),
-            ("kl_weight", self.kl_weight >= 0, "be 0 or more"),
-            ("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more"),
-            ("free_bits", self.free_bits >= 0, "be 0 or more"),
-            (
-                "num_importance_samples",
-                self.num_importance_samples >= 1,
-                "be at least 1",
-            ),
-            (
-                "num_classes",
-                self.num_classes is None or self.num_classes > 1,
-                "be 2 or more, or None",
-            ),
-            ("prior", self.prior in PRIORS, f"be one of {PRIORS}"),
-            (
-                "free_bits",
-                closed_form or not self.free_bits,
-                "be 0 with several importance samples "
-                "or a learned prior: it needs the KL of each dimension in closed form",
-            ),
-        ]
-        for name, kept, rule in rules:
-            if not kept:
-                received = getattr(self, name)
-                raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
+        check = self.check_argument
+        shape, num_classes = self.image_shape, self.num_classes
+        check(
+            "image_shape",
+            len(shape) == 3 and min(shape) > 0,
+            "be three positive numbers: height, width, channels",
+        )
+        check("latent_dim", self.latent_dim >= 1, "be at least 1")
+        check("network", self.network in NETWORKS, f"be one of {NETWORKS}")
+        likelihoods = tuple(LIKELIHOODS)
+        check("likelihood", self.likelihood in likelihoods, f"be one of {likelihoods}")
+        variance = self.variance
+        check("variance", variance is None or variance > 0, "be positive, or None")
+        check("kl_weight", self.kl_weight >= 0, "be 0 or more")
+        check("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more")
+        num_samples = self.num_importance_samples
+        check("num_importance_samples", num_samples >= 1, "be at least 1")
+        check(
+            "num_classes",
+            num_classes is None or num_classes > 1,
+            "be 2 or more, or None",
+        )
+        check("prior", self.prior in PRIORS, f"be one of {PRIORS}")
+        check("free_bits", self.free_bits >= 0, "be 0 or more")
+        closed_form = num_samples == 1 and self.prior == "normal"
+        check(
+            "free_bits",
+            closed_form or not self.free_bits,
+            "be 0 with several importance samples or a learned prior: it needs the KL "
+            "of each dimension in closed form",
+        )
 
     def _make_network(self, name, own):
         """Returns the user's network, or the default one for this image shape.
@@ -643,15 +560,6 @@ class VAE(GenerativeModel):
             )
         return network
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects=None) -> VAE:
-        """Makes a model from what `get_config` returned."""
-        own = {
-            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
-            for name in ("encoder", "decoder")
-        }
-        return cls(**config | own)
-
     def health(self, logs: dict[str, float]) -> list[str]:
         """Names posterior collapse: an encoder that tells the decoder nothing."""
         active = logs.get("active_units", self.latent_dim)
@@ -662,18 +570,3 @@ class VAE(GenerativeModel):
             "are active, the KL is {:.2f} nats. Try a KL warm-up (kl_warmup_steps), "
             "free_bits, or a smaller kl_weight.".format(logs.get("kl", math.nan))
         ]
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments; own networks serialised."""
-        names = (
-            "image_shape latent_dim network hidden_units width num_blocks activation "
-            "likelihood variance kl_weight kl_warmup_steps free_bits "
-            "num_importance_samples num_classes prior"
-        ).split()
-        own = {
-            name: keras.saving.serialize_keras_object(network)
-            for name, network in self._own_networks.items()
-        }
-        return (
-            super().get_config() | {name: getattr(self, name) for name in names} | own
-        )

@@ -88,6 +88,27 @@ def gaussian_kl(mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
     return 0.5 * (tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance)
 
 
+def free_bits(kl: tf.Tensor, num_nats: float) -> tf.Tensor:
+    """Raises each dimension's KL, averaged over the global batch, to a floor.
+
+    Below the floor a dimension costs the same whatever it does, so it gets no gradient.
+
+    Shapes:
+        kl: [batch, latent_dim] -> [batch, latent_dim]
+
+    Reference:
+        Kingma et al., 2016, Improving Variational Inference with Inverse
+        Autoregressive Flow.
+    """
+    if not num_nats:
+        return kl
+    mean = tf.stop_gradient(tf.reduce_mean(kl, axis=0))
+    if tf.distribute.has_strategy():
+        context = tf.distribute.get_replica_context()
+        mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
+    return tf.where(mean > num_nats, kl, num_nats)
+
+
 def log_mean_exp(values: tf.Tensor, axis: int) -> tf.Tensor:
     """The logarithm of the mean of exp(values) along an axis, without overflow."""
     count = tf.cast(tf.shape(values)[axis], values.dtype)

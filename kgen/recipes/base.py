@@ -169,7 +169,8 @@ class Recipe:
             if resume and checkpointer.restore(model) and chief:
                 done = int(model.step.numpy())
                 report(f"resumed at step {done:,} of {total:,}")
-                if done == total and folder.model.is_file():
+                # The ONNX file is the last to be written: see `_finish`.
+                if done == total and self._onnx_file(folder).is_file():
                     report("The run is finished; there is nothing left to train.")
                     return folder.path
         progress = training.Progress(
@@ -214,8 +215,11 @@ class Recipe:
         evaluation.write_records(folder.metrics, records)
         report(evaluation.table(records))
         export.to_saved_model(model, folder.path)
-        export.to_onnx(model, folder.path / f"{self.recipe_name}.onnx")
+        export.to_onnx(model, self._onnx_file(folder))
         return folder.path
+
+    def _onnx_file(self, folder) -> Path:
+        return folder.path / f"{self.recipe_name}.onnx"
 
     def _plan(self, data, pipeline, model, strategy) -> list[str]:
         import tensorflow as tf

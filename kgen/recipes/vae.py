@@ -144,7 +144,7 @@ PRESETS = {
     "mnist": VAERecipe(
         name="vae-mnist",
         data="mnist",
-        epochs=60,
+        epochs=48,
         batch_size=128,
         learning_rate=4e-3,
         warmup_steps=200,

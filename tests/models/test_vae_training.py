@@ -74,6 +74,33 @@ def test_a_batch_without_images_is_refused(make_linear_vae, binary_images):
         fitted(make_linear_vae(), rows({"pixels": binary_images}))
 
 
+def test_images_out_of_their_range_are_refused_by_the_compiled_step():
+    images = np.random.default_rng(0).random((8, 2, 2, 1), np.float32)
+    for wrong, received in ((2 * images - 1, "-0.9"), (images * np.nan, "nan")):
+        vae = VAE(image_shape=(2, 2, 1), latent_dim=2, hidden_units=(3,))
+        vae.compile()
+        before = vae.trainable_variables[0].numpy()
+        with pytest.raises(
+            tf.errors.InvalidArgumentError,
+            match=rf"`images` must be uint8, or floats in \[0, 1\].*\[{received}",
+        ):
+            vae.fit(rows(wrong), verbose=0)
+        np.testing.assert_array_equal(vae.trainable_variables[0], before)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_labels_out_of_their_range_are_refused_by_the_compiled_step(wrong):
+    labels = LABELS.copy()
+    labels[3] = wrong
+    images = np.zeros((8, 2, 2, 1), np.float32)
+    vae = labelled_vae()
+    vae.compile()
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=rf"`labels` must lie.*\[{wrong}\]"
+    ):
+        vae.fit(rows((images, labels)), verbose=0)
+
+
 # -- logs -----------------------------------------------------------------------------
 
 

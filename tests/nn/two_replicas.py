@@ -97,18 +97,40 @@ def overflow():
     return {"weights": weights, "scales": copies(optimizer.dynamic_scale.value)}
 
 
+def keys_of_one_device():
+    model = GenerativeModel()
+    return model.noise_keys(ROWS.ravel(), random.STREAM_TRAIN).numpy().tolist()
+
+
 def noise_keys():
-    """Keys of a model's noise: two rows on each replica, and all four on one."""
+    """Keys of a model's noise for four rows: on one device, and dealt to two replicas.
+
+    How many rows a replica has is known when the step is traced, or, as in a last,
+    incomplete batch, only when it runs.
+    """
     with strategy.scope():
         model = GenerativeModel()
 
-    def replica_keys(rows):
-        return model.noise_keys(tf.shape(rows)[0], random.STREAM_TRAIN)
+    def keys_of(rows):
+        return model.noise_keys(rows, random.STREAM_TRAIN)
 
-    keys = strategy.run(replica_keys, args=(deal(ROWS),))
+    def keys_of_some(taken):
+        return keys_of(tf.boolean_mask(taken, taken))
+
+    def on_two(function, values):
+        keys = tf.function(strategy.run)(function, args=(deal(values),))
+        parts = strategy.experimental_local_results(keys)
+        return [part.numpy().tolist() for part in parts]
+
+    def first(*shares):
+        return np.arange(4) < np.array(shares)[:, None]
+
     return {
-        "two": [k.numpy().tolist() for k in strategy.experimental_local_results(keys)],
-        "one": GenerativeModel().noise_keys(4, random.STREAM_TRAIN).numpy().tolist(),
+        "one": keys_of_one_device(),
+        "traced": on_two(keys_of, ROWS),
+        "2 and 2": on_two(keys_of_some, first(2, 2)),
+        "3 and 1": on_two(keys_of_some, first(3, 1)),
+        "4 and 0": on_two(keys_of_some, first(4, 0)),
     }
 
 

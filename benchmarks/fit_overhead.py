@@ -38,7 +38,13 @@ from kgen.recipes.vae import PRESETS, VAERecipe
 
 TARGET = 0.10
 SMALL = VAERecipe(
-    data="mnist", network="mlp", hidden_units=(400,), latent_dim=20, activation="relu"
+    data="mnist",
+    network="mlp",
+    hidden_units=(400,),
+    latent_dim=20,
+    activation="relu",
+    batch_size=128,
+    jit_compile=True,
 )
 
 

@@ -69,6 +69,7 @@ def train_with_kgen(options, turns):
         hidden_units=(400,),
         latent_dim=20,
         activation="relu",
+        jit_compile=True,
         epochs=1000,  # far more than are trained: the learning rate hardly decays
     )
     data = recipe.open_data()

@@ -393,10 +393,9 @@ def _with_all_splits(source: Source) -> dict[str, Split]:
 
 def _binarize(pixels: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """Returns 255 where noise, uint16, falls below the pixel, and 0 elsewhere."""
-    # round(pixel * 2**16 / 255), where 2**16 / 255 = 257 + 1 / 255: from 0, below which
-    # is nothing, to 2**16, below which is everything. Exact in float32, and faster
-    # there than in integers.
-    thresholds = tf.cast(pixels, tf.float32) * 257 + tf.cast(pixels > 127, tf.float32)
+    # The probability of 255 is pixel / 255, rounded up to a multiple of 2**-16. Floats
+    # hold all of these numbers, and are faster here than integers.
+    thresholds = tf.cast(pixels, tf.float32) * (2**16 / 255)
     return tf.cast(tf.cast(noise, tf.float32) < thresholds, tf.uint8) * 255
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -258,6 +259,9 @@ class Pipeline:
             return self._read(rows, noise)
 
         options = tf.data.Options()
+        # Autotuning gains nothing over a call for each core, and makes a pass wait, up
+        # to seconds, for the tuner of the pass before to end.
+        options.autotune.enabled = False
         # A pass begins with its first element, not with the iterator.
         options.experimental_warm_start = False
         # These rows are already dealt; sharding them again would lose some.
@@ -266,6 +270,6 @@ class Pipeline:
         )
         options.deterministic = True
         dataset: Any = tf.data.Dataset.range(1).map(open_pass).flat_map(deal)
-        dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.map(read, num_parallel_calls=os.cpu_count() or 1)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_elements))
-        return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+        return dataset.prefetch(2).with_options(options)

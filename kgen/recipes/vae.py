@@ -48,6 +48,9 @@ class VAERecipe(Recipe):
     kl_warmup_epochs: float = option(0.0, "Epochs over which it rises from 0.")
     free_bits: float = option(0.0, "Nats of KL that cost nothing, a dimension.")
     num_importance_samples: int = option(1, "1: VAE; more: IWAE.")
+    jit_compile: bool = option(
+        False, "Compile the step with XLA: for the mlp, where it saves a fifth."
+    )
 
     def open_data(self) -> Any:
         """Opens the images."""
@@ -74,9 +77,8 @@ class VAERecipe(Recipe):
 
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.VAE` for these images."""
-        import keras
-
         from kgen.models import VAE
+        from kgen.nn import optimizers
         from kgen.nn.schedules import warmup_cosine
 
         if self.conditional and data.num_classes is None:
@@ -106,10 +108,11 @@ class VAERecipe(Recipe):
             self.learning_rate, self.epochs * steps_per_epoch, self.warmup_steps
         )
         model.compile(
-            keras.optimizers.Adam(schedule),
+            optimizers.Adam(schedule),
             seed=self.seed,
             gradient_clip_norm=self.gradient_clip_norm,
             steps_per_execution=min(self.steps_per_execution, steps_per_epoch),
+            jit_compile=self.jit_compile,
         )
         return model
 
@@ -163,5 +166,6 @@ PRESETS = {
         activation="tanh",
         latent_dim=50,
         sample_epochs=10,
+        jit_compile=True,
     ),
 }

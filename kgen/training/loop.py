@@ -60,7 +60,10 @@ def fit(
             deal(strategy, pipeline, skip),
             initial_epoch=first,
             epochs=last,
+            # Said although the datasets know it: else Keras opens each pass twice.
+            steps_per_epoch=pipeline.steps_per_epoch - skip,
             validation_data=deal(strategy, validation) if validation else None,
+            validation_steps=validation.steps_per_epoch if validation else None,
             callbacks=[_PinEpoch(pipeline), *callbacks],
             verbose=0,
         )

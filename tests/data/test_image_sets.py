@@ -319,17 +319,13 @@ def test_binarised_pixels_are_0_or_255_with_the_probability_of_the_pixel():
             assert abs(share - p) <= 5 * deviation, (binarize, value)
 
 
-def test_thresholds_are_the_nearest_of_2_to_the_16():
-    pixels = tf.reshape(tf.range(256), [1, 16, 16, 1])
-    for pixel in (0, 1, 2, 127, 128, 200, 254, 255):
-        threshold = round(pixel * 65536 / 255)  # the number of noise values below
-        for noise in {threshold - 1, threshold} & set(range(65536)):
-            drawn = image_sets._binarize(
-                tf.cast(pixels, tf.uint8),
-                tf.fill(pixels.shape, tf.cast(noise, tf.uint16)),
-            )
-            on = int(drawn[0, pixel // 16, pixel % 16, 0])
-            assert on == (255 if noise < threshold else 0), (pixel, noise)
+def test_the_share_of_noise_below_each_pixel_is_the_pixel_rounded_up():
+    noise = tf.cast(tf.range(2**16), tf.uint16)
+    for pixel in range(256):
+        drawn = image_sets._binarize(tf.constant(pixel, tf.uint8), noise)
+        expected = -(-(2**16) * pixel // 255)
+        assert np.count_nonzero(drawn == 255) == expected, pixel
+        assert np.count_nonzero(drawn) == expected, pixel
 
 
 def test_dynamic_draws_change_with_the_epoch_and_static_ones_do_not():

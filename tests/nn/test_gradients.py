@@ -158,6 +158,7 @@ def two_replicas():
     ("case", "expected"),
     [
         ("plain", -0.5),
+        ("adam", 0.9),
         ("clipped", 0.7),
         ("float16", -0.5),
         ("float16 clipped", 0.7),

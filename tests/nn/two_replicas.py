@@ -16,7 +16,7 @@ tf.config.set_logical_device_configuration(
 import keras  # noqa: E402
 
 from kgen.models.base import GenerativeModel  # noqa: E402
-from kgen.nn import gradients, random  # noqa: E402
+from kgen.nn import gradients, optimizers, random  # noqa: E402
 
 # The loss is the mean of (weight * row)^2 over [1, 2 | 3, 4]: see test_gradients.py.
 ROWS = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
@@ -55,6 +55,11 @@ def copies(variable):
 def sgd(**options):
     with strategy.scope():
         return keras.optimizers.SGD(0.1, **options)
+
+
+def adam():
+    with strategy.scope():
+        return optimizers.Adam(0.1)
 
 
 def loss_scaled_sgd(rate):
@@ -139,6 +144,7 @@ def main():
     small = ROWS / 8
     results = {
         "plain": step(sgd()),
+        "adam": step(adam()),
         "clipped": step(sgd(), transform=clip),
         "float16": step(loss_scaled_sgd(6.4), small, dtype="float16"),
         "float16 clipped": step(

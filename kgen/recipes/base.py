@@ -231,11 +231,7 @@ class Recipe:
             ("recipe", self.recipe_name),
             ("data", data.describe()),
             ("model", f"{type(model).__name__}, {model.count_params():,} parameters"),
-            (
-                "device",
-                f"{kind}, {strategy.num_replicas_in_sync} replicas, "
-                f"{type(strategy).__name__}",
-            ),
+            ("device", self._describe_devices(kind, strategy)),
             ("precision", model.dtype_policy.name),
             (
                 "steps",
@@ -245,6 +241,12 @@ class Recipe:
             ("folder", str(self.run_folder)),
         ]
         return [f"{name:<10} {value}" for name, value in rows]
+
+    def _describe_devices(self, kind, strategy) -> str:
+        count = strategy.num_replicas_in_sync
+        if count == 1:
+            return f"one {kind}"
+        return f"{count} replicas on {kind}, {type(strategy).__name__}"
 
     def _record(self, data, model, strategy) -> dict[str, Any]:
         """What recipe.json holds."""

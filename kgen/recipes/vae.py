@@ -10,7 +10,20 @@ from kgen.recipes.base import Recipe, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAERecipe(Recipe):
-    """Variational autoencoder: images from latent vectors (default: 8x8 digits)."""
+    """Variational autoencoder: images from latent vectors (default: 8x8 digits).
+
+    Lab record. Two cores of a Xeon at 2.8 GHz (AVX-512), TensorFlow 2.21, Keras 3.15,
+    float32, seed 0, one run each, 2026-11-24; dynamic binarisation.
+
+    `kgen fit vae`: 28 s; IS-100 of 179 validation images 23.75 nats (95 % interval
+    23.29 to 24.20), independent pixels 26.82.
+
+    `kgen fit vae --preset mnist`: 24 min 35 s in all, 30 s an epoch; IS-100 of 1,000
+    validation images 81.18 nats (79.93 to 82.51), bound of all 5,000 validation images
+    84.82, independent pixels 204.7. Network, rate and length were chosen by IS-100 on
+    1,000 validation images, in runs of 4 epochs: learned prior 88.5, standard normal
+    94.7; learning rate 4e-3 86.6, 2e-3 88.5.
+    """
 
     recipe_name: ClassVar[str] = "vae"
 

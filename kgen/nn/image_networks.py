@@ -16,7 +16,7 @@ from kgen.nn import blocks
 def mlp_encoder(image_shape, dim, num_classes, hidden_units, activation):
     """Dense layers: images [b, h, w, c] -> [b, dim]."""
     inputs, images, labels = make_inputs(image_shape, num_classes)
-    hidden = layers.Flatten()(2.0 * images - 1.0)
+    hidden = layers.Flatten()(images)
     hidden = _with_labels(hidden, labels)
     for units in hidden_units:
         hidden = layers.Dense(units, activation=activation)(hidden)
@@ -41,7 +41,7 @@ def conv_encoder(image_shape, dim, num_classes, width, num_blocks, activation):
     """
     patch, widths = _levels(image_shape, width)
     inputs, images, labels = make_inputs(image_shape, num_classes)
-    hidden = blocks.space_to_depth(2.0 * images - 1.0, patch)
+    hidden = blocks.space_to_depth(images, patch)
     for level, level_width in enumerate(widths):
         hidden = layers.Conv2D(
             level_width, 3, strides=1 if level == 0 else 2, padding="same"

@@ -36,9 +36,9 @@ class Recipe:
     data_dir: str | None = option(
         None, "Folder of prepared tensorflow-datasets; default: their own."
     )
-    epochs: int = option(30, "Passes over the training data, 1 or more.")
+    epochs: int = option(20, "Passes over the training data, 1 or more.")
     batch_size: int = option(32, "Rows in a batch, over all devices together.")
-    learning_rate: float = option(1e-3, "Highest learning rate of Adam, above 0.")
+    learning_rate: float = option(2e-3, "Highest learning rate of Adam, above 0.")
     warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
     gradient_clip_norm: float | None = option(
         None, "Largest norm of the gradient; default: any."

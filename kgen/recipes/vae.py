@@ -39,8 +39,8 @@ class VAERecipe(Recipe):
         "Draw black or white pixels: anew each time (dynamic) or once (static); auto: "
         "dynamic for the bernoulli likelihood.",
     )
-    likelihood: Literal["auto", "bernoulli", "gaussian", "discretized_logistic"] = (
-        option("auto", "Of a pixel; auto: bernoulli for grey images, else gaussian.")
+    likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = option(
+        "gaussian", "Of a pixel: black or white, a real number, or one of 256 levels."
     )
     variance: float | None = option(
         None, "Of a pixel (range 0 to 1), for the last two; default: learned."
@@ -54,7 +54,7 @@ class VAERecipe(Recipe):
     num_blocks: int = option(1, "Residual blocks on each level of the conv network.")
     activation: str = option("swish", "Keras activation of the hidden layers.")
     prior: Literal["normal", "flow"] = option(
-        "normal", "Of the latent vectors; flow: learned."
+        "flow", "Of the latent vectors: standard normal, or learned by a flow."
     )
     conditional: bool = option(False, "Condition on the labels of the data.")
     kl_weight: float = option(1.0, "Factor of the KL term (beta), 0 or more.")
@@ -81,7 +81,7 @@ class VAERecipe(Recipe):
         shared = {
             "batch_size": self.batch_size,
             "seed": self.seed,
-            "binarize": self._binarize(data),
+            "binarize": self._binarize(),
         }
         return (
             data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
@@ -107,7 +107,7 @@ class VAERecipe(Recipe):
             width=self.width,
             num_blocks=self.num_blocks,
             activation=self.activation,
-            likelihood=self._likelihood(data),
+            likelihood=self.likelihood,
             variance=self.variance,
             kl_weight=self.kl_weight,
             kl_warmup_steps=round(self.kl_warmup_epochs * steps_per_epoch),
@@ -141,18 +141,13 @@ class VAERecipe(Recipe):
         from kgen.evaluation import evaluate_autoencoder
 
         return evaluate_autoencoder(
-            model, data, binarize=self._binarize(data), seed=self.seed, **options
+            model, data, binarize=self._binarize(), seed=self.seed, **options
         )
 
-    def _likelihood(self, data: Any) -> str:
-        if self.likelihood != "auto":
-            return self.likelihood
-        return "bernoulli" if data.image_shape[-1] == 1 else "gaussian"
-
-    def _binarize(self, data: Any) -> str | None:
+    def _binarize(self) -> str | None:
         if self.binarize != "auto":
             return None if self.binarize == "none" else self.binarize
-        return "dynamic" if self._likelihood(data) == "bernoulli" else None
+        return "dynamic" if self.likelihood == "bernoulli" else None
 
 
 PRESETS = {
@@ -160,24 +155,27 @@ PRESETS = {
     "mnist": VAERecipe(
         name="vae-mnist",
         data="mnist",
+        likelihood="bernoulli",
         epochs=48,
         batch_size=128,
         learning_rate=4e-3,
         warmup_steps=200,
         latent_dim=40,
-        prior="flow",
         kl_warmup_epochs=1.0,
         steps_per_execution=16,
     ),
     "mnist_mlp": VAERecipe(
         name="vae-mnist-mlp",
         data="mnist",
+        likelihood="bernoulli",
         epochs=500,
         batch_size=128,
+        learning_rate=1e-3,
         network="mlp",
         hidden_units=(200, 200),
         activation="tanh",
         latent_dim=50,
+        prior="normal",
         sample_epochs=10,
         jit_compile=True,
     ),

@@ -103,26 +103,6 @@ class Clock(keras.callbacks.Callback):
             self.rows.append((self._step, now - self._start, now - self._trained))
 
 
-def recipe_callbacks(recipe, model, folder, pipeline, progress):
-    """Returns the callbacks of `kgen fit`, in its order."""
-    checkpointer = training.Checkpointer(
-        folder.checkpoint, every_seconds=recipe.checkpoint_seconds
-    )
-
-    def sample():
-        return recipe.sample(model)
-
-    return [
-        training.StopOnNonFinite(),
-        training.History(folder.history),
-        training.SampleGrid(sample, folder.samples, recipe.sample_epochs),
-        training.TensorBoard(folder.tensorboard, sample, recipe.sample_epochs),
-        training.HealthWarnings(lambda text: None),
-        progress,
-        checkpointer,
-    ]
-
-
 def measure(recipe):
     """Trains in a temporary folder; returns the rows of `Clock`, without the first."""
     data = recipe.open_data()
@@ -137,7 +117,13 @@ def measure(recipe):
         progress = training.Progress(
             pipeline.steps_per_epoch, recipe.batch_size, lambda line: None, total
         )
-        callbacks = recipe_callbacks(recipe, model, folder, pipeline, progress)
+        callbacks = [  # those of `Recipe.run`
+            training.StopOnNonFinite(),
+            *recipe.observers(model, folder, progress, lambda line: None),
+            training.Checkpointer(
+                folder.checkpoint, every_seconds=recipe.checkpoint_seconds
+            ),
+        ]
         with progress:
             training.fit(
                 model,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kgen.recipes import RECIPES
+from kgen import recipes
 
 from . import recipe_options
 from .errors import Interrupted, describe
@@ -29,11 +29,11 @@ class RecipeGroup(SuggestingGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names in the recipe table."""
-        return list(RECIPES)
+        return list(recipes.RECIPES)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Builds the command of one recipe."""
-        return recipe_command(cmd_name) if cmd_name in RECIPES else None
+        return recipe_command(cmd_name) if cmd_name in recipes.RECIPES else None
 
 
 @click.group(
@@ -56,15 +56,15 @@ def command(context: click.Context) -> None:
 def recipe_lines() -> list[str]:
     """Returns a line for each recipe: its name and what it trains."""
     return aligned(
-        (name, recipe_options.summary(recipe_options.load_recipe(name)))
-        for name in RECIPES
+        (name, recipe_options.summary(recipes.recipe_class(name)))
+        for name in recipes.RECIPES
     )
 
 
 def recipe_command(name: str) -> click.Command:
     """Builds `kgen fit NAME` from the fields of the recipe's dataclass."""
-    recipe_class = recipe_options.load_recipe(name)
-    presets = recipe_options.load_presets(name)
+    recipe_class = recipes.recipe_class(name)
+    presets = recipes.presets(name)
     summary = recipe_options.summary(recipe_class)
     built = click.Command(
         name,

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from kgen.recipes import read_record
+
 from .fit import recipe_lines
-from .options import RUNS_FOLDER, aligned, debug_option, read_recipe, runs_in
+from .options import RUNS_FOLDER, aligned, debug_option, runs_in
 
 
 @click.command("list")
@@ -35,7 +37,7 @@ def command(folder: Path | None) -> None:
 def _describe(run: Path) -> tuple[str, ...]:
     """Returns what is known of a run; a damaged file is named, not fatal."""
     try:
-        recipe = read_recipe(run)
+        recipe = read_record(run)
         epochs, loss = _progress(run / "history.csv")
         started = datetime.fromisoformat(recipe["started"]).astimezone()
         options = recipe["options"]

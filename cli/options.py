@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -148,22 +147,6 @@ def name_of_run(folder: Path) -> str:
     """Returns the shortest text that a RUN argument finds this folder by."""
     inside = folder.resolve().parent == RUNS_FOLDER.resolve()
     return folder.name if inside else os.fspath(folder)
-
-
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """Returns what a run's recipe.json says.
-
-    Raises:
-        ValueError: If the file is not the JSON that `kgen fit` wrote.
-    """
-    path = folder / "recipe.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object. Received: {content!r}")
-    return content
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -1,27 +1,12 @@
 """Command-line options made from the fields of a recipe's dataclass."""
 
 import dataclasses
-import importlib
 import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
 import click
-
-from kgen.recipes import RECIPES
-
-
-def load_recipe(name: str) -> Any:
-    """Returns the recipe class of that name in the recipe table."""
-    module, _, attribute = RECIPES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def load_presets(name: str) -> dict[str, Any]:
-    """Returns the named instances beside the recipe class."""
-    module = RECIPES[name].partition(":")[0]
-    return getattr(importlib.import_module(module), "PRESETS", {})
 
 
 def summary(recipe_class: type) -> str:

@@ -9,6 +9,9 @@ RECIPES = {
 
 __getattr__, __dir__, _names = lazy.attach(
     __name__,
-    submod_attrs={"base": ["Recipe", "recipe_of_run"], "vae": ["VAERecipe"]},
+    submod_attrs={
+        "base": ["Recipe", "presets", "read_record", "recipe_class", "recipe_of_run"],
+        "vae": ["VAERecipe"],
+    },
 )
 __all__ = ["RECIPES", *_names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -178,17 +179,7 @@ class Recipe:
         )
         callbacks = [training.StopOnNonFinite()]
         if chief:
-            callbacks += [
-                training.History(folder.history),
-                training.SampleGrid(
-                    lambda: self.sample(model), folder.samples, self.sample_epochs
-                ),
-                training.TensorBoard(
-                    folder.tensorboard, lambda: self.sample(model), self.sample_epochs
-                ),
-                training.HealthWarnings(lambda text: report(f"Warning: {text}")),
-                progress,
-            ]
+            callbacks += self.observers(model, folder, progress, report)
         # Last: a checkpoint says that all the other files of its epoch are written.
         callbacks.append(checkpointer)
         with progress, checkpointer.saving_on_interrupt():
@@ -201,6 +192,25 @@ class Recipe:
                 callbacks=callbacks,
             )
         return self._finish(model, data, folder, report) if chief else None
+
+    def observers(self, model, folder, progress, report) -> list[Any]:
+        """The callbacks that write files or lines: those of the chief alone."""
+        from kgen import training
+
+        @functools.lru_cache(maxsize=1)
+        def images_at(step):
+            return self.sample(model)
+
+        def images():  # drawn once for both that show them
+            return images_at(int(model.step.numpy()))
+
+        return [
+            training.History(folder.history),
+            training.SampleGrid(images, folder.samples, self.sample_epochs),
+            training.TensorBoard(folder.tensorboard, images, self.sample_epochs),
+            training.HealthWarnings(lambda text: report(f"Warning: {text}")),
+            progress,
+        ]
 
     def _finish(self, model, data, folder, report) -> Path:
         """Saves, measures and exports a trained model."""
@@ -226,12 +236,16 @@ class Recipe:
 
         present = {device.device_type for device in tf.config.list_logical_devices()}
         kind = next(kind for kind in ("TPU", "GPU", "CPU") if kind in present)
+        count = strategy.num_replicas_in_sync
+        devices = f"{count} replicas on {kind}, {type(strategy).__name__}"
+        if count == 1:
+            devices = f"one {kind}"
         steps = pipeline.steps_per_epoch
         rows = [
             ("recipe", self.recipe_name),
             ("data", data.describe()),
             ("model", f"{type(model).__name__}, {model.count_params():,} parameters"),
-            ("device", self._describe_devices(kind, strategy)),
+            ("device", devices),
             ("precision", model.dtype_policy.name),
             (
                 "steps",
@@ -241,12 +255,6 @@ class Recipe:
             ("folder", str(self.run_folder)),
         ]
         return [f"{name:<10} {value}" for name, value in rows]
-
-    def _describe_devices(self, kind, strategy) -> str:
-        count = strategy.num_replicas_in_sync
-        if count == 1:
-            return f"one {kind}"
-        return f"{count} replicas on {kind}, {type(strategy).__name__}"
 
     def _record(self, data, model, strategy) -> dict[str, Any]:
         """What recipe.json holds."""
@@ -283,11 +291,24 @@ class Recipe:
         return "mixed_bfloat16" if accelerators else "float32"
 
 
-def recipe_of_run(folder: str | Path) -> Recipe:
-    """Returns the recipe of a run, with the options it was started with.
+def recipe_class(name: str) -> type[Recipe]:
+    """Returns the recipe of that name in the recipe table."""
+    module, _, attribute = RECIPES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def presets(name: str) -> dict[str, Recipe]:
+    """Returns the named instances beside the class of that name."""
+    module, _, _ = RECIPES[name].partition(":")
+    return importlib.import_module(module).PRESETS
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """Returns what a run's recipe.json says.
 
     Raises:
         FileNotFoundError: If the folder holds no run.
+        ValueError: If the file is not the JSON that `kgen fit` wrote.
     """
     file = Path(folder) / "recipe.json"
     if not file.is_file():
@@ -295,13 +316,28 @@ def recipe_of_run(folder: str | Path) -> Recipe:
             f"A run's folder holds recipe.json, and {folder} does not. `kgen list` "
             "shows the runs there are; `kgen fit` makes one."
         )
-    record = json.loads(file.read_text())
-    module, _, name = RECIPES[record["recipe"]].partition(":")
-    recipe_class = getattr(importlib.import_module(module), name)
-    options = {
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{file} must hold an object. Received: {record!r}")
+    return record
+
+
+def recipe_of_run(folder: str | Path) -> Recipe:
+    """Returns the recipe of a run, with the options it was started with.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If its recipe.json is not what `kgen fit` wrote.
+    """
+    record = read_record(folder)
+    options: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in record["options"].items()
     }
     # The folder may have been moved since.
     path = Path(folder)
-    return recipe_class(**options | {"folder": str(path.parent), "name": path.name})
+    options |= {"folder": str(path.parent), "name": path.name}
+    return recipe_class(record["recipe"])(**options)

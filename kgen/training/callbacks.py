@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from kgen.data.atomic import replacing
 from kgen.data.image_grids import write_image_grid
+from kgen.models.base import trace
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
@@ -133,9 +134,7 @@ class TensorBoard(keras.callbacks.Callback):
         """Opens the log and writes the graph."""
         self._writer = tf.summary.create_file_writer(str(self.folder))
         signature = self.model.signatures()[0]
-        graph = tf.function(signature.function).get_concrete_function(
-            **signature.inputs
-        )
+        graph = trace(signature.function, **signature.inputs)
         with self._writer.as_default():
             tf.summary.graph(graph.graph)
 

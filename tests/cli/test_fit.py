@@ -10,7 +10,7 @@ import click
 import pytest
 
 import kgen_cli.fit
-from kgen.recipes import RECIPES
+from kgen import recipes
 from kgen_cli import recipe_options
 from kgen_cli.main import run
 
@@ -59,7 +59,7 @@ def made_up_recipe(tmp_path, monkeypatch):
     module.MadeUpRecipe = MadeUpRecipe
     module.PRESETS = {"wide": MadeUpRecipe(widths=(1000,), batch_size=64)}
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(RECIPES, "made_up", "kgen.recipes.made_up:MadeUpRecipe")
+    monkeypatch.setitem(recipes.RECIPES, "made_up", "kgen.recipes.made_up:MadeUpRecipe")
     monkeypatch.setattr(kgen_cli.fit, "load_tensorflow", lambda: None)
     monkeypatch.chdir(tmp_path)
     MadeUpRecipe.runs.clear()
@@ -171,12 +171,12 @@ def test_a_field_that_cannot_be_typed_is_an_error():
         recipe_options.options(recipe)
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
 def test_every_recipe_explains_itself(name):
-    recipe_class = recipe_options.load_recipe(name)
+    recipe_class = recipes.recipe_class(name)
     assert len(recipe_options.summary(recipe_class)) > 20
     for option in recipe_options.options(recipe_class):
         assert isinstance(option, click.Option)
         assert option.help and option.help.endswith(".")
-    for preset in recipe_options.load_presets(name).values():
+    for preset in recipes.presets(name).values():
         assert isinstance(preset, recipe_class)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from .errors import Interrupted
 from .options import RunFolder, debug_option
 from .startup import load_tensorflow
 
@@ -32,7 +33,10 @@ from .startup import load_tensorflow
 )
 @debug_option
 def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
-    """Measure RUN on held-out data and write its metrics.json."""
+    """Measure RUN on held-out data and write its metrics.json.
+
+    It can take an hour. If it is interrupted, the same command goes on where it was.
+    """
     load_tensorflow()
     import rich.console
     import rich.progress
@@ -41,6 +45,8 @@ def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
     from kgen.evaluation import table, write_records
     from kgen.recipes import recipe_of_run
 
+    # The likelihoods of the images that are done.
+    unfinished = run / "evaluate-unfinished.npz"
     recipe = recipe_of_run(run)
     model = kgen.load(run)
     with rich.progress.Progress(
@@ -49,15 +55,22 @@ def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
         disable=not sys.stderr.isatty(),
     ) as bar:
         task = bar.add_task("likelihood", total=None)
-        records = recipe.evaluate(
-            model,
-            recipe.open_data(),
-            split=split,
-            num_samples=num_samples,
-            limit=limit,
-            progress=lambda done, all: bar.update(task, completed=done, total=all),
-        )
+        try:
+            records = recipe.evaluate(
+                model,
+                recipe.open_data(),
+                split=split,
+                num_samples=num_samples,
+                limit=limit,
+                progress=lambda done, all: bar.update(task, completed=done, total=all),
+                unfinished=unfinished,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "Interrupted. The same command goes on where this one stopped."
+            ) from None
     path = run / "metrics.json"
     write_records(path, records)
+    unfinished.unlink(missing_ok=True)
     click.echo(table(records))
     click.echo(f"Written: {path}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kgen.data.atomic import replacing
 from kgen.data.image_sets import Binarization, ImageSet
 from kgen.evaluation.image_quality import (
     in_rows,
@@ -22,6 +25,8 @@ from kgen.evaluation.speed import sampling_speed
 
 # Fixed, because the draws of a dynamic binarisation depend on the batches.
 _READ_BATCH_SIZE = 500
+# Images whose likelihoods are computed, and kept, together.
+_BLOCK_ROWS = 100
 # So many training images at most, in random order, make the mean image: its pixels are
 # then known to 0.002 or better, and a set that is decoded as it is read takes seconds.
 BASELINE_ROWS = 60_000
@@ -37,6 +42,7 @@ def evaluate_autoencoder(
     seed: int = 0,
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    unfinished: Path | None = None,
 ) -> list[Record]:
     """Measures bound, likelihood, reconstruction and sampling speed.
 
@@ -57,6 +63,9 @@ def evaluate_autoencoder(
         limit: Only the first images of the split, this many.
         progress: Called with the number of images whose likelihood is known, and their
             total.
+        unfinished: File for the likelihoods of the images that are done: when the same
+            measurement is begun again it goes on from there. Delete it once the records
+            are safe.
 
     Returns:
         Records `elbo`, `nll[is-K]`, `reconstruction_mse`, `reconstruction_psnr`,
@@ -91,7 +100,7 @@ def evaluate_autoencoder(
     shared = _Shared(data, seed)
     return [
         *_likelihood_records(
-            model, images, labels, num_samples, moments, shared, progress
+            model, images, labels, num_samples, moments, shared, progress, unfinished
         ),
         *_reconstruction_records(model, images, labels, moments, shared),
         sampling_speed(model, seed=seed),
@@ -174,11 +183,12 @@ def _likelihood_records(
     moments: Moments,
     shared: _Shared,
     progress: Callable[[int, int], None] | None,
+    unfinished: Path | None,
 ) -> list[Record]:
     name, baseline = independent_pixels(model.likelihood, images, moments)
     elbo = model.elbo(images, labels=labels, seed=shared.seed)
-    log_likelihood = model.log_likelihood(
-        images, num_samples, labels=labels, seed=shared.seed, progress=progress
+    log_likelihood = _log_likelihood(
+        model, images, labels, num_samples, shared.seed, progress, unfinished
     )
     what = f"{shared.data}, {model.likelihood} likelihood"
     if model.likelihood == "bernoulli" and not np.isin(images, (0, 255)).all():
@@ -206,6 +216,39 @@ def _likelihood_records(
             baseline=(name, -baseline),
         ),
     ]
+
+
+def _log_likelihood(model, images, labels, num_samples, seed, progress, unfinished):
+    """Of each image: [n]; a block at a time, each kept in the file `unfinished`."""
+    done = np.zeros([0], np.float32)
+    key = _fingerprint(model.get_weights(), images, labels, num_samples, seed)
+    if unfinished is not None and unfinished.is_file():
+        with np.load(unfinished, allow_pickle=False) as saved:
+            done = saved["values"] if saved["key"] == key else done
+    for start in range(len(done), len(images), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        values = model.log_likelihood(
+            images[rows],
+            num_samples,
+            labels=None if labels is None else labels[rows],
+            seed=seed,
+            first_index=start,
+        )
+        done = np.concatenate([done, values])
+        if unfinished is not None:
+            with replacing(unfinished) as file:
+                np.savez(file, key=key, values=done)
+        if progress:
+            progress(len(done), len(images))
+    return done
+
+
+def _fingerprint(weights, images, labels, num_samples, seed) -> str:
+    """Of all that the likelihoods are a function of."""
+    digest = hashlib.sha256(f"{num_samples} {seed}".encode())
+    for array in (*weights, images, *([] if labels is None else [labels])):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def independent_pixels(

@@ -340,6 +340,7 @@ class VAE(GenerativeModel):
         *,
         labels: Any = None,
         seed: int = 0,
+        first_index: int = 0,
         batch_size: int = 100,
         progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
@@ -354,6 +355,7 @@ class VAE(GenerativeModel):
             num_samples: Importance samples per image.
             labels: [n], if the model is conditional.
             seed: Keys the noise.
+            first_index: Index of the first image, where these are a part of a set.
             batch_size: Images at a time; samples are cut up so that about 10,000
                 latents are decoded at a time.
             progress: Called with the number of images done and their total.
@@ -370,7 +372,8 @@ class VAE(GenerativeModel):
             rows = {"images": tf.constant(images[first : first + batch_size])}
             if labels is not None:
                 rows["labels"] = tf.constant(labels[first : first + batch_size])
-            numbers = {"seed": seed, "first": first, "num_samples": num_samples}
+            index = first_index + first
+            numbers = {"seed": seed, "first": index, "num_samples": num_samples}
             log_sum = graph(
                 **rows, **{k: tf.constant(v, tf.int64) for k, v in numbers.items()}
             )

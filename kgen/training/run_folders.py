@@ -19,6 +19,7 @@ CONTENTS = (
     "checkpoint",
     "history.csv",
     "metrics.json",
+    "evaluate-unfinished.npz",
     "samples",
     "tensorboard",
 )

@@ -119,8 +119,9 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
         def open_data(self):
             return "the data"
 
-        def evaluate(self, model, data, *, progress, **options):
+        def evaluate(self, model, data, *, progress, unfinished, **options):
             progress(1, 10)
+            unfinished.touch()
             asked.update(options, data=data)
             return ["record"]
 
@@ -142,6 +143,7 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
         "Written: saved_models/made_up/metrics.json",
     ]
     assert (run_folder / "metrics.json").read_text() == "written"
+    assert not list(run_folder.glob("*unfinished*"))
 
 
 @pytest.mark.parametrize(

@@ -73,14 +73,18 @@ class KnownModel:
 
     def __init__(self):
         self.calls = []
+        self.indices = []
+        self.weights = [np.zeros(3, np.float32)]
 
     def elbo(self, images, labels=None, seed=0):
         return self.log_likelihood(images, 1, labels=labels, seed=seed) - 1.0
 
-    def log_likelihood(self, images, num_samples, *, labels, seed, progress=None):
+    def get_weights(self):
+        return self.weights
+
+    def log_likelihood(self, images, num_samples, *, labels, seed, first_index=0):
         self.calls.append((len(images), num_samples, list(labels), seed))
-        if progress:
-            progress(len(images), len(images))
+        self.indices += range(first_index, first_index + len(images))
         return -images.astype(np.float32).sum(axis=(1, 2, 3)) / 255
 
     def reconstruct(self, images, labels=None):
@@ -222,3 +226,53 @@ def test_sampling_speed_counts_calls_and_seconds(monkeypatch):
     assert record.n == 160
     assert "32 images each" in record.protocol
     assert next(costs, None) is None
+
+
+# -- interrupted --------------------------------------------------------------
+
+
+def interrupted_evaluation(file):
+    """Measures 250 images and is interrupted after the first hundred."""
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    images = np.random.default_rng(0).integers(0, 255, (250, 1, 2, 1), np.uint8)
+    labels = np.arange(250) % 3
+    image_set = kgen.data.open_images({"x_train": images, "y_train": labels})
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(image_set, KnownModel(), file, progress=interrupt)
+    return image_set
+
+
+def evaluate(image_set, model, file, **options):
+    return evaluate_autoencoder(
+        model, image_set, split="train", num_samples=7, unfinished=file, **options
+    )
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_images_that_are_left(tmp_path):
+    file = tmp_path / "unfinished.npz"
+    image_set = interrupted_evaluation(file)
+    model, whole = KnownModel(), KnownModel()
+    records = evaluate(image_set, model, file)
+    expected = evaluate(image_set, whole, None)
+    count = records[0].n
+    assert count == 200  # a tenth each is the validation and the test set
+    # The first pass over the indices is the bound's.
+    assert whole.indices == [*range(count), *range(count)]
+    assert model.indices == [*range(count), *range(100, count)]
+    assert records[1] == expected[1]
+
+
+@pytest.mark.parametrize("changed", ["weights", "seed"])
+def test_another_evaluation_does_not_go_on_with_the_file(changed, tmp_path):
+    file = tmp_path / "unfinished.npz"
+    image_set = interrupted_evaluation(file)
+    model, options = KnownModel(), {}
+    if changed == "weights":
+        model.weights = [np.ones(3, np.float32)]
+    else:
+        options["seed"] = 1
+    evaluate(image_set, model, file, **options)
+    assert model.indices == [*range(200), *range(200)]

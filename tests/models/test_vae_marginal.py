@@ -133,6 +133,9 @@ def test_an_estimate_does_not_depend_on_the_batches_it_is_computed_in(inexact, i
     np.testing.assert_allclose(
         inexact.log_likelihood(images, 7, batch_size=3), whole, atol=1e-5
     )
+    np.testing.assert_allclose(
+        inexact.log_likelihood(images[2:], 7, first_index=2), whole[2:], atol=1e-5
+    )
     assert np.abs(inexact.log_likelihood(images, 7, seed=1) - whole).max() > 1e-3
 
 

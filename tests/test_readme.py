@@ -68,6 +68,19 @@ def test_a_command_of_the_readme_works(folder, words, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+def test_another_process_loads_the_model(folder):
+    script = "import kgen; print(kgen.load('saved_models/vae').optimizer.name)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "adam\n"), done.stderr
+
+
 def test_resuming_a_finished_run_says_so(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert run(["fit", "vae", "--epochs", "2", "--resume"]) == 0

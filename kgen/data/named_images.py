@@ -6,7 +6,8 @@ import difflib
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,10 +204,17 @@ def _find_builder(name: str, data_dir: Path | None) -> Any:
 
 def _prepare(builder: Any, name: str) -> None:
     """Downloads and prepares a data set unless its files are there."""
-    if builder.is_prepared():
-        return
+    with _muted("absl", "Variant folder"):
+        if builder.is_prepared():
+            return
+    import tensorflow_datasets as tfds
+
+    # For good: threads of a download that failed go on trying for a while.
+    logging.getLogger("urllib3.connectionpool").addFilter(_all_but("Retrying"))
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     try:
-        with _few_retries(), _muted("urllib3.connectionpool", "Retrying"):
+        with _few_retries():
             builder.download_and_prepare()
     except Exception as error:  # a builder's own code may raise anything
         raise FileNotFoundError(
@@ -232,16 +240,18 @@ def _few_retries() -> Iterator[None]:
 @contextmanager
 def _muted(logger_name: str, beginning: str) -> Iterator[None]:
     """Hides the messages of one logger that begin with these words, and no others."""
-
-    def others(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(beginning)
-
+    others = _all_but(beginning)
     logger = logging.getLogger(logger_name)
     logger.addFilter(others)
     try:
         yield
     finally:
         logger.removeFilter(others)
+
+
+def _all_but(beginning: str) -> Callable[[logging.LogRecord], bool]:
+    """Returns a filter of messages that begin with these words."""
+    return lambda record: not record.getMessage().startswith(beginning)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
-"""The models, one file each. Importing this package registers them with Keras."""
+"""The models, one file each. Importing this package makes Keras know what is saved."""
 
+import kgen.nn.optimizers  # noqa: F401 (a compiled model's file names its optimizer)
 from kgen.models.base import GenerativeModel, Signature
 from kgen.models.loading import load
 from kgen.models.vae import VAE

@@ -33,6 +33,7 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
         name = "multiworker"
     if name == "multiworker":
         _check_tf_config()
+        _keep_kernels_apart()
         # Before anything else: it refuses once the devices have been listed.
         return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU")
@@ -43,6 +44,7 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
     if name == "tpu":
         return _tpu_strategy()
     if name == "mirrored":
+        _keep_kernels_apart()
         devices = gpus or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
@@ -90,6 +92,15 @@ def deal(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int = 0):
     # the end of each epoch: on no data, yet the counters would count it.
     dealt._cardinality = pipeline.steps_per_epoch - skip
     return dealt
+
+
+def _keep_kernels_apart() -> None:
+    """Makes TensorFlow run a graph's operations as written, not several as one.
+
+    A fused operation rounds differently, and TensorFlow does not fuse the same ones in
+    the graphs of two processes and of two replicas: they would differ in the last bits.
+    """
+    tf.config.optimizer.set_experimental_options({"remapping": False})
 
 
 def _check_tf_config() -> None:

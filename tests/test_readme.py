@@ -78,7 +78,8 @@ def test_another_process_loads_the_model(folder):
         timeout=300,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "adam\n"), done.stderr
+    shown = "<class 'kgen.nn.optimizers.Adam'>\n"
+    assert (done.returncode, done.stdout) == (0, shown), done.stderr
 
 
 def test_resuming_a_finished_run_says_so(folder, monkeypatch, capsys):

@@ -39,6 +39,8 @@ from kgen.recipes.vae import PRESETS, VAERecipe
 TARGET = 0.10
 SMALL = VAERecipe(
     data="mnist",
+    likelihood="bernoulli",
+    prior="normal",
     network="mlp",
     hidden_units=(400,),
     latent_dim=20,

@@ -65,6 +65,7 @@ def train_with_kgen(options, turns):
         batch_size=BATCH_SIZE,
         binarize="none",
         likelihood="bernoulli",
+        prior="normal",
         network="mlp",
         hidden_units=(400,),
         latent_dim=20,

@@ -60,6 +60,10 @@ class VAE(GenerativeModel):
         kl_warmup_steps: Optimizer steps over which the factor rises from 0.
         free_bits: Nats of KL per latent dimension, batch mean, that cost nothing.
         num_importance_samples: 1 trains the VAE; k > 1 the IWAE's tighter bound.
+        num_gradient_samples: How many of those get a gradient, drawn anew in proportion
+            to their importance weights, or None: all. One costs a third of the time of
+            all, for an unbiased gradient of a higher variance (Burda et al., 2016,
+            section 3).
         num_classes: Classes of the labels the model is conditioned on, or None.
         prior: "normal", or "flow": a `CouplingFlow` learned with the rest.
 
@@ -100,6 +104,7 @@ class VAE(GenerativeModel):
         kl_warmup_steps: int = 0,
         free_bits: float = 0.0,
         num_importance_samples: int = 1,
+        num_gradient_samples: int | None = None,
         num_classes: int | None = None,
         prior: str = "normal",
         **kwargs: Any,
@@ -118,6 +123,7 @@ class VAE(GenerativeModel):
         self.kl_warmup_steps = kl_warmup_steps
         self.free_bits = free_bits
         self.num_importance_samples = num_importance_samples
+        self.num_gradient_samples = num_gradient_samples
         self.num_classes = num_classes
         self.prior = prior
         self._check_arguments()
@@ -185,10 +191,15 @@ class VAE(GenerativeModel):
             self.noise_keys(images, stream),
             (num_samples, self.latent_dim),
         )  # [b, k, d]
-        terms = self._importance_terms(
-            images, labels, mean, log_variance, noise, training
+        importance_terms = functools.partial(
+            self._importance_terms,
+            images,
+            labels,
+            mean,
+            log_variance,
+            training=training,
         )
-        log_likelihood, log_prior, log_posterior = terms  # each [b, k]
+        log_likelihood, log_prior, log_posterior = importance_terms(noise)  # [b, k]
         if self.flow is None:
             kl = losses.gaussian_kl(mean, log_variance)  # [b, d]
         else:
@@ -202,6 +213,14 @@ class VAE(GenerativeModel):
         else:
             log_weights = log_likelihood + kl_weight * (log_prior - log_posterior)
             loss = -losses.log_mean_exp(log_weights, axis=1)
+            if training and self.num_gradient_samples:
+                keys = self.noise_keys(images, random.STREAM_RESAMPLE)
+                drawn = random.categorical(keys, log_weights, self.num_gradient_samples)
+                terms = importance_terms(tf.gather(noise, drawn, batch_dims=1))
+                drawn_weights = terms[0] + kl_weight * (terms[1] - terms[2])
+                # The value of all the samples, the gradient of those drawn.
+                drawn_loss = -tf.reduce_mean(drawn_weights, axis=1)
+                loss = drawn_loss + tf.stop_gradient(loss - drawn_loss)
         return {
             "loss": loss,
             "reconstruction": -tf.reduce_mean(log_likelihood, axis=1),
@@ -518,6 +537,12 @@ class VAE(GenerativeModel):
         check("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more")
         num_samples = self.num_importance_samples
         check("num_importance_samples", num_samples >= 1, "be at least 1")
+        num_drawn = self.num_gradient_samples
+        check(
+            "num_gradient_samples",
+            num_drawn is None or 1 <= num_drawn and num_samples > 1,
+            "be at least 1, or None; it needs several importance samples",
+        )
         check(
             "num_classes",
             num_classes is None or num_classes > 1,

@@ -17,6 +17,7 @@ STREAM_GENERATE = 1
 STREAM_TRAIN = 2
 STREAM_TEST = 3
 STREAM_LIKELIHOOD = 4
+STREAM_RESAMPLE = 5
 
 
 def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:
@@ -68,6 +69,17 @@ def normal(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     angle_keys = _mix(tf.bitwise.bitwise_xor(row_keys, _int64(2)))
     radius = tf.sqrt(-2.0 * tf.math.log(uniform(radius_keys, shape)))
     return radius * tf.cos(2.0 * math.pi * uniform(angle_keys, shape))
+
+
+def categorical(row_keys: tf.Tensor, logits: tf.Tensor, num_draws: int) -> tf.Tensor:
+    """Draws from softmax(logits) with replacement, by the largest of Gumbel noise.
+
+    Shapes:
+        row_keys: [rows], logits: [rows, classes] -> int64 [rows, num_draws]
+    """
+    noise = uniform(row_keys, (num_draws, logits.shape[1]))
+    gumbel = -tf.math.log(-tf.math.log(noise))  # [rows, draws, classes]
+    return tf.argmax(logits[:, None] + gumbel, axis=2)
 
 
 def _mix(state: tf.Tensor) -> tf.Tensor:

@@ -64,6 +64,9 @@ class VAERecipe(Recipe):
     kl_warmup_epochs: float = option(0.0, "Epochs over which it rises from 0.")
     free_bits: float = option(0.0, "Nats of KL that cost nothing, a dimension.")
     num_importance_samples: int = option(1, "1: VAE; more: IWAE.")
+    num_gradient_samples: int | None = option(
+        None, "How many of those get a gradient, drawn by their weights; default: all."
+    )
     jit_compile: bool = option(
         False, "Compile the step with XLA: for the mlp, where it saves a fifth."
     )
@@ -116,6 +119,7 @@ class VAERecipe(Recipe):
             kl_warmup_steps=round(self.kl_warmup_epochs * steps_per_epoch),
             free_bits=self.free_bits,
             num_importance_samples=self.num_importance_samples,
+            num_gradient_samples=self.num_gradient_samples,
             num_classes=data.num_classes if self.conditional else None,
             prior=self.prior,
             dtype=self._dtype(),

@@ -24,6 +24,11 @@ SHAPE = (4, 4, 1)
         ({"kl_warmup_steps": -1}, "be 0 or more. Received: kl_warmup_steps=-1"),
         ({"free_bits": -0.1}, "be 0 or more. Received: free_bits=-0.1"),
         ({"num_importance_samples": 0}, "Received: num_importance_samples=0"),
+        ({"num_gradient_samples": 1}, "several importance samples. Received: num_gra"),
+        (
+            {"num_gradient_samples": 0, "num_importance_samples": 2},
+            "be at least 1, or None; it needs several importance samples. Received: ",
+        ),
         ({"num_classes": 1}, "be 2 or more, or None. Received: num_classes=1"),
         ({"prior": "vamp"}, "'flow'). Received: prior='vamp'"),
         (

@@ -301,3 +301,14 @@ def test_radius_and_angle_use_different_numbers():
     bound = SIGMAS / np.sqrt(NUM_DRAWS)
     assert abs(correlation(uniforms, normals)) < bound
     assert abs(correlation(uniforms, np.abs(normals))) < bound
+
+
+def test_categorical_draws_come_as_often_as_their_probabilities():
+    """Two rows of 20,000 draws: each frequency within four standard errors."""
+    probabilities = np.array([[0.5, 0.3, 0.2, 0.0], [0.01, 0.01, 0.01, 0.97]])
+    with np.errstate(divide="ignore"):
+        logits = np.log(probabilities).astype(np.float32)
+    draws = random.categorical(random.keys(3, tf.range(2)), tf.constant(logits), 20_000)
+    counts = np.stack([np.bincount(row, minlength=4) for row in draws.numpy()])
+    errors = np.sqrt(20_000 * probabilities * (1 - probabilities))
+    assert np.all(np.abs(counts - 20_000 * probabilities) <= 4 * errors)

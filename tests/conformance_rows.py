@@ -65,7 +65,7 @@ class Row:
         """Batches of the training data."""
         arrays = self.make_rows(num_rows)
 
-        def read(rows, noise):
+        def read(rows, epoch, places):
             return {name: tf.gather(array, rows) for name, array in arrays.items()}
 
         return data.Pipeline(num_rows, read, batch_size=BATCH_SIZE, seed=5, **options)

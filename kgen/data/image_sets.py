@@ -22,16 +22,8 @@ from kgen.data.image_arrays import (
 from kgen.data.image_folders import open_image_folder
 from kgen.data.image_rows import Size, Source, Split, is_in_memory, size_text
 from kgen.data.named_images import open_named_images
-from kgen.data.pipeline import (
-    SPLIT_STREAM,
-    STATIC_STREAM,
-    Batch,
-    Noise,
-    Pipeline,
-    noise_key,
-    permutation,
-    row_noise,
-)
+from kgen.data.pipeline import SPLIT_STREAM, Batch, Pipeline, permutation
+from kgen.nn import random
 
 SPLITS = ("train", "validation", "test")
 CARVED_LIMIT = 5000  # 5,000 rows estimate a mean error rate of 2 % to 0.2 %
@@ -40,7 +32,6 @@ CARVED_LIMIT = 5000  # 5,000 rows estimate a mean error rate of 2 % to 0.2 %
 _NAME = re.compile(r"\w+(/[\w-]+)?(:[\w.*]+)?")
 _CACHES = ("auto", "memory", "disk", "none")
 _BINARIZATIONS = (None, "dynamic", "static")
-_STATIC_CHUNK_ROWS = 4096
 
 Binarization = Literal["dynamic", "static"] | None
 
@@ -310,7 +301,7 @@ class ImageSet:
             batch_size: Images in a global batch.
             seed: Integer in [0, 2**63), keys the order and the binarisation.
             binarize: None leaves the images as they are. Otherwise each pixel is 255
-                with probability pixel / 255 (to 17 bits; 0 and 255 stay as they are)
+                with probability pixel / 255 (to 32 bits; 0 and 255 stay as they are)
                 and 0 else: "dynamic", drawn again for each pass, batch and place in
                 the batch; "static", drawn once for each image of the split and seed.
             shuffle: Whether each epoch has an order of its own. Without, each pass has
@@ -340,10 +331,8 @@ class ImageSet:
             labels = None if rows.labels is None else tf.constant(rows.labels)
             if in_memory:
                 pixels = tf.constant(rows.images)
-                if binarize == "static":
-                    pixels = _binarize_all(pixels, seed)
 
-        def read(numbers: tf.Tensor, noise: Noise) -> Batch:
+        def read(numbers: tf.Tensor, epoch: tf.Tensor, places: tf.Tensor) -> Batch:
             if in_memory:
                 batch = tf.gather(pixels, numbers)
             else:
@@ -351,10 +340,11 @@ class ImageSet:
                     lambda wanted: rows.images[wanted], [numbers], tf.uint8
                 )
                 batch = tf.ensure_shape(batch, [numbers.shape[0], *self.image_shape])
-                if binarize == "static":
-                    batch = _binarize_each(batch, numbers, seed)
             if binarize == "dynamic":
-                batch = _binarize(batch, noise(self.image_shape))
+                key = (seed, random.STREAM_BINARIZE, epoch, places)
+                batch = _binarize(batch, *key)
+            elif binarize == "static":
+                batch = _binarize(batch, seed, random.STREAM_BINARIZE_ONCE, numbers)
             if labels is None:
                 return {"images": batch}
             return {"images": batch, "labels": tf.gather(labels, numbers)}
@@ -391,32 +381,18 @@ def _with_all_splits(source: Source) -> dict[str, Split]:
     return {split: splits[split] for split in SPLITS}
 
 
-def _binarize(pixels: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-    """Returns 255 where noise, uint16, falls below the pixel, and 0 elsewhere."""
-    # The probability of 255 is pixel / 255, rounded up to a multiple of 2**-16. Floats
-    # hold all of these numbers, and are faster here than integers.
-    thresholds = tf.cast(pixels, tf.float32) * (2**16 / 255)
-    return tf.cast(tf.cast(noise, tf.float32) < thresholds, tf.uint8) * 255
+@tf.function(jit_compile=True)
+def _binarize(pixels: tf.Tensor, seed: int, *position: int | tf.Tensor) -> tf.Tensor:
+    """Draws black or white for each pixel, by noise keyed by (seed, *position).
+
+    XLA turns it into one pass over the memory: this is most of what an epoch of a small
+    model costs outside its step.
+    """
+    noise = random.bits(random.keys(seed, *position), pixels.shape[1:])
+    return _white_or_black(pixels, noise)
 
 
-def _binarize_all(pixels: tf.Tensor, seed: int) -> tf.Tensor:
-    """Returns all images of a split, in order, each with the one draw it has."""
-    key = noise_key(seed, STATIC_STREAM)
-    chunks = []
-    for first in range(0, len(pixels), _STATIC_CHUNK_ROWS):
-        chunk = pixels[first : first + _STATIC_CHUNK_ROWS]
-        chunks.append(
-            _binarize(chunk, row_noise(key, first, len(chunk), chunk.shape[1:]))
-        )
-    return tf.concat(chunks, axis=0)
-
-
-def _binarize_each(pixels: tf.Tensor, numbers: tf.Tensor, seed: int) -> tf.Tensor:
-    """Returns some images of a split with the draws that `_binarize_all` gives them."""
-    key = noise_key(seed, STATIC_STREAM)
-    noise = tf.map_fn(
-        lambda number: row_noise(key, number, 1, pixels.shape[1:])[0],
-        numbers,
-        fn_output_signature=tf.uint16,
-    )
-    return _binarize(pixels, noise)
+def _white_or_black(pixels: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """Returns 255 where noise / 2**32 falls below pixel / 255, and 0 elsewhere."""
+    below = noise * 255 < tf.cast(pixels, tf.int64) * 2**32
+    return tf.cast(below, tf.uint8) * 255

@@ -3,78 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-# What a draw is for. Part of the key, so that no two purposes share random bits.
-ORDER_STREAM, NOISE_STREAM, STATIC_STREAM, SPLIT_STREAM = range(4)
+# What an order is for. Part of its key, so that no two purposes share random bits.
+ORDER_STREAM, SPLIT_STREAM = 0, 3
 
-_PHILOX = 1  # the number of the Philox algorithm in TensorFlow's stateless random ops
-_VALUES_PER_BLOCK = 8  # one Philox block is 128 bits: eight values of 16 bits
-_EPOCH_LIMIT = 2**24  # the key gives the epoch 24 bits and the batch number 32
+_EPOCH_LIMIT = 2**24  # the key of an order gives the epoch 24 bits
 
-Integer = Any  # a Python integer, or an integer tensor without dimensions
 Batch = dict[str, tf.Tensor]
-Noise = Callable[[Sequence[int]], tf.Tensor]
-Read = Callable[[tf.Tensor, Noise], Batch]
+Read = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Batch]
 
 
 def permutation(num_rows: int, seed: int, stream: int, epoch: int = 0) -> np.ndarray:
     """Returns int64 [num_rows], the order of rows that belongs to (seed, epoch)."""
-    key = np.array([seed, _key_word(stream, epoch, 0)], np.uint64)
+    key = np.array([seed, stream * 2**56 + epoch * 2**32], np.uint64)
     # NumPy keeps these raw bits the same in all versions, which it does not promise of
     # its shuffles. Equal draws keep the order of their rows.
     return np.argsort(np.random.Philox(key=key).random_raw(num_rows), kind="stable")
-
-
-def noise_key(
-    seed: int, stream: int, epoch: Integer = 0, batch: Integer = 0
-) -> tf.Tensor:
-    """Returns int64 [2], the key of the noise of one batch."""
-    word = _key_word(stream, tf.cast(epoch, tf.int64), tf.cast(batch, tf.int64))
-    return tf.stack([tf.constant(seed, tf.int64), word])
-
-
-def _key_word(stream: int, epoch: Integer, batch: Integer) -> Integer:
-    return stream * 2**56 + epoch * 2**32 + batch
-
-
-def row_noise(
-    key: tf.Tensor, first_row: Integer, num_rows: Integer, shape: Sequence[int]
-) -> tf.Tensor:
-    """Returns the noise of some consecutive rows of one draw.
-
-    Row r always starts at the same block of the key's Philox stream, so a row gets the
-    same values whoever asks for it and however many rows are asked for at once.
-
-    Args:
-        key: int64 [2], from `noise_key`.
-        first_row: Integer, the first row of the draw that is wanted.
-        num_rows: Integer, how many rows are wanted.
-        shape: Shape of one row, plain integers.
-
-    Returns:
-        uint16 [num_rows, *shape], uniform on 0..65535.
-    """
-    size = math.prod(shape)
-    blocks = -(-size // _VALUES_PER_BLOCK)  # blocks per row, rounded up
-    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=key)
-    first_block = tf.cast(first_row, tf.uint64) * blocks
-    words = tf.raw_ops.StatelessRandomUniformFullIntV2(
-        shape=[num_rows, blocks * 4],
-        key=key,
-        counter=tf.stack([first_block, counter[1]]),
-        alg=_PHILOX,
-        dtype=tf.uint32,
-    )
-    values = tf.bitcast(words, tf.uint16)  # [num_rows, blocks * 4, 2]
-    values = tf.reshape(values, [num_rows, blocks * _VALUES_PER_BLOCK])
-    return tf.reshape(values[:, :size], [num_rows, *shape])
 
 
 class Pipeline:
@@ -87,11 +37,11 @@ class Pipeline:
 
     Args:
         num_rows: Rows in the collection, at least 1.
-        read: Function `read(rows, noise)` that returns a dict of tensors with leading
-            dimension n for `rows`, int64 [n]. It is traced into the tf.data graph and
-            may be slow (decoding): several batches are read at once, delivered in
-            order. `noise(shape)` gives uint16 [n, *shape], uniform on 0..65535, a pure
-            function of (seed, epoch, batch number, position in the global batch).
+        read: Function `read(rows, epoch, places)` that returns a dict of tensors with
+            leading dimension n for `rows`, int64 [n]. It is traced into the tf.data
+            graph and may be slow (decoding): several calls run at once, their results
+            come in order. `epoch`, an int64 scalar, and `places`, int64 [n], the places
+            of the rows in the pass, are what random draws are keyed by.
         batch_size: Rows in a global batch, over all ranks and replicas.
         seed: Integer in [0, 2**63). Keys the order and the noise.
         shuffle: Whether each epoch has an order (and noise) of its own. If False every
@@ -111,7 +61,7 @@ class Pipeline:
 
     Example:
         >>> squares = tf.range(10) ** 2
-        >>> def read(rows, noise):
+        >>> def read(rows, epoch, places):
         ...     return {"squares": tf.gather(squares, rows)}
         >>> pipeline = Pipeline(10, read, batch_size=4, seed=1, shuffle=True)
         >>> [int(tf.shape(batch["squares"])[0]) for batch in pipeline.dataset()]
@@ -248,15 +198,9 @@ class Pipeline:
             start = batch * self.batch_size
             length = tf.minimum(self.num_rows - start, self.batch_size)
             first, last = share * length // shares, (share + 1) * length // shares
-            rows = order[start + first : start + last]
-            rows = tf.ensure_shape(rows, [rows_per_share])
-
-            def noise(shape: Sequence[int]) -> tf.Tensor:
-                key = noise_key(self.seed, NOISE_STREAM, epoch, batch)
-                num_rows = tf.shape(rows)[0] if rows_per_share is None else len(rows)
-                return row_noise(key, first, num_rows, shape)
-
-            return self._read(rows, noise)
+            places = tf.range(start + first, start + last)
+            places = tf.ensure_shape(places, [rows_per_share])
+            return self._read(tf.gather(order, places), epoch, places)
 
         options = tf.data.Options()
         # Autotuning gains nothing over a call for each core, and makes a pass wait, up

@@ -18,6 +18,8 @@ STREAM_TRAIN = 2
 STREAM_TEST = 3
 STREAM_LIKELIHOOD = 4
 STREAM_RESAMPLE = 5
+STREAM_BINARIZE = 6
+STREAM_BINARIZE_ONCE = 7
 
 
 def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:

@@ -319,13 +319,15 @@ def test_binarised_pixels_are_0_or_255_with_the_probability_of_the_pixel():
             assert abs(share - p) <= 5 * deviation, (binarize, value)
 
 
-def test_the_share_of_noise_below_each_pixel_is_the_pixel_rounded_up():
-    noise = tf.cast(tf.range(2**16), tf.uint16)
-    for pixel in range(256):
-        drawn = image_sets._binarize(tf.constant(pixel, tf.uint8), noise)
-        expected = -(-(2**16) * pixel // 255)
-        assert np.count_nonzero(drawn == 255) == expected, pixel
-        assert np.count_nonzero(drawn) == expected, pixel
+def test_a_pixel_is_white_for_its_share_of_the_noise():
+    """2**32 * pixel / 255 of the 2**32 numbers, rounded up: the last, and one on."""
+    pixels = np.arange(256, dtype=np.int64)
+    num_white = -(-(2**32) * pixels // 255)
+    for noise, expected in ((num_white - 1, 255), (num_white, 0)):
+        drawn = image_sets._white_or_black(tf.constant(pixels.astype(np.uint8)), noise)
+        inside = (noise >= 0) & (noise < 2**32)  # none is white at 0, all are at 255
+        assert inside.sum() == 255
+        assert set(drawn.numpy()[inside]) == {expected}
 
 
 def test_dynamic_draws_change_with_the_epoch_and_static_ones_do_not():

@@ -21,7 +21,7 @@ IMAGES = np.random.default_rng(0).integers(0, 255, (24, 4, 4, 1)).astype(np.uint
 
 def make_pipeline():
     return Pipeline(
-        24, lambda rows, _: {"images": tf.gather(IMAGES, rows)}, batch_size=8
+        24, lambda rows, *_: {"images": tf.gather(IMAGES, rows)}, batch_size=8
     )
 
 

@@ -44,6 +44,9 @@ class Recipe:
     gradient_clip_norm: float | None = option(
         None, "Largest norm of the gradient; default: any."
     )
+    start_from: str | None = option(
+        None, "Run, or .keras file, whose weights training starts with."
+    )
     seed: int = option(0, "Keys the order of the data and all noise, 0 or more.")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = option(
         "float32", "Number type of the layers; auto: mixed_bfloat16 on a GPU or TPU."
@@ -149,6 +152,8 @@ class Recipe:
         keras.utils.set_random_seed(self.seed % 2**32)  # of the initial weights
         with strategy.scope():
             model = self.make_model(data, pipeline.steps_per_epoch)
+            if self.start_from and not (resume and folder.checkpoint.is_file()):
+                self._take_weights(model, self.start_from)
         total = self.epochs * pipeline.steps_per_epoch
         if chief:
             for line in self._plan(data, pipeline, model, strategy):
@@ -192,6 +197,22 @@ class Recipe:
                 callbacks=callbacks,
             )
         return self._finish(model, data, folder, report) if chief else None
+
+    def _take_weights(self, model: Any, run: str) -> None:
+        """Gives a new model the weights of a trained one, but not its step."""
+        from kgen.models import load
+
+        beside = Path(self.folder) / run
+        weights = load(beside if beside.is_dir() else run).get_weights()
+        shapes = [tuple(weight.shape) for weight in model.weights]
+        if [weight.shape for weight in weights] != shapes:
+            raise ValueError(
+                "`start_from` must be a model with the same networks as the one to "
+                f"train. Received: start_from={run}, which has {len(weights)} weights "
+                f"where {len(shapes)} are needed, or some of other shapes."
+            )
+        model.set_weights(weights)
+        model.step.assign(0)  # Schedules, noise and the order of the data start anew.
 
     def observers(self, model, folder, progress, report) -> list[Any]:
         """The callbacks that write files or lines: those of the chief alone."""

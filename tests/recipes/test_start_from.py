@@ -1,0 +1,54 @@
+"""A recipe that starts with the weights of an earlier run."""
+
+import numpy as np
+import pytest
+
+import kgen
+from kgen.recipes import VAERecipe
+
+STEPS_PER_EPOCH = 11  # 1,439 training rows in batches of 128, the rest dropped
+
+
+class SmallRecipe(VAERecipe):
+    """The recipe of `kgen fit vae`, without measuring and exporting at the end."""
+
+    def _finish(self, model, data, folder, report):
+        folder.save_model(model)
+        return folder.path
+
+
+def run(folder, name, **options):
+    sizes = {"latent_dim": 4, "hidden_units": (16,), "batch_size": 128, "epochs": 2}
+    sizes |= {"prior": "normal", "sample_epochs": 2}
+    recipe = SmallRecipe(**sizes | options, folder=str(folder), name=name)
+    return recipe.run(report=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("runs"), "first")
+
+
+def test_training_starts_with_the_weights_of_the_run_at_step_0(trained):
+    """A learning rate of 1e-20 changes no weight in float32; the step counts anew."""
+    options = {"start_from": "first", "learning_rate": 1e-20, "epochs": 1, "seed": 1}
+    model, source = (
+        kgen.load(run(trained.parent, "second", **options)),
+        kgen.load(trained),
+    )
+    for ours, theirs in zip(model.weights, source.weights, strict=True):
+        if ours is model.step:
+            assert (int(ours), int(theirs)) == (STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH)
+        else:
+            np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+
+
+def test_a_run_of_other_sizes_is_refused_before_anything_is_written(trained):
+    with pytest.raises(ValueError, match="`start_from` must be a model with the same"):
+        run(trained.parent, "other", start_from="first", latent_dim=5)
+    assert not (trained.parent / "other").exists()
+
+
+def test_a_run_that_is_not_there_is_named(trained):
+    with pytest.raises(FileNotFoundError, match="Received: frist"):
+        run(trained.parent, "other", start_from="frist")

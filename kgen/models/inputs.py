@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -115,21 +116,35 @@ def check_labels(
 
 
 def example_rows(
-    inputs: dict[str, tf.TensorSpec], num_classes: int | None, num_rows: int
+    inputs: dict[str, tf.TensorSpec],
+    num_classes: int | None,
+    make_images: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+    num_rows: int,
 ) -> dict[str, np.ndarray]:
-    """Valid inputs of a signature by their standard names, always the same ones."""
+    """Valid inputs of a signature by their standard names, always the same ones.
+
+    Args:
+        inputs: What the signature takes.
+        num_classes: Classes of the labels, or None.
+        num_rows: How many rows.
+        make_images: Makes realistic images of seeds and labels. On noise a trained
+            network is far outside of what it has learned, and so steep that float32
+            itself is not good enough to compare two runtimes.
+    """
+    seeds = np.arange(num_rows, dtype=np.int64)
+    labels = seeds.astype(np.int32) % (num_classes or 1)
     rng = np.random.default_rng(num_rows)
 
-    def values(name, shape):
+    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
         match name:
             case "seeds":
-                return np.arange(num_rows, dtype=np.int64)
+                return seeds
             case "labels":
-                return np.arange(num_rows, dtype=np.int32) % (num_classes or 1)
+                return labels
             case "latents":
                 return rng.standard_normal(shape, np.float32)
             case "images":
-                return rng.random(shape, np.float32)
+                return make_images(seeds, labels if num_classes else None)
         raise ValueError(f"No example is known of an input of this name: {name!r}.")
 
     return {

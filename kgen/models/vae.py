@@ -483,7 +483,12 @@ class VAE(GenerativeModel):
             ),
         ]
         return [
-            Signature(*row, functools.partial(example_rows, row[2], self.num_classes))
+            Signature(
+                *row,
+                functools.partial(
+                    example_rows, row[2], self.num_classes, self.generate
+                ),
+            )
             for row in rows
         ]
 

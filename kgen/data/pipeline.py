@@ -178,17 +178,18 @@ class Pipeline:
             order = permutation(self.num_rows, self.seed, ORDER_STREAM, epoch)
             return np.int64(epoch), order
 
-        def open_pass(_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def open_pass(_: tf.Tensor) -> tf.data.Dataset:
             epoch, order = tf.numpy_function(begin_pass, [], [tf.int64, tf.int64])
-            return tf.ensure_shape(epoch, []), tf.ensure_shape(order, [self.num_rows])
-
-        def deal(epoch: tf.Tensor, order: tf.Tensor) -> tf.data.Dataset:
+            position = (
+                tf.ensure_shape(epoch, []),
+                tf.ensure_shape(order, [self.num_rows]),
+            )
             # Each element refers to the order, which is not copied. No function is
             # nested here: to set one up would take longer than a small pass.
             elements = tf.data.Dataset.range(
                 skip * replicas, self.steps_per_epoch * replicas
             )
-            order_again = tf.data.Dataset.from_tensors((epoch, order)).repeat()
+            order_again = tf.data.Dataset.from_tensors(position).repeat()
             return tf.data.Dataset.zip(elements, order_again)
 
         def read(element: tf.Tensor, position: tuple[tf.Tensor, tf.Tensor]) -> Batch:
@@ -213,7 +214,7 @@ class Pipeline:
             tf.data.experimental.AutoShardPolicy.OFF
         )
         options.deterministic = True
-        dataset: Any = tf.data.Dataset.range(1).map(open_pass).flat_map(deal)
+        dataset: Any = tf.data.Dataset.range(1).flat_map(open_pass)
         dataset = dataset.map(read, num_parallel_calls=os.cpu_count() or 1)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_elements))
         return dataset.prefetch(2).with_options(options)

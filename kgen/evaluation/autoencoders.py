@@ -23,7 +23,7 @@ from kgen.evaluation.image_quality import (
 from kgen.evaluation.records import Record
 from kgen.evaluation.speed import sampling_speed
 
-# Fixed, because the draws of a dynamic binarisation depend on the batches.
+# Images that are read, or summed for a baseline, together.
 _READ_BATCH_SIZE = 500
 # Images whose likelihoods are computed, and kept, together.
 _BLOCK_ROWS = 100

@@ -39,10 +39,14 @@ def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:
     seeds = tf.cast(seeds, tf.int64)
     low = tf.bitwise.bitwise_and(seeds, _int64(MASK))
     high = tf.bitwise.bitwise_and((seeds - low) // _int64(2**32), _int64(MASK))
-    state = _mix(high)
-    for part in (low, *parts):
-        state = _mix(tf.bitwise.bitwise_xor(state, tf.cast(part, tf.int64)))
-    return state
+    return fold_in(_mix(high), low, *parts)
+
+
+def fold_in(row_keys: tf.Tensor, *parts: tf.Tensor | int) -> tf.Tensor:
+    """Hashes more counters into keys: `keys(s, a, b)` is `fold_in(keys(s, a), b)`."""
+    for part in parts:
+        row_keys = _mix(tf.bitwise.bitwise_xor(row_keys, tf.cast(part, tf.int64)))
+    return row_keys
 
 
 def bits(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:

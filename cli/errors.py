@@ -32,9 +32,12 @@ def describe(error: Exception) -> str:
         return f"{error.strerror}{place}"
     if isinstance(error, OSError) or _is_raised_by_kgen(error):
         return _one_line(str(error))
-    first_line = _GRAPH_DETAILS.sub("", str(error).strip().split("\n", 1)[0])
+    lines = str(error).strip().split("\n")
+    # From inside a traced function: its traceback first, then what went wrong.
+    line = lines[-1] if lines[0] == "in user code:" else lines[0]
     name = type(error).__name__
-    return f"{name}: {first_line} (Run again with --debug for the traceback.)"
+    line = _GRAPH_DETAILS.sub("", line.strip().removeprefix(f"{name}: "))
+    return f"{name}: {line} (Run again with --debug for the traceback.)"
 
 
 def _is_raised_by_kgen(error: Exception) -> bool:

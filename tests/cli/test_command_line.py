@@ -55,6 +55,20 @@ def test_an_unknown_run_names_the_runs_there_are(tmp_path, capsys):
     assert "There is no run 'digit'. Did you mean digits? Known: digits." in error
 
 
+def test_an_error_in_a_traced_function_is_told_by_its_last_line(failing, capsys):
+    failing(
+        TypeError(
+            'in user code:\n\n    File "vae.py", line 3, in step\n\n'
+            "    TypeError: `images` must be a tensor.\n"
+        )
+    )
+    assert run(["fail"]) == 1
+    assert capsys.readouterr().err == (
+        "Error: TypeError: `images` must be a tensor. "
+        "(Run again with --debug for the traceback.)\n"
+    )
+
+
 def test_a_library_error_names_its_type_and_the_way_to_the_traceback(failing, capsys):
     failing(KeyError("missing"))
     assert run(["fail"]) == 1

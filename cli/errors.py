@@ -2,6 +2,7 @@
 
 import re
 import traceback
+from collections.abc import Iterable
 
 # An exception raised by Python code inside a TensorFlow graph comes back as an
 # OpError whose text holds the original: "ValueError: text\nTraceback (most ...".
@@ -15,6 +16,15 @@ _GRAPH_DETAILS = re.compile(r"\{\{.*?\}\} |\s*\[Op:.*")
 
 class Interrupted(Exception):
     """Ctrl-C, with the line that says what to type next."""
+
+
+def as_options(text: str, names: Iterable[str]) -> str:
+    """Writes the arguments of these names as they are typed: --image-size 16."""
+    for name in names:
+        flag = f"--{name.replace('_', '-')}"
+        text = text.replace(f"`{name}`", flag)
+        text = re.sub(rf"\b{name}=", f"{flag} ", text)
+    return text
 
 
 def describe(error: Exception) -> str:

@@ -12,12 +12,13 @@ from click.core import ParameterSource
 from kgen import recipes
 
 from . import recipe_options
-from .errors import Interrupted, describe
+from .errors import Interrupted, as_options, describe
 from .options import (
     Settings,
     SuggestingGroup,
     aligned,
     debug_option,
+    is_run,
     name_of_run,
     unknown,
 )
@@ -113,6 +114,8 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
             raise click.UsageError("--resume and --overwrite exclude each other.")
         if preset is not None and preset not in presets:
             raise click.UsageError(unknown("preset", preset, list(presets)))
+        names = [field.name for field in dataclasses.fields(recipe_class)]
+        context.ensure_object(Settings).names = names
         typed = {
             name: value
             for name, value in options.items()
@@ -121,8 +124,13 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
         start = recipe_class() if preset is None else presets[preset]
         try:
             recipe = dataclasses.replace(start, **typed)
+            if resume and is_run(recipe.run_folder):
+                # With its own options, but for those that are typed again.
+                started = recipes.recipe_of_run(recipe.run_folder)
+                if started.recipe_name == recipe.recipe_name:
+                    recipe = dataclasses.replace(started, **typed)
         except (ValueError, TypeError) as error:
-            raise click.UsageError(describe(error)) from error
+            raise click.UsageError(as_options(describe(error), names)) from error
 
         try:
             load_tensorflow()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import IntegerRanges, RunFolder, debug_option
+from .options import IntegerRanges, RunFolder, debug_option, is_run
 from .startup import load_tensorflow
 
 # Row i depends on its own seed alone, so the batch size changes speed and memory only.
@@ -37,8 +37,8 @@ BATCH_SIZE = 256
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
-    help="How far the noise spreads, above 0; the model's default is 1.",
+    type=click.FloatRange(min=0, max=100),
+    help="How far the noise spreads; the model's default is 1.",
 )
 @debug_option
 def command(
@@ -71,7 +71,7 @@ def command(
             options["labels"] = labels[rows]
         batches.append(np.asarray(model.generate(seeds[rows], **options)))
     _write(np.concatenate(batches), seeds, out)
-    click.echo(f"{len(seeds)} images: {out}")
+    click.echo(f"{len(seeds)} image{'s'[: len(seeds) > 1]}: {out}")
 
 
 def _one_per_seed(labels: tuple[int, ...], num_seeds: int) -> tuple[int, ...]:
@@ -87,12 +87,14 @@ def _one_per_seed(labels: tuple[int, ...], num_seeds: int) -> tuple[int, ...]:
 
 def _check_destination(out: Path) -> None:
     """Fails now rather than after the model has been loaded and has worked."""
+    if is_run(out):
+        raise click.UsageError(f"--out is the folder of a run: {out}")
+    if out.is_dir():
+        return
     if out.suffix not in (".png", ".npy", ""):
         raise click.UsageError(
             f"--out must end in .png or .npy, or be a folder. Received: {out}"
         )
-    if out.suffix and out.is_dir():
-        raise click.UsageError(f"--out is a folder: {out}")
     if not out.suffix and out.is_file():
         raise click.UsageError(f"--out is a file, not a folder: {out}")
     if not out.parent.is_dir():
@@ -105,9 +107,9 @@ def _write(images: Any, seeds: tuple[int, ...], out: Path) -> None:
     from kgen.data.atomic import replacing
     from kgen.data.image_grids import write_image, write_image_grid
 
-    if out.suffix == ".png":
+    if out.suffix == ".png" and not out.is_dir():
         write_image_grid(images, out)
-    elif out.suffix == ".npy":
+    elif out.suffix == ".npy" and not out.is_dir():
         with replacing(out) as file:
             np.save(file, images)
     else:

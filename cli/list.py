@@ -49,8 +49,8 @@ def _describe(run: Path) -> tuple[str, ...]:
             loss,
             f"{started:%Y-%m-%d %H:%M}",
         )
-    except (ValueError, KeyError, OSError) as error:
-        return run.name, f"unreadable ({error})", "", "", "", ""
+    except (ValueError, KeyError, OSError):
+        return run.name, "unreadable recipe.json or history.csv", "", "", "", ""
 
 
 def _progress(history: Path) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import click
 from kgen import __version__
 
 from . import evaluate, export, fit, generate, list
-from .errors import Interrupted, describe
+from .errors import Interrupted, as_options, describe
 from .options import Settings, SuggestingGroup, debug_option
 
 
@@ -61,6 +61,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if settings.debug:
             traceback.print_exc()
         else:
-            click.echo(f"Error: {describe(error)}", err=True)
+            text = as_options(describe(error), settings.names)
+            click.echo(f"Error: {text}", err=True)
         return 1
     return code if isinstance(code, int) else 0

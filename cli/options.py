@@ -18,6 +18,7 @@ class Settings:
 
     arguments: list[str] = dataclasses.field(default_factory=list)
     debug: bool = False
+    names: list[str] = dataclasses.field(default_factory=list)  # of Python arguments
 
 
 def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:

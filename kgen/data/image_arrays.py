@@ -243,7 +243,7 @@ class _LazyArrays(Mapping):
             return self._archive[key]
         except (ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise ValueError(
-                f"Cannot read `{key}` in {self._path}: {error} Arrays of Python "
+                f"Cannot read `{key}` in {self._path}: {error}. Arrays of Python "
                 "objects are never read: save plain numbers."
             ) from error
 

@@ -109,6 +109,7 @@ def open_images(
     channels: int | None = None,
     data_dir: str | os.PathLike | None = None,
     cache: str = "auto",
+    download: bool = True,
 ) -> ImageSet:
     """Opens a set of images.
 
@@ -146,6 +147,8 @@ def open_images(
             "disk": a file in ~/.cache/kgen (or $XDG_CACHE_HOME/kgen); "none": decoded
             in each pass, for folders only; "auto": in memory up to 2 GiB, and from
             there on "none" for a folder and "disk" for a name. Arrays are in memory.
+        download: Whether a data set of tensorflow-datasets that is not there may be
+            downloaded and prepared.
 
     Raises:
         FileNotFoundError: A path that does not exist, a folder without images, or a
@@ -193,7 +196,7 @@ def open_images(
     if not isinstance(source, str) or not _NAME.fullmatch(source):
         raise FileNotFoundError(f"There is no file or folder {path}.")
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    return ImageSet(open_named_images(source, folder, size, channels, cache))
+    return ImageSet(open_named_images(source, folder, size, channels, cache, download))
 
 
 def _image_size(image_size: int | tuple[int, int] | None) -> Size | None:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,12 @@ def open_named_images(
     size: Size | None,
     channels: int | None,
     cache: str,
+    download: bool,
 ) -> Source:
     """Opens a data set of tensorflow-datasets; see `open_images` for the errors."""
     builder = _find_builder(name, data_dir)
     examples = _Examples(builder, name, size, channels)
-    _prepare(builder, name)
+    _prepare(builder, name, download)
     rows = {
         split: builder.info.splits[split].num_examples
         for split in _SPLITS
@@ -193,8 +194,9 @@ def _find_builder(name: str, data_dir: Path | None) -> Any:
         near = difflib.get_close_matches(name, known)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            "An image source is digits, the name of a data set of tensorflow-datasets, "
-            f"or a path that exists. Received: {name!r}.{hint}"
+            f"There is no file or folder {name}, and no data set of that name. A "
+            "source is digits, the name of a data set of tensorflow-datasets, or a "
+            f"path. Received: {name!r}.{hint}"
         ) from error
     except Exception as error:  # configurations and versions: of many types
         raise ValueError(
@@ -202,11 +204,24 @@ def _find_builder(name: str, data_dir: Path | None) -> Any:
         ) from error
 
 
-def _prepare(builder: Any, name: str) -> None:
+def _prepare(builder: Any, name: str, download: bool) -> None:
     """Downloads and prepares a data set unless its files are there."""
     with _muted("absl", "Variant folder"):
         if builder.is_prepared():
             return
+    data_path = Path(builder.data_path)
+    data_dir = data_path.parents[len(Path(builder.info.full_name).parts) - 1]
+    if not download:
+        raise FileNotFoundError(
+            f"The data set {name} is not in {data_path}, and a dry run downloads "
+            "nothing. Name the folder it was prepared in with `data_dir` (--data-dir), "
+            "or run without --dry-run."
+        )
+    missing = [
+        path
+        for path in (data_dir / "downloads", data_path, *data_path.parents)
+        if not path.exists()
+    ]
     import tensorflow_datasets as tfds
 
     # For good: threads of a download that failed go on trying for a while.
@@ -217,12 +232,21 @@ def _prepare(builder: Any, name: str) -> None:
         with _few_retries():
             builder.download_and_prepare()
     except Exception as error:  # a builder's own code may raise anything
+        for path in missing:
+            _remove_empty_folders(path)
         raise FileNotFoundError(
-            f"The data set {name} is not in {builder.data_path} and could not be "
+            f"The data set {name} is not in {data_path} and could not be "
             f"downloaded ({_first_line(error)}). If it was prepared elsewhere, name "
             f"the folder that holds {Path(builder.info.full_name).parts[0]}/ with "
             "`data_dir` (--data-dir)."
         ) from error
+
+
+def _remove_empty_folders(top: Path) -> None:
+    """Removes what a failed download made; what it did download stays."""
+    for path, _, _ in os.walk(top, topdown=False):
+        with suppress(OSError):  # not empty
+            os.rmdir(path)
 
 
 @contextmanager

@@ -123,7 +123,9 @@ def staged(parent: Path, name: str) -> Iterator[Path]:
     path = parent / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield path
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(parent / name)  # A write that fails names no file.
         _remove(path)
         for folder in made:
             with contextlib.suppress(OSError):  # Somebody else's file lies in it.

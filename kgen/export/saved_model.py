@@ -92,9 +92,14 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
         # The graphs were traced above: what fails here is the file system.
         raise OSError(
             errno.EIO,
-            f"The SavedModel could not be written ({error.message})",
+            f"The SavedModel could not be written ({_without_graph(error.message)})",
             str(path.parent),
         ) from error
+
+
+def _without_graph(message: str) -> str:
+    """The message without the node before it and the operation behind it."""
+    return message.rpartition("}} ")[2].partition(" [Op:")[0]
 
 
 def _rename_to_next_version(temporary: Path) -> Path:

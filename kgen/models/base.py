@@ -251,7 +251,8 @@ class GenerativeModel(keras.Model):
         images and labels.
 
         Raises:
-            ValueError: If there are no images.
+            ValueError: If there are no images, or they or the labels have another
+                shape or type.
             tf.errors.InvalidArgumentError: When the step runs, on floats outside
                 [0, 1], NaN included, or labels outside [0, num_classes).
         """
@@ -264,7 +265,8 @@ class GenerativeModel(keras.Model):
                 'A batch is a dict with "images" (and "labels"), or a tensor of '
                 f"images. Received a dict with the keys {sorted(batch)}."
             )
-        return assert_values(batch, getattr(self, "num_classes", None))
+        num_classes = getattr(self, "num_classes", None)
+        return assert_values(batch, self.image_shape, num_classes)
 
     def float32_clone(self) -> GenerativeModel:
         """Returns this model computing in float32: itself, or a copy of its weights."""

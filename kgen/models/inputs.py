@@ -17,16 +17,29 @@ def scale_images(images: tf.Tensor) -> tf.Tensor:
 
 
 def assert_values(
-    batch: dict[str, tf.Tensor], num_classes: int | None
+    batch: dict[str, tf.Tensor],
+    image_shape: tuple[int, ...],
+    num_classes: int | None,
 ) -> dict[str, tf.Tensor]:
     """Refuses inside a compiled step what `check_images` and `check_labels` refuse."""
     images = tf.convert_to_tensor(batch["images"])
+    if not images.shape.is_compatible_with([None, *image_shape]):
+        raise ValueError(
+            "`images` must have the shape [batch, height, width, channels] with "
+            f"(height, width, channels) = {image_shape}. Received: {images.shape}."
+        )
     asserts = []
     if images.dtype.is_floating:
         message = "`images` must be uint8, or floats in [0, 1]. Received floats from"
         asserts.append(_assert_range(images, 0, 1, message))
     if num_classes is not None and batch.get("labels") is not None:
-        labels = tf.cast(batch["labels"], tf.int64)
+        labels = tf.convert_to_tensor(batch["labels"])
+        if not (labels.dtype.is_integer and labels.shape.is_compatible_with([None])):
+            raise ValueError(
+                "`labels` must be whole numbers, one for each image and not one-hot. "
+                f"Received: {labels.dtype.name} of the shape {labels.shape}."
+            )
+        labels = tf.cast(labels, tf.int64)
         message = f"`labels` must lie in [0, {num_classes}). Received values from"
         asserts.append(_assert_range(labels, 0, num_classes - 1, message))
     # Whatever uses the images waits: a refused batch changes no weight.

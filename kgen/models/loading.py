@@ -1,6 +1,7 @@
 """Models from files."""
 
 import pathlib
+import zipfile
 
 import keras
 
@@ -23,5 +24,11 @@ def load(path: str | pathlib.Path) -> GenerativeModel:
         raise FileNotFoundError(
             "A model is loaded from a .keras file or from a run's folder, which holds "
             f"model.keras once the run has finished. Received: {path}"
+        )
+    if not zipfile.is_zipfile(file):
+        raise ValueError(
+            f"{file} is no .keras file, or a damaged one: it is not the zip archive "
+            "that Keras writes. Give a run's folder or another .keras file; a run "
+            "whose checkpoint is whole writes it anew with --resume."
         )
     return keras.saving.load_model(file, safe_mode=True)

@@ -334,9 +334,10 @@ class VAE(GenerativeModel):
         Returns:
             float32 [n, height, width, channels] in [0, 1]: means, not samples.
         """
-        if not temperature >= 0:
+        if not 0 <= temperature < math.inf:
             raise ValueError(
-                f"`temperature` must be 0 or more. Received: temperature={temperature}"
+                "`temperature` must be 0 or more, and finite. Received: "
+                f"temperature={temperature}"
             )
         seeds = check_seeds(seeds)
         labels = check_labels(labels, len(seeds), self.num_classes)
@@ -538,6 +539,16 @@ class VAE(GenerativeModel):
         check("likelihood", self.likelihood in likelihoods, f"be one of {likelihoods}")
         variance = self.variance
         check("variance", variance is None or variance > 0, "be positive, or None")
+        check(
+            "variance",
+            variance is None or self.likelihood != "bernoulli",
+            "be None for the bernoulli likelihood, which has none",
+        )
+        check("hidden_units", min(self.hidden_units, default=1) >= 1, "be at least 1")
+        check("width", self.width >= 1, "be at least 1")
+        check("num_blocks", self.num_blocks >= 0, "be 0 or more")
+        known = hasattr(keras.activations, self.activation)
+        check("activation", known, "name an activation of Keras, such as swish")
         check("kl_weight", self.kl_weight >= 0, "be 0 or more")
         check("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more")
         num_samples = self.num_importance_samples

@@ -7,6 +7,7 @@ import datetime
 import functools
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -79,6 +80,16 @@ class Recipe:
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be in [0, 2**63). Received: {self.seed}")
+        if self.gradient_clip_norm is not None and not self.gradient_clip_norm > 0:
+            raise ValueError(
+                "`gradient_clip_norm` must be above 0. Received: "
+                f"gradient_clip_norm={self.gradient_clip_norm}"
+            )
+        if self.name and Path(self.name).name != self.name:
+            raise ValueError(
+                "`name` must be the name of a folder, without a path to it: that is "
+                f"what `folder` is for. Received: name={self.name}"
+            )
         if self.warmup_steps < 0 or not self.checkpoint_seconds >= 0:
             raise ValueError(
                 "`warmup_steps` and `checkpoint_seconds` must be 0 or more. Received: "
@@ -92,7 +103,7 @@ class Recipe:
 
     # -- what a recipe defines ----------------------------------------------
 
-    def open_data(self) -> Any:
+    def open_data(self, *, download: bool = True) -> Any:
         """Opens the data; the result has `describe()` and `fingerprint`."""
         raise NotImplementedError
 
@@ -147,7 +158,9 @@ class Recipe:
         strategy = training.make_strategy(self.strategy)
         chief = is_chief(strategy)
         folder = training.RunFolder(self.run_folder)
-        data = self.open_data()
+        if chief and not dry_run:
+            folder.check_free(resume=resume, overwrite=overwrite)
+        data = self.open_data(download=not dry_run)
         pipeline, validation = self.pipelines(data)
         keras.utils.set_random_seed(self.seed % 2**32)  # of the initial weights
         with strategy.scope():
@@ -204,13 +217,15 @@ class Recipe:
 
         beside = Path(self.folder) / run
         weights = load(beside if beside.is_dir() else run).get_weights()
-        shapes = [tuple(weight.shape) for weight in model.weights]
-        if [weight.shape for weight in weights] != shapes:
-            raise ValueError(
-                "`start_from` must be a model with the same networks as the one to "
-                f"train. Received: start_from={run}, which has {len(weights)} weights "
-                f"where {len(shapes)} are needed, or some of other shapes."
-            )
+        pairs = itertools.zip_longest(weights, model.weights)
+        for given, needed in pairs:
+            shapes = [None if x is None else tuple(x.shape) for x in (given, needed)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    "`start_from` must be a model with the same networks as the one to "
+                    f"train. Received: start_from={run}, which has a weight of shape "
+                    f"{shapes[0]} where {shapes[1]} is needed."
+                )
         model.set_weights(weights)
         model.step.assign(0)  # Schedules, noise and the order of the data start anew.
 
@@ -287,7 +302,7 @@ class Recipe:
         versions = {name: importlib.metadata.version(name) for name in packages}
         return {
             "recipe": self.recipe_name,
-            "options": json.loads(json.dumps(dataclasses.asdict(self))),
+            "options": json.loads(json.dumps(dataclasses.asdict(self._located()))),
             "data": {"description": data.describe(), "fingerprint": data.fingerprint},
             "precision": model.dtype_policy.name,
             "strategy": type(strategy).__name__,
@@ -300,6 +315,16 @@ class Recipe:
             "versions": {"kgen": kgen.__version__} | versions,
             "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
         }
+
+    def _located(self) -> Recipe:
+        """This recipe with paths that hold in any working directory."""
+        bundled = {field.default for field in dataclasses.fields(self)}
+        changed: dict[str, Any] = {}
+        for name in ("data", "data_dir", "start_from"):
+            value = getattr(self, name)
+            if value not in bundled and Path(value).expanduser().exists():
+                changed[name] = str(Path(value).expanduser().absolute())
+        return dataclasses.replace(self, **changed)
 
     def _dtype(self) -> str:
         """The dtype policy behind `precision`."""
@@ -341,8 +366,11 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{file} must hold an object. Received: {record!r}")
+    if not isinstance(record, dict) or not {"recipe", "options"} <= record.keys():
+        raise ValueError(
+            f"{file} must hold an object with the recipe and its options, as `kgen "
+            f"fit` writes it. Received: {str(record)[:40]}"
+        )
     return record
 
 

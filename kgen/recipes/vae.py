@@ -71,7 +71,7 @@ class VAERecipe(Recipe):
         False, "Compile the step with XLA: for the mlp, where it saves a fifth."
     )
 
-    def open_data(self) -> Any:
+    def open_data(self, *, download: bool = True) -> Any:
         """Opens the images."""
         from kgen.data import open_images
 
@@ -80,6 +80,7 @@ class VAERecipe(Recipe):
             image_size=self.image_size,
             channels=self.channels,
             data_dir=self.data_dir,
+            download=download,
         )
 
     def pipelines(self, data: Any) -> tuple[Any, Any]:

@@ -48,8 +48,8 @@ class StopOnNonFinite(keras.callbacks.Callback):
         where = "" if step is None else f" at step {step}"
         raise FloatingPointError(
             f"`{first}` became NaN or infinite{where}; it was the first of the loss's "
-            "terms to do so. The last good checkpoint is kept. Try a smaller learning "
-            "rate, a gradient_clip_norm, or float32."
+            "terms to do so. The last good checkpoint is kept, if there was one. Try a "
+            "smaller `learning_rate`, a `gradient_clip_norm` of 1, or float32."
         )
 
 

@@ -25,6 +25,17 @@ CONTENTS = (
 )
 
 
+# Options that change nothing about what is trained; the data has its fingerprint.
+IMMATERIAL = (
+    "checkpoint_seconds",
+    "data",
+    "data_dir",
+    "folder",
+    "name",
+    "sample_epochs",
+)
+
+
 class RunFolder:
     """Names the files of a run and guards those of another.
 
@@ -62,9 +73,22 @@ class RunFolder:
             ValueError: If the run to resume was started with other options.
             OSError: If the folder cannot be written.
         """
+        self.check_free(resume=resume, overwrite=overwrite)
         if self.recipe.is_file() and resume:
             return self._check_same_run(record)
-        if self.recipe.is_file() and not overwrite:
+        if overwrite and self.path.is_dir():
+            self._remove()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json(self.recipe, record)
+        return []
+
+    def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Checks that the folder may be written to, before anything is computed.
+
+        Raises:
+            FileExistsError: If the folder holds a run, or other people's files.
+        """
+        if self.recipe.is_file() and not resume and not overwrite:
             raise FileExistsError(
                 f"{self.path} holds a run already. Go on with it (--resume), replace "
                 "it (--overwrite), or choose another folder (--name)."
@@ -83,11 +107,6 @@ class RunFolder:
                 f"{self.path} holds files that are not a run's; nothing was written. "
                 "Choose another folder (--name) or empty this one."
             )
-        if overwrite and self.path.is_dir():
-            self._remove()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json(self.recipe, record)
-        return []
 
     def save_model(self, model: keras.Model) -> None:
         """Writes model.keras, all or nothing."""
@@ -109,7 +128,7 @@ class RunFolder:
         changed = [
             f"{name}={theirs.get(name)!r} (now {ours.get(name)!r})"
             for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name) and name not in ("folder", "name")
+            if ours.get(name) != theirs.get(name) and name not in IMMATERIAL
         ]
         if saved.get("recipe") != record["recipe"]:
             changed.insert(0, f"recipe {saved.get('recipe')} (now {record['recipe']})")

@@ -1,6 +1,7 @@
 """`kgen fit`: options made from a recipe's fields, and what is done with them."""
 
 import dataclasses
+import json
 import sys
 import types
 from pathlib import Path
@@ -33,9 +34,15 @@ class MadeUpRecipe:
     precision: Literal["float32", "mixed_float16"] = field("float32", "Arithmetic.")
     conditional: bool = field(False, "Use the labels.")
     limit: int | None = field(None, "Rows at most.")
-    folder: Path | None = field(None, "Where the run is written.")
+    folder: str = field("saved_models", "Folder of the runs.")
+    name: str | None = field(None, "Folder of the run in it.")
 
+    recipe_name = "made_up"
     runs = []
+
+    @property
+    def run_folder(self):
+        return Path(self.folder) / (self.name or "made_up")
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -107,7 +114,7 @@ def test_options_reach_the_fields_with_their_types():
         precision="mixed_float16",
         conditional=True,
         limit=3,
-        folder=Path("here"),
+        folder="here",
     )
     assert MadeUpRecipe.runs == [(expected, True, False)]
 
@@ -116,6 +123,19 @@ def test_an_option_wins_over_the_preset_and_the_preset_over_the_default():
     assert fit("--preset", "wide", "--batch-size", "128") == 0
     [(recipe, _, _)] = MadeUpRecipe.runs
     assert recipe == MadeUpRecipe(widths=(1000,), batch_size=128)
+
+
+def test_resume_takes_the_options_of_the_run_but_for_those_typed_again(tmp_path):
+    """It was started with a preset, which nobody has to remember."""
+    folder = tmp_path / "saved_models" / "made_up"
+    folder.mkdir(parents=True)
+    options = {"widths": [1000], "batch_size": 64, "beta": 3.0}
+    record = {"recipe": "made_up", "options": options}
+    (folder / "recipe.json").write_text(json.dumps(record))
+    assert fit("--resume", "--beta", "2") == 0
+    [(recipe, resume, _)] = MadeUpRecipe.runs
+    assert (recipe.widths, recipe.batch_size, recipe.beta) == ((1000,), 64, 2.0)
+    assert resume and recipe.run_folder == Path("saved_models/made_up")
 
 
 def test_the_next_commands_come_last(capsys):
@@ -139,7 +159,7 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-size", "0"], "`batch_size` must be at least 1."),
+        (["--batch-size", "0"], "--batch-size must be at least 1."),
         (["--batch-size", "many"], "not a valid integer"),
         (["--widths", "8,wide"], "such as 400,200"),
         (["--precision", "float3"], "float32"),

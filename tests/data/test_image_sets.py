@@ -709,6 +709,22 @@ def test_a_download_that_fails_names_the_way_out(tmp_path, monkeypatch):
     assert "holds celeb_a/ with `data_dir` (--data-dir)" in message
 
 
+def test_a_download_that_fails_leaves_no_folder_behind(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def fail(self, **options):
+        (tmp_path / "new" / "downloads" / "half.tmp").mkdir(parents=True)
+        (tmp_path / "new" / "celeb_a").mkdir()
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(FileNotFoundError):
+        open_images("celeb_a", data_dir=tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match="a dry run downloads nothing"):
+        open_images("celeb_a", data_dir=tmp_path / "new", download=False)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A data set of tensorflow-datasets whose images have two sizes, and labels."""

@@ -69,6 +69,22 @@ def test_a_conditional_model_refuses_a_batch_without_labels(binary_images):
         fitted(labelled_vae(), rows(binary_images))
 
 
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"images": np.zeros([8, 2, 2])}, r"\(2, 2, 1\). Received: \(.*, 2, 2\)"),
+        ({"images": np.zeros([8, 3, 2, 1])}, r"Received: \(.*, 3, 2, 1\)"),
+        (
+            {"images": np.zeros([8, 2, 2, 1]), "labels": np.eye(8, 3)},
+            r"not one-hot. Received: float\d+ of the shape \(.*, 3\)",
+        ),
+    ],
+)
+def test_a_batch_of_another_shape_is_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(labelled_vae(), rows(batch))
+
+
 def test_a_batch_without_images_is_refused(make_linear_vae, binary_images):
     with pytest.raises(ValueError, match=r"Received a dict with the keys \['pixels'\]"):
         fitted(make_linear_vae(), rows({"pixels": binary_images}))

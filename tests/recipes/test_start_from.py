@@ -49,6 +49,21 @@ def test_a_run_of_other_sizes_is_refused_before_anything_is_written(trained):
     assert not (trained.parent / "other").exists()
 
 
+def test_a_file_that_is_no_model_is_named(trained):
+    with pytest.raises(ValueError, match="recipe.json is no .keras file, or a damaged"):
+        run(trained.parent, "other", start_from=str(trained / "recipe.json"))
+
+
+def test_the_record_of_a_run_holds_in_any_folder(trained, monkeypatch):
+    """A path is written down whole; the name of a bundled set stays a name."""
+    monkeypatch.chdir(trained.parent)
+    (trained.parent / "digits").mkdir()
+    located = SmallRecipe(data_dir="first", start_from="first/model.keras")._located()
+    assert located.data == "digits"
+    assert located.data_dir == str(trained)
+    assert located.start_from == str(trained / "model.keras")
+
+
 def test_a_run_that_is_not_there_is_named(trained):
     with pytest.raises(FileNotFoundError, match="Received: frist"):
         run(trained.parent, "other", start_from="frist")

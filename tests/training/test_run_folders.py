@@ -80,7 +80,12 @@ def test_the_same_run_is_resumed_wherever_its_folder_is_now(folder):
     folder.claim(RECORD)
     before = contents(folder.path)
     moved = {**RECORD, "started": "tomorrow"}
-    moved["options"] = RECORD["options"] | {"folder": "b", "name": "c"}
+    moved["options"] = RECORD["options"] | {
+        "folder": "b",
+        "name": "c",
+        "data_dir": "moved",
+        "checkpoint_seconds": 1.0,
+    }
     folder.claim(moved, resume=True)
     assert contents(folder.path) == before
 

@@ -115,7 +115,7 @@ def test_the_python_example_works(folder):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (folder / "saved_models" / "my_vae" / "1" / "saved_model.pb").exists()
+    assert (folder / "exports" / "vae" / "1" / "saved_model.pb").exists()
     done = subprocess.run(
         [sys.executable, "-c", serving + "\nprint(images.shape)"],
         cwd=folder,

@@ -9,8 +9,12 @@ A stream is a small integer that keeps the uses of one seed apart.
 """
 
 import math
+from typing import TypeVar
 
+import numpy as np
 import tensorflow as tf
+
+T = TypeVar("T", tf.Tensor, np.ndarray)
 
 MASK = 0xFFFFFFFF  # 32 bits, kept in int64 so that no product overflows
 STREAM_GENERATE = 1
@@ -37,15 +41,15 @@ def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:
         int64 [rows] (or scalar), each in 0 .. 2**32 - 1.
     """
     seeds = tf.cast(seeds, tf.int64)
-    low = tf.bitwise.bitwise_and(seeds, _int64(MASK))
-    high = tf.bitwise.bitwise_and((seeds - low) // _int64(2**32), _int64(MASK))
+    low = seeds & MASK
+    high = ((seeds - low) // 2**32) & MASK
     return fold_in(_mix(high), low, *parts)
 
 
 def fold_in(row_keys: tf.Tensor, *parts: tf.Tensor | int) -> tf.Tensor:
     """Hashes more counters into keys: `keys(s, a, b)` is `fold_in(keys(s, a), b)`."""
     for part in parts:
-        row_keys = _mix(tf.bitwise.bitwise_xor(row_keys, tf.cast(part, tf.int64)))
+        row_keys = _mix(row_keys ^ tf.cast(part, tf.int64))
     return row_keys
 
 
@@ -53,10 +57,10 @@ def bits(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Returns random 32-bit integers: int64 [rows, *shape] from int64 [rows] keys."""
     count = math.prod(shape)
     # Hashed before it meets the key: else keys that differ in their last bits alone
-    # would give the same numbers in another order.
-    elements = _mix(tf.range(count, dtype=tf.int64))
-    states = tf.bitwise.bitwise_xor(row_keys[:, None], elements)  # [rows, count]
-    return tf.reshape(_mix(states), [-1, *shape])
+    # would give the same numbers in another order. In NumPy, or XLA hashes it anew for
+    # each row.
+    elements = tf.constant(_mix(np.arange(count, dtype=np.int64)))
+    return tf.reshape(_mix(row_keys[:, None] ^ elements), [-1, *shape])
 
 
 def uniform(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
@@ -65,14 +69,13 @@ def uniform(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     The top 23 bits, centred: neither 0 nor 1 can occur, so log(u) and log(1 - u) are
     finite.
     """
-    top = tf.cast(bits(row_keys, shape) // _int64(2**9), tf.float32)
+    top = tf.cast(bits(row_keys, shape) // 2**9, tf.float32)
     return (top + 0.5) * 2.0**-23
 
 
 def normal(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Returns float32 [rows, *shape] of standard normals (Box and Muller, 1958)."""
-    radius_keys = _mix(tf.bitwise.bitwise_xor(row_keys, _int64(1)))
-    angle_keys = _mix(tf.bitwise.bitwise_xor(row_keys, _int64(2)))
+    radius_keys, angle_keys = _mix(row_keys ^ 1), _mix(row_keys ^ 2)
     radius = tf.sqrt(-2.0 * tf.math.log(uniform(radius_keys, shape)))
     return radius * tf.cos(2.0 * math.pi * uniform(angle_keys, shape))
 
@@ -88,7 +91,7 @@ def categorical(row_keys: tf.Tensor, logits: tf.Tensor, num_draws: int) -> tf.Te
     return tf.argmax(logits[:, None] + gumbel, axis=2)
 
 
-def _mix(state: tf.Tensor) -> tf.Tensor:
+def _mix(state: T) -> T:
     """A bijection of 32-bit integers in which every input bit reaches every output bit.
 
     Xor-shift and multiply with the constants of the "prospecting for hash functions"
@@ -97,14 +100,8 @@ def _mix(state: tf.Tensor) -> tf.Tensor:
     the right shift that ONNX has for int64. The first addition moves 0 off the
     function's only obvious fixed point.
     """
-    state = tf.bitwise.bitwise_and(state + _int64(0x9E3779B9), _int64(MASK))
+    state = (state + 0x9E3779B9) & MASK
     for shift, multiplier in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-        state = tf.bitwise.bitwise_xor(state, state // _int64(2**shift))
-        state = tf.bitwise.bitwise_and(state * _int64(multiplier), _int64(MASK))
-    return tf.bitwise.bitwise_xor(state, state // _int64(2**15))
-
-
-def _int64(value: int) -> tf.Tensor:
-    # Made where it is used: a constant captured from outside a function would become
-    # an extra input of the ONNX graph.
-    return tf.constant(value, tf.int64)
+        state = state ^ state // 2**shift
+        state = state * multiplier & MASK
+    return state ^ state // 2**15

@@ -214,8 +214,8 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
     if not download:
         raise FileNotFoundError(
             f"The data set {name} is not in {data_path}, and a dry run downloads "
-            "nothing. Name the folder it was prepared in with `data_dir` (--data-dir), "
-            "or run without --dry-run."
+            "nothing. Name the folder it was prepared in with `data_dir`, or leave out "
+            "--dry-run."
         )
     missing = [
         path
@@ -238,7 +238,7 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
             f"The data set {name} is not in {data_path} and could not be "
             f"downloaded ({_first_line(error)}). If it was prepared elsewhere, name "
             f"the folder that holds {Path(builder.info.full_name).parts[0]}/ with "
-            "`data_dir` (--data-dir)."
+            "`data_dir`."
         ) from error
 
 

@@ -28,7 +28,6 @@ def load(path: str | pathlib.Path) -> GenerativeModel:
     if not zipfile.is_zipfile(file):
         raise ValueError(
             f"{file} is no .keras file, or a damaged one: it is not the zip archive "
-            "that Keras writes. Give a run's folder or another .keras file; a run "
-            "whose checkpoint is whole writes it anew with --resume."
+            "that Keras writes."
         )
     return keras.saving.load_model(file, safe_mode=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from functools import cached_property
@@ -35,6 +36,8 @@ _BINARIZE_STREAMS = {
     "dynamic": random.STREAM_BINARIZE,
     "static": random.STREAM_BINARIZE_ONCE,
 }
+
+_BYTES_PER_READ = 2**22  # of images in memory: few calls, and a short first one
 
 Binarization = Literal["dynamic", "static"] | None
 
@@ -332,6 +335,7 @@ class ImageSet:
                 f"binarize={binarize!r}"
             )
         rows = self._splits[split]
+        row_bytes = math.prod(self.image_shape)
         in_memory = is_in_memory(rows.images)
         with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
             labels = None if rows.labels is None else tf.constant(rows.labels)
@@ -364,6 +368,7 @@ class ImageSet:
             seed=seed,
             shuffle=shuffle,
             drop_remainder=drop_remainder,
+            rows_per_read=_BYTES_PER_READ // row_bytes if in_memory else 1,
         )
 
 

@@ -52,6 +52,9 @@ class Pipeline:
             pass reads the rows as they come, and is epoch 0.
         drop_remainder: Whether a last batch of fewer than `batch_size` rows is left
             out. For training only: an evaluation sees every row.
+        rows_per_read: About how many rows `read` is called for at a time, in whole
+            batches, where all are full. More than a batch pays where reading takes
+            less time than a call.
 
     Attributes:
         epoch: None or an integer. None: each dataset counts its own passes, and the
@@ -81,6 +84,7 @@ class Pipeline:
         seed: int = 0,
         shuffle: bool = False,
         drop_remainder: bool = False,
+        rows_per_read: int = 1,
     ):
         if num_rows < 1:
             raise ValueError(
@@ -108,6 +112,7 @@ class Pipeline:
         self.seed = int(seed)
         self.shuffle = shuffle
         self.drop_remainder = drop_remainder
+        self.rows_per_read = rows_per_read
         self.epoch: int | None = None
         self._read = read
 
@@ -164,8 +169,10 @@ class Pipeline:
             )
         every_batch_is_full = self.drop_remainder or not self.num_rows % self.batch_size
         rows_per_share = None
+        elements_per_read = 1
         if every_batch_is_full and not self.batch_size % shares:
             rows_per_share = self.batch_size // shares  # a shape known to the compiler
+            elements_per_read = max(self.rows_per_read // rows_per_share, 1)
         num_elements = (self.steps_per_epoch - skip) * replicas
         passes = itertools.count()
 
@@ -192,19 +199,33 @@ class Pipeline:
             elements = tf.data.Dataset.range(
                 skip * replicas, self.steps_per_epoch * replicas
             )
+            # One at a time there is no remainder, and so a shape that is known.
+            elements = elements.batch(elements_per_read, elements_per_read == 1)
             order_again = tf.data.Dataset.from_tensors(position).repeat()
             return tf.data.Dataset.zip(elements, order_again)
 
-        def read(element: tf.Tensor, position: tuple[tf.Tensor, tf.Tensor]) -> Batch:
+        def read(elements: tf.Tensor, position: tuple[tf.Tensor, tf.Tensor]) -> Batch:
             epoch, order = position
-            batch = element // replicas
-            share = rank * replicas + element % replicas
-            start = batch * self.batch_size
-            length = tf.minimum(self.num_rows - start, self.batch_size)
-            first, last = share * length // shares, (share + 1) * length // shares
-            places = tf.range(start + first, start + last)
-            places = tf.ensure_shape(places, [rows_per_share])
-            return self._read(tf.gather(order, places), epoch, places)
+            share = rank * replicas + elements % replicas  # [elements]
+            start = elements // replicas * self.batch_size
+            if rows_per_share is not None:
+                first, num_rows = share * rows_per_share, rows_per_share
+            else:  # One element, of a batch that is dealt as evenly as it goes.
+                length = tf.minimum(self.num_rows - start, self.batch_size)
+                first = share * length // shares
+                num_rows = ((share + 1) * length // shares - first)[0]
+            places = (start + first)[:, None] + tf.range(num_rows, dtype=tf.int64)
+            places = tf.reshape(places, [-1])  # [elements, rows] -> [elements * rows]
+            values = self._read(tf.gather(order, places), epoch, places)
+            if elements_per_read == 1:
+                return values
+            return {
+                name: tf.reshape(
+                    value,  # [elements * rows, ...] -> [elements, rows, ...]
+                    [tf.size(elements), rows_per_share, *value.shape[1:]],
+                )
+                for name, value in values.items()
+            }
 
         options = tf.data.Options()
         # Autotuning gains nothing over a call for each core, and makes a pass wait, up
@@ -222,5 +243,7 @@ class Pipeline:
         options.deterministic = True
         dataset: Any = tf.data.Dataset.range(1).flat_map(open_pass)
         dataset = dataset.map(read, num_parallel_calls=os.cpu_count() or 1)
+        if elements_per_read > 1:
+            dataset = dataset.unbatch()
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_elements))
         return dataset.prefetch(2).with_options(options)

@@ -162,6 +162,33 @@ def test_skip_counts_global_batches_when_there_are_replicas():
         np.testing.assert_array_equal(received, expected)
 
 
+@pytest.mark.parametrize(("rows_per_read", "called_for"), [(4, 4), (9, 8), (100, 16)])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_how_many_rows_are_read_at_a_time_changes_nothing(
+    rows_per_read, called_for, replicas
+):
+    calls = []
+
+    def read(rows, epoch, places):
+        tf.numpy_function(lambda rows: calls.append(len(rows)), [rows], [])
+        return read_rows(rows, epoch, places)
+
+    options = {"batch_size": 4, "seed": 7, "shuffle": True, "drop_remainder": True}
+    made = Pipeline(23, read, rows_per_read=rows_per_read, **options)
+    position = {"skip": 1, "replicas": replicas}
+    dataset = made.dataset(**position)
+    expected = pipeline(num_rows=23, drop_remainder=True).dataset(**position)
+    assert dataset.element_spec["rows"].shape == (4 // replicas,)
+    assert dataset.cardinality() == expected.cardinality() == 4 * replicas
+    for key in ("rows", "noise"):
+        for _ in range(2):  # two passes
+            np.testing.assert_array_equal(
+                elements(dataset, key), elements(expected, key)
+            )
+    # Of four batches, one is left out; with two replicas a read of 4 rows is of two.
+    assert max(calls) == called_for
+
+
 def test_every_row_is_as_likely_in_every_place():
     orders = np.stack([permutation(5, 0, 0, epoch) for epoch in range(500)])
     for place in range(5):

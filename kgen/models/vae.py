@@ -61,9 +61,9 @@ class VAE(GenerativeModel):
         free_bits: Nats of KL per latent dimension, batch mean, that cost nothing.
         num_importance_samples: 1 trains the VAE; k > 1 the IWAE's tighter bound.
         num_gradient_samples: How many of those get a gradient, drawn anew in proportion
-            to their importance weights, or None: all. One costs a third of the time of
-            all, for an unbiased gradient of a higher variance (Burda et al., 2016,
-            section 3).
+            to their importance weights, or None: all. Few save up to two thirds of the
+            multiplications, for a gradient that is still unbiased but of a higher
+            variance (Burda et al., 2016, section 3).
         num_classes: Classes of the labels the model is conditioned on, or None.
         prior: "normal", or "flow": a `CouplingFlow` learned with the rest.
 

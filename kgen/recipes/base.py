@@ -85,7 +85,7 @@ class Recipe:
                 "`gradient_clip_norm` must be above 0. Received: "
                 f"gradient_clip_norm={self.gradient_clip_norm}"
             )
-        if self.name and Path(self.name).name != self.name:
+        if self.name and (Path(self.name).name != self.name or self.name == ".."):
             raise ValueError(
                 "`name` must be the name of a folder, without a path to it: that is "
                 f"what `folder` is for. Received: name={self.name}"

@@ -106,6 +106,8 @@ class Checkpointer(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         """Saves when enough time has gone by, or on Ctrl-C."""
+        if batch + 1 >= self.params["steps"]:
+            return  # The epoch has yet to be validated and written: `on_epoch_end`.
         due = time.monotonic() - self._saved_at >= self.every_seconds
         if self.mid_epoch and (due or self._interrupted):
             self.save([part.numpy() for part in _local_values(self.model)])
@@ -115,8 +117,11 @@ class Checkpointer(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Saves; the metrics start anew with the next epoch."""
         last = epoch + 1 == self.params.get("epochs")
-        if last or time.monotonic() - self._saved_at >= self.every_seconds / 10:
+        due = time.monotonic() - self._saved_at >= self.every_seconds / 10
+        if last or due or self._interrupted:
             self.save([])
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def save(self, metric_values: list[np.ndarray]) -> None:
         """Writes the state of the model now.

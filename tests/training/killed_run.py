@@ -40,6 +40,7 @@ def run(folder: Path, steps_per_execution: int) -> None:
     """Starts the run in this folder, or goes on with it."""
     recipe = WatchedRecipe(
         epochs=EPOCHS,
+        batch_size=128,
         latent_dim=4,
         hidden_units=(16,),
         steps_per_execution=steps_per_execution,

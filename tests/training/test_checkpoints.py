@@ -81,6 +81,36 @@ def test_ctrl_c_saves_the_step_and_a_resumed_run_ends_as_if_never_stopped(tmp_pa
     assert histories[0] == histories[1]
 
 
+@pytest.mark.parametrize("stop", ["kill", "Ctrl-C"])
+def test_a_run_stopped_as_an_epoch_ends_has_every_row(tmp_path, stop):
+    """After the last of five batches, and before the epoch is written down."""
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    train(tmp_path / "whole")
+
+    def kill(epoch, logs):
+        raise RuntimeError("killed")
+
+    def interrupt(batch, logs):
+        if batch == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped, options = {
+        "kill": (RuntimeError, {"on_epoch_end": kill}),
+        "Ctrl-C": (KeyboardInterrupt, {"on_train_batch_end": interrupt}),
+    }[stop]
+    at_the_end = keras.callbacks.LambdaCallback(**options)
+    with pytest.raises(stopped):
+        train(tmp_path / "parts", at_the_end, every_seconds=0.0)
+    train(tmp_path / "parts")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    history = (parts / "history.csv").read_text()
+    assert history == (whole / "history.csv").read_text()
+    with np.load(whole / "state.npz") as theirs, np.load(parts / "state.npz") as ours:
+        for key in theirs.files:
+            np.testing.assert_array_equal(ours[key], theirs[key])
+
+
 def test_the_second_ctrl_c_interrupts_at_once(tmp_path):
     checkpointer = training.Checkpointer(tmp_path / "state.npz")
     reached = []

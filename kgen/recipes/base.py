@@ -185,7 +185,10 @@ class Recipe:
             write=chief,
         )
         with strategy.scope():
-            if resume and checkpointer.restore(model) and chief:
+            restored = resume and checkpointer.restore(model)
+            if resume and not restored and chief:
+                report(f"no checkpoint in {folder.path} yet: starting at step 0")
+            if restored and chief:
                 done = int(model.step.numpy())
                 report(f"resumed at step {done:,} of {total:,}")
                 # The ONNX file is the last to be written: see `_finish`.
@@ -216,7 +219,13 @@ class Recipe:
         from kgen.models import load
 
         beside = Path(self.folder) / run
-        weights = load(beside if beside.is_dir() else run).get_weights()
+        source = beside if beside.is_dir() else Path(run)
+        if source.resolve() == self.run_folder.resolve():
+            raise ValueError(
+                "`start_from` must be another run than the one that is written. "
+                f"Received: start_from={run}. Choose another `name`."
+            )
+        weights = load(source).get_weights()
         pairs = itertools.zip_longest(weights, model.weights)
         for given, needed in pairs:
             shapes = [None if x is None else tuple(x.shape) for x in (given, needed)]

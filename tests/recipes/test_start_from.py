@@ -49,6 +49,14 @@ def test_a_run_of_other_sizes_is_refused_before_anything_is_written(trained):
     assert not (trained.parent / "other").exists()
 
 
+def test_a_run_does_not_start_from_itself(trained):
+    recipe = SmallRecipe(start_from="first", folder=str(trained.parent), name="first")
+    before = (trained / "model.keras").read_bytes()
+    with pytest.raises(ValueError, match="another run than the one that is written"):
+        recipe.run(overwrite=True, report=lambda line: None)
+    assert (trained / "model.keras").read_bytes() == before
+
+
 def test_a_file_that_is_no_model_is_named(trained):
     with pytest.raises(ValueError, match="recipe.json is no .keras file, or a damaged"):
         run(trained.parent, "other", start_from=str(trained / "recipe.json"))

@@ -71,7 +71,8 @@ def command(
             options["labels"] = labels[rows]
         batches.append(np.asarray(model.generate(seeds[rows], **options)))
     _write(np.concatenate(batches), seeds, out)
-    click.echo(f"{len(seeds)} image{'s'[: len(seeds) > 1]}: {out}")
+    noun = "image" if len(seeds) == 1 else "images"
+    click.echo(f"{len(seeds)} {noun}: {out}")
 
 
 def _one_per_seed(labels: tuple[int, ...], num_seeds: int) -> tuple[int, ...]:
@@ -107,14 +108,14 @@ def _write(images: Any, seeds: tuple[int, ...], out: Path) -> None:
     from kgen.data.atomic import replacing
     from kgen.data.image_grids import write_image, write_image_grid
 
-    if out.suffix == ".png" and not out.is_dir():
-        write_image_grid(images, out)
-    elif out.suffix == ".npy" and not out.is_dir():
-        with replacing(out) as file:
-            np.save(file, images)
-    else:
+    if out.is_dir() or not out.suffix:
         out.mkdir(exist_ok=True)
         # A label may be drawn with the same seed more than once: number the images.
         digits = len(str(len(seeds) - 1))
         for index, (seed, image) in enumerate(zip(seeds, images, strict=True)):
             write_image(image, out / f"{index:0{digits}d}-seed-{seed}.png")
+    elif out.suffix == ".png":
+        write_image_grid(images, out)
+    else:
+        with replacing(out) as file:
+            np.save(file, images)

@@ -243,7 +243,7 @@ class Pipeline:
         options.deterministic = True
         dataset: Any = tf.data.Dataset.range(1).flat_map(open_pass)
         dataset = dataset.map(read, num_parallel_calls=os.cpu_count() or 1)
-        if elements_per_read > 1:
+        if elements_per_read > 1:  # TensorFlow crashes if it unbatches an empty share.
             dataset = dataset.unbatch()
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_elements))
         return dataset.prefetch(2).with_options(options)

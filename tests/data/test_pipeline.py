@@ -185,7 +185,7 @@ def test_how_many_rows_are_read_at_a_time_changes_nothing(
             np.testing.assert_array_equal(
                 elements(dataset, key), elements(expected, key)
             )
-    # Of four batches, one is left out; with two replicas a read of 4 rows is of two.
+    # Four of five batches, of 4 rows: 100 rows are more than there are left to read.
     assert max(calls) == called_for
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen import data, evaluation
-from kgen.models import VAE, GenerativeModel
+from kgen.models import GAN, VAE, GenerativeModel
 
 BATCH_SIZE = 16
 SEEDS = np.array([0, 1, 2, 2**40 + 3, -5, 63, 7, 8], np.int64)
@@ -31,6 +31,7 @@ class Row:
         make_rows: Makes the training data: a dict of arrays of n rows.
         evaluate: Measures a model on arrays like these: a list of records.
         conditions: Which of these arrays `generate` takes besides the seeds.
+        loss: The log that falls while it trains.
         optimizers: The arguments of `compile` that take an optimizer each.
         options: Further arguments of `compile`.
         learning_rate: For plain SGD.
@@ -43,6 +44,7 @@ class Row:
         [GenerativeModel, dict[str, np.ndarray]], list[evaluation.Record]
     ]
     conditions: tuple[str, ...] = ()
+    loss: str = "loss"
     optimizers: tuple[str, ...] = ("optimizer",)
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     learning_rate: float = 1e-3
@@ -103,6 +105,26 @@ def evaluate_autoencoder(model, arrays):
     return evaluation.evaluate_autoencoder(model, image_set, num_samples=10)
 
 
+def evaluate_generator(model, arrays):
+    """Distances in the feature space of any image, on a tenth of the arrays."""
+    return evaluation.evaluate_generator(model, data.open_images(arrays))
+
+
+def gan_row(name: str, image_shape: tuple[int, int, int], **arguments: Any) -> Row:
+    """A row of a GAN that makes such images."""
+    num_classes = arguments.get("num_classes")
+    return Row(
+        name=f"GAN: {name}",
+        make=functools.partial(GAN, image_shape=image_shape, latent_dim=4, **arguments),
+        make_rows=labelled_images(image_shape, num_classes),
+        evaluate=evaluate_generator,
+        conditions=("labels",) if num_classes else (),
+        loss="discriminator_loss",
+        optimizers=("generator_optimizer", "discriminator_optimizer"),
+        learning_rate=1e-2,
+    )
+
+
 ROWS = [
     Row(
         name="VAE: mlp",
@@ -143,5 +165,30 @@ ROWS = [
         make_rows=labelled_images((8, 8, 3)),
         evaluate=evaluate_autoencoder,
         options={"gradient_clip_norm": 10.0},
+    ),
+    gan_row(
+        "dcgan, batch norm", (16, 16, 1), width=4, discriminator_normalization="batch"
+    ),
+    gan_row(
+        "residual, spectral norm, classes, hinge, GP, augmentation, two updates",
+        (8, 8, 3),
+        network="residual",
+        width=4,
+        adversarial_loss="hinge",
+        gradient_penalty_weight=1.0,
+        discriminator_steps=2,
+        augmentation=("color", "translation", "cutout"),
+        num_classes=3,
+    ),
+    gan_row(
+        "r3gan: relativistic, R1, R2",
+        (8, 8, 1),
+        network="r3gan",
+        width=4,
+        adversarial_loss="relativistic",
+        r1_weight=1.0,
+        r2_weight=1.0,
+        final_penalty=0.1,
+        penalty_decay_images=200,
     ),
 ]

@@ -2,7 +2,8 @@
 
 import kgen.nn.optimizers  # noqa: F401 (a compiled model's file names its optimizer)
 from kgen.models.base import GenerativeModel, Signature
+from kgen.models.gan import GAN
 from kgen.models.loading import load
 from kgen.models.vae import VAE
 
-__all__ = ["GenerativeModel", "Signature", "VAE", "load"]
+__all__ = ["GAN", "GenerativeModel", "Signature", "VAE", "load"]

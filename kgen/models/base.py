@@ -73,6 +73,7 @@ class GenerativeModel(keras.Model):
         self.log_metrics: dict[str, keras.metrics.Metric] = {}
         self._non_finite: dict[str, keras.metrics.Metric] = {}
         self._graphs: dict[str, Any] = {}
+        self._optimizers: dict[str, keras.optimizers.Optimizer] = {}
 
     def compile(
         self,
@@ -96,31 +97,71 @@ class GenerativeModel(keras.Model):
             jit_compile: Whether XLA compiles the step. Slower for convolutions on CPU.
             run_eagerly: Whether to run without a graph, for debugging.
         """
-        if not isinstance(seed, int) or seed < 0:
-            raise ValueError(
-                f"`seed` must be a non-negative integer. Received: seed={seed}"
-            )
-        super().compile(
-            optimizer=optimizer,
+        self.compile_optimizers(
+            {"optimizer": (optimizer, self.trainable_variables)},
+            seed=seed,
+            gradient_clip_norm=gradient_clip_norm,
             steps_per_execution=steps_per_execution,
             jit_compile=jit_compile,
             run_eagerly=run_eagerly,
         )
+
+    def compile_optimizers(
+        self,
+        optimizers: dict[str, tuple[Any, list[keras.Variable]]],
+        *,
+        seed: int = 0,
+        gradient_clip_norm: float | None = None,
+        **options: Any,
+    ) -> None:
+        """What `compile` does, for a model with any number of optimizers.
+
+        Args:
+            optimizers: By the name of `compile`'s argument, which becomes an attribute:
+                a Keras optimizer or its name, and the variables it updates. The first
+                is also Keras's own, the one that callbacks such as
+                LearningRateScheduler drive.
+            seed: As for `compile`.
+            gradient_clip_norm: Likewise, for the gradient of each optimizer.
+            **options: Keras's.
+        """
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(
+                f"`seed` must be a non-negative integer. Received: seed={seed}"
+            )
         self.seed = seed
         self.gradient_clip_norm = gradient_clip_norm
-        if not self.optimizer.built:
-            # Not left to the first step: variables cannot be made inside a replica.
-            self.optimizer.build(self.trainable_variables)
+        self._optimizers = {}
+        for name, (optimizer, variables) in optimizers.items():
+            optimizer = keras.optimizers.get(optimizer)
+            if optimizer in self._optimizers.values():
+                raise ValueError(
+                    "Each network needs an optimizer of its own: they keep state. "
+                    f"Received: the same one as {' and '.join(optimizers)}."
+                )
+            scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+            if self.dtype_policy.name == "mixed_float16" and not scaled:
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            if not optimizer.built:
+                # Not in the first step: variables cannot be made inside a replica.
+                optimizer.build(variables)
+            self._optimizers[name] = optimizer
+            setattr(self, name, optimizer)
+        super().compile(optimizer=self.optimizers[0], **options)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`, serialised."""
         config = super().get_compile_config()
         if not config:
             return config  # Never compiled.
-        names = ("optimizer", "steps_per_execution", "jit_compile", "run_eagerly")
+        names = ("steps_per_execution", "jit_compile", "run_eagerly")
         return {name: config[name] for name in names} | {
             "seed": self.seed,
             "gradient_clip_norm": self.gradient_clip_norm,
+            **{
+                name: keras.saving.serialize_keras_object(optimizer)
+                for name, optimizer in self._optimizers.items()
+            },
         }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -136,7 +177,7 @@ class GenerativeModel(keras.Model):
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
         """Every optimizer, in a fixed order."""
-        return [self.optimizer]
+        return list(self._optimizers.values())
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

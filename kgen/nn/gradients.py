@@ -43,10 +43,14 @@ def minimize(
     loss_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     _refuse_clipping_per_replica(optimizer, num_replicas)
 
-    with tf.GradientTape() as tape:
+    values = [variable.value for variable in variables]
+    # What it watches, and no more: one update may be made while another's loss is being
+    # computed, as that of a discriminator within its generator's.
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
         loss, outputs = compute_loss()
         scaled_loss = optimizer.scale_loss(loss / num_replicas)
-    gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+    gradients = tape.gradient(scaled_loss, values)
 
     # A variable that the loss does not use has no gradient; Keras warns of it.
     used = [i for i, gradient in enumerate(gradients) if gradient is not None]
@@ -79,6 +83,30 @@ def clip_by_global_norm(max_norm: float) -> Transform:
         return clipped
 
     return clip
+
+
+def update_average(
+    averages: Sequence[keras.Variable],
+    variables: Sequence[keras.Variable],
+    decay: tf.Tensor,
+) -> None:
+    """Moves exponential moving averages towards variables, on every replica alike.
+
+    Args:
+        averages: One for each variable.
+        variables: Whose values are averaged.
+        decay: Scalar, how much of the old average stays.
+    """
+
+    def move(strategy, decay):
+        for average, variable in zip(averages, variables, strict=True):
+            strategy.extended.update(
+                average.value,
+                lambda old, new, decay: old.assign(new + decay * (old - new)),
+                args=(variable.value, decay),
+            )
+
+    tf.distribute.get_replica_context().merge_call(move, args=(decay,))
 
 
 def _refuse_clipping_per_replica(

@@ -17,7 +17,7 @@ def mlp_encoder(image_shape, dim, num_classes, hidden_units, activation):
     """Dense layers: images [b, h, w, c] -> [b, dim]."""
     inputs, images, labels = make_inputs(image_shape, num_classes)
     hidden = layers.Flatten()(images)
-    hidden = _with_labels(hidden, labels)
+    hidden = with_labels(hidden, labels)
     for units in hidden_units:
         hidden = layers.Dense(units, activation=activation)(hidden)
     return keras.Model(inputs, layers.Dense(dim)(hidden), name="encoder")
@@ -26,7 +26,7 @@ def mlp_encoder(image_shape, dim, num_classes, hidden_units, activation):
 def mlp_decoder(image_shape, dim, num_classes, hidden_units, activation):
     """The encoder's mirror image: vectors [b, dim] -> [b, h, w, c]."""
     inputs, vectors, labels = make_inputs((dim,), num_classes)
-    hidden = _with_labels(vectors, labels)
+    hidden = with_labels(vectors, labels)
     for units in reversed(hidden_units):
         hidden = layers.Dense(units, activation=activation)(hidden)
     outputs = layers.Dense(math.prod(image_shape))(hidden)
@@ -49,7 +49,7 @@ def conv_encoder(image_shape, dim, num_classes, width, num_blocks, activation):
         for _ in range(num_blocks):
             hidden = blocks.residual_block(hidden, activation)
     hidden = layers.Flatten()(layers.Activation(activation)(hidden))
-    hidden = _with_labels(hidden, labels)
+    hidden = with_labels(hidden, labels)
     return keras.Model(inputs, layers.Dense(dim)(hidden), name="encoder")
 
 
@@ -60,7 +60,7 @@ def conv_decoder(image_shape, dim, num_classes, width, num_blocks, activation):
     scale = patch * 2 ** (len(widths) - 1)
     grid = (height // scale, image_width // scale, widths[-1])
     inputs, vectors, labels = make_inputs((dim,), num_classes)
-    hidden = layers.Dense(math.prod(grid))(_with_labels(vectors, labels))
+    hidden = layers.Dense(math.prod(grid))(with_labels(vectors, labels))
     hidden = layers.Reshape(grid)(hidden)
     for level, _level_width in reversed(list(enumerate(widths))):
         for _ in range(num_blocks):
@@ -89,7 +89,8 @@ def make_inputs(shape, num_classes):
     return [values, labels], values, labels
 
 
-def _with_labels(values, labels):
+def with_labels(values, labels):
+    """Joins one-hot labels to vectors, where there are labels."""
     return values if labels is None else layers.Concatenate()([values, labels])
 
 

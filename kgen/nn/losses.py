@@ -1,10 +1,12 @@
-"""Log-likelihoods and divergences, in nats: one number for each row of the batch.
+"""Losses: one number for each row of the batch, or one for each of its dimensions.
 
-All take tensors of any floating type and compute in float32. `images` are float in
-[0, 1]. Sums run over pixels, channels or latent dimensions, never over the batch.
+Log-likelihoods and divergences are in nats; their `images` are floats in [0, 1]. All
+take tensors of any floating type and compute in float32. Sums run over pixels, channels
+or latent dimensions, never over the batch.
 """
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -126,6 +128,150 @@ def log_mean_exp(values: tf.Tensor, axis: int) -> tf.Tensor:
     """The logarithm of the mean of exp(values) along an axis, without overflow."""
     count = tf.cast(tf.shape(values)[axis], values.dtype)
     return tf.reduce_logsumexp(values, axis=axis) - tf.math.log(count)
+
+
+# -- adversarial losses ---------------------------------------------------------
+#
+# Each takes a discriminator's logits of real and of generated images, [batch, 1] or
+# [batch], and returns what the discriminator and what the generator minimises: [batch]
+# both. The sigmoid of a logit is the probability that the image is real.
+
+
+def minimax(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The original game: -log D(real) - log(1 - D(fake)), and log(1 - D(fake)).
+
+    Reference:
+        Goodfellow et al., 2014, Generative Adversarial Nets, equation 1.
+    """
+    real, fake = _columns(real_logits, fake_logits)
+    softplus = tf.math.softplus(fake)  # -log(1 - D(fake))
+    return tf.math.softplus(-real) + softplus, -softplus
+
+
+def non_saturating(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Minimax, but the generator minimises -log D(fake), which has a gradient early.
+
+    Reference:
+        Goodfellow et al., 2014, Generative Adversarial Nets, section 3.
+    """
+    real, fake = _columns(real_logits, fake_logits)
+    return tf.math.softplus(-real) + tf.math.softplus(fake), tf.math.softplus(-fake)
+
+
+def least_squares(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Half squared distances to the targets: 1 for real, 0 for generated images.
+
+    Reference:
+        Mao et al., 2017, Least Squares Generative Adversarial Networks, equation 9.
+    """
+    real, fake = _columns(real_logits, fake_logits)
+    discriminator = 0.5 * (tf.square(real - 1.0) + tf.square(fake))
+    return discriminator, 0.5 * tf.square(fake - 1.0)
+
+
+def hinge(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The discriminator wants margins of 1 on both sides of 0.
+
+    Reference:
+        Lim and Ye, 2017, Geometric GAN; Miyato et al., 2018, equations 16 and 17.
+    """
+    real, fake = _columns(real_logits, fake_logits)
+    return tf.nn.relu(1.0 - real) + tf.nn.relu(1.0 + fake), -fake
+
+
+def wasserstein(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The difference of scores; it needs a penalty or spectral normalisation.
+
+    Reference:
+        Arjovsky et al., 2017, Wasserstein GAN.
+    """
+    real, fake = _columns(real_logits, fake_logits)
+    return fake - real, -fake
+
+
+def relativistic(
+    real_logits: tf.Tensor, fake_logits: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each real image against one generated image: the only loss with pairs.
+
+    Reference:
+        Jolicoeur-Martineau, 2019, The relativistic discriminator (RpGAN); Huang et
+        al., 2024, The GAN is dead; long live the GAN (R3GAN), equation 2.
+    """
+    real, fake = _columns(real_logits, fake_logits)
+    return tf.math.softplus(fake - real), tf.math.softplus(real - fake)
+
+
+ADVERSARIAL_LOSSES = {
+    function.__name__: function
+    for function in (
+        minimax,
+        non_saturating,
+        least_squares,
+        hinge,
+        wasserstein,
+        relativistic,
+    )
+}
+
+PAIRED_LOSSES = ("relativistic",)  # The generator's looks at the real images, too.
+
+
+# -- penalties of a discriminator's gradient ------------------------------------
+
+
+def with_gradients(
+    score: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scores images and differentiates each score by its own image, in one pass.
+
+    Returns:
+        The scores as `score` returns them, and float32 gradients like the images.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        scores = score(images)
+    return scores, tf.cast(tape.gradient(scores, images), tf.float32)
+
+
+def zero_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
+    """Half the squared norm: R1 at real images, R2 at generated ones.
+
+    Shapes:
+        gradients: [batch, ...] -> [batch]
+
+    Reference:
+        Mescheder et al., 2018, Which Training Methods for GANs do actually Converge?
+    """
+    return 0.5 * sum_rows(tf.square(gradients))
+
+
+def one_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
+    """Squared distance of the norm from 1: WGAN-GP's, between real and generated.
+
+    Shapes:
+        gradients: [batch, ...] -> [batch]
+
+    Reference:
+        Gulrajani et al., 2017, Improved Training of Wasserstein GANs.
+    """
+    # The root has no gradient at 0: a discriminator that ignores its input.
+    norm = tf.sqrt(sum_rows(tf.square(gradients)) + 1e-12)
+    return tf.square(norm - 1.0)
+
+
+def _columns(*logits: tf.Tensor) -> list[tf.Tensor]:
+    return [tf.reshape(tf.cast(values, tf.float32), [-1]) for values in logits]
 
 
 def sum_rows(values: tf.Tensor) -> tf.Tensor:

@@ -36,3 +36,37 @@ class ActiveUnits(keras.metrics.Metric):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return super().get_config() | {"latent_dim": self.latent_dim}
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Diversity(keras.metrics.Metric):
+    """The variance of generated images over that of real ones, summed over pixels.
+
+    1 where two generated images differ as much as two real ones do, in the mean square;
+    0 where all are the same.
+    """
+
+    def __init__(self, image_shape: Any, name: str = "diversity", **kwargs: Any):
+        super().__init__(name=name, **kwargs)
+        self.image_shape = tuple(image_shape)
+        self.count = self.add_variable((), "zeros", name="count")
+        self.total = self.add_variable((2, *self.image_shape), "zeros", name="total")
+        self.squares = self.add_variable((2,), "zeros", name="squares")
+
+    def update_state(self, images: tf.Tensor, sample_weight: Any = None) -> None:
+        """Takes images in [-1, 1], generated and real: [2, batch, h, w, c]."""
+        images = 0.5 * (images + 1.0)  # Black is 0, so little is lost to rounding.
+        self.count.assign_add(tf.cast(tf.shape(images)[1], tf.float32))
+        self.total.assign_add(tf.reduce_sum(images, axis=1))
+        self.squares.assign_add(tf.reduce_sum(tf.square(images), axis=(1, 2, 3, 4)))
+
+    def result(self) -> tf.Tensor:
+        """The ratio so far, float32; 0 before the first images."""
+        mean = tf.math.divide_no_nan(self.total.value, self.count.value)
+        mean_square = tf.math.divide_no_nan(self.squares.value, self.count.value)
+        variances = mean_square - tf.reduce_sum(tf.square(mean), axis=(1, 2, 3))
+        return tf.math.divide_no_nan(variances[0], variances[1])
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return super().get_config() | {"image_shape": self.image_shape}

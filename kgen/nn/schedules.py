@@ -5,6 +5,8 @@ Learning rates use `keras.optimizers.schedules`; what is here is for everything 
 the model and is saved with it.
 """
 
+import math
+
 import keras
 import tensorflow as tf
 
@@ -22,6 +24,41 @@ def linear_ramp(step: tf.Tensor, num_steps: int) -> tf.Tensor:
     if num_steps == 0:
         return tf.ones([])
     return tf.minimum(tf.cast(step, tf.float32) / num_steps, 1.0)
+
+
+def cosine_ramp(
+    images_seen: tf.Tensor, start: float, end: float, num_images: int
+) -> tf.Tensor:
+    """Goes from `start` to `end` by half a cosine over `num_images`; float32 scalar.
+
+    With no images to go over, it is `start` for good.
+    """
+    if num_images == 0:
+        return tf.constant(start, tf.float32)
+    progress = tf.minimum(tf.cast(images_seen, tf.float32) / num_images, 1.0)
+    return end + (start - end) * 0.5 * (1.0 + tf.cos(math.pi * progress))
+
+
+def ema_decay(
+    images_seen: tf.Tensor, num_images: tf.Tensor, half_life: int
+) -> tf.Tensor:
+    """Factor of the old average when `num_images` more have been seen.
+
+    The half-life, in images, starts at a twentieth of the images seen, so that the
+    average forgets the first weights soon (Karras et al., 2020, StyleGAN2-ADA).
+
+    Args:
+        images_seen: Integer scalar, images seen before.
+        num_images: Scalar, images of this step.
+        half_life: Images after which an old weight counts half, above 0.
+
+    Returns:
+        float32 scalar in [0, 1).
+    """
+    seen = tf.cast(images_seen, tf.float32) + tf.cast(num_images, tf.float32)
+    return tf.pow(
+        0.5, tf.cast(num_images, tf.float32) / tf.minimum(float(half_life), 0.05 * seen)
+    )
 
 
 def warmup_cosine(

@@ -4,6 +4,7 @@ import lazy_loader as lazy
 
 # One line for each command: the module is imported when its recipe is asked for.
 RECIPES = {
+    "gan": "kgen.recipes.gan:GANRecipe",
     "vae": "kgen.recipes.vae:VAERecipe",
 }
 
@@ -11,6 +12,7 @@ __getattr__, __dir__, _names = lazy.attach(
     __name__,
     submod_attrs={
         "base": ["Recipe", "presets", "read_record", "recipe_class", "recipe_of_run"],
+        "gan": ["GANRecipe"],
         "vae": ["VAERecipe"],
     },
 )

@@ -58,6 +58,11 @@ class Recipe:
     steps_per_execution: int = option(
         32, "Steps in one call of the compiled function, 1 or more."
     )
+    jit_compile: bool = option(
+        False,
+        "Compile the step with XLA: on a CPU it saves a fifth of a small dense network "
+        "and slows convolutions down.",
+    )
     checkpoint_seconds: float = option(
         60.0, "Seconds of work that a kill may cost at most."
     )
@@ -334,6 +339,21 @@ class Recipe:
             if value not in bundled and Path(value).expanduser().exists():
                 changed[name] = str(Path(value).expanduser().absolute())
         return dataclasses.replace(self, **changed)
+
+    def _schedule(self, peak: float, steps_per_epoch: int) -> Any:
+        """A learning rate over the whole run: it rises, and falls to 0 by a cosine."""
+        from kgen.nn.schedules import warmup_cosine
+
+        return warmup_cosine(peak, self.epochs * steps_per_epoch, self.warmup_steps)
+
+    def _compile_options(self, steps_per_epoch: int) -> dict[str, Any]:
+        """What every model's `compile` takes besides its optimizers."""
+        return {
+            "seed": self.seed,
+            "gradient_clip_norm": self.gradient_clip_norm,
+            "steps_per_execution": min(self.steps_per_execution, steps_per_epoch),
+            "jit_compile": self.jit_compile,
+        }
 
     def _dtype(self) -> str:
         """The dtype policy behind `precision`."""

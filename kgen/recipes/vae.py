@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.base import Recipe, option
+from kgen.recipes.base import option
+from kgen.recipes.images import ImageRecipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VAERecipe(Recipe):
+class VAERecipe(ImageRecipe):
     """Variational autoencoder: images from latent vectors (default: 8x8 digits).
 
     Lab record. TensorFlow 2.21, Keras 3.15, float32, seed 0, one run each; intervals
@@ -45,13 +46,6 @@ class VAERecipe(Recipe):
 
     recipe_name: ClassVar[str] = "vae"
 
-    image_size: int | None = option(
-        None,
-        "Resize and crop to squares of this side, in pixels; default: as they are.",
-    )
-    channels: int | None = option(
-        None, "1 for grey, 3 for RGB; default: as the images are."
-    )
     binarize: Literal["auto", "none", "dynamic", "static"] = option(
         "auto",
         "Draw black or white pixels: anew each time (dynamic) or once (static); auto: "
@@ -74,7 +68,6 @@ class VAERecipe(Recipe):
     prior: Literal["normal", "flow"] = option(
         "flow", "Of the latent vectors: standard normal, or learned by a flow."
     )
-    conditional: bool = option(False, "Condition on the labels of the data.")
     kl_weight: float = option(1.0, "Factor of the KL term (beta), 0 or more.")
     kl_warmup_epochs: float = option(0.0, "Epochs over which it rises from 0.")
     free_bits: float = option(0.0, "Nats of KL that cost nothing, a dimension.")
@@ -82,45 +75,12 @@ class VAERecipe(Recipe):
     num_gradient_samples: int | None = option(
         None, "How many of those get a gradient, drawn by their weights; default: all."
     )
-    jit_compile: bool = option(
-        False, "Compile the step with XLA: for the mlp, where it saves a fifth."
-    )
-
-    def open_data(self, *, download: bool = True) -> Any:
-        """Opens the images."""
-        from kgen.data import open_images
-
-        return open_images(
-            self.data,
-            image_size=self.image_size,
-            channels=self.channels,
-            data_dir=self.data_dir,
-            download=download,
-        )
-
-    def pipelines(self, data: Any) -> tuple[Any, Any]:
-        """Shuffled training batches, and the validation set as it is."""
-        shared = {
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "binarize": self._binarize(),
-        }
-        return (
-            data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
-            data.pipeline("validation", **shared),
-        )
 
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.VAE` for these images."""
         from kgen.models import VAE
         from kgen.nn import optimizers
-        from kgen.nn.schedules import warmup_cosine
 
-        if self.conditional and data.num_classes is None:
-            raise ValueError(
-                "`conditional` needs data with labels. Received: data without. Give "
-                "each class a subfolder, or leave it out."
-            )
         model = VAE(
             image_shape=data.image_shape,
             latent_dim=self.latent_dim,
@@ -136,28 +96,15 @@ class VAERecipe(Recipe):
             free_bits=self.free_bits,
             num_importance_samples=self.num_importance_samples,
             num_gradient_samples=self.num_gradient_samples,
-            num_classes=data.num_classes if self.conditional else None,
+            num_classes=self._num_classes(data),
             prior=self.prior,
             dtype=self._dtype(),
         )
-        schedule = warmup_cosine(
-            self.learning_rate, self.epochs * steps_per_epoch, self.warmup_steps
-        )
         model.compile(
-            optimizers.Adam(schedule),
-            seed=self.seed,
-            gradient_clip_norm=self.gradient_clip_norm,
-            steps_per_execution=min(self.steps_per_execution, steps_per_epoch),
-            jit_compile=self.jit_compile,
+            optimizers.Adam(self._schedule(self.learning_rate, steps_per_epoch)),
+            **self._compile_options(steps_per_epoch),
         )
         return model
-
-    def sample(self, model: Any) -> Any:
-        """64 images: the seeds 0 to 63, and the classes in turn."""
-        labels = None
-        if model.num_classes is not None:
-            labels = [seed % model.num_classes for seed in range(64)]
-        return model.generate(range(64), labels)
 
     def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
         """Bound, likelihood, reconstruction and speed; see `evaluate_autoencoder`."""

@@ -100,7 +100,9 @@ def _keep_kernels_apart() -> None:
     A fused operation rounds differently, and TensorFlow does not fuse the same ones in
     the graphs of two processes and of two replicas: they would differ in the last bits.
     """
-    tf.config.optimizer.set_experimental_options({"remapping": False})
+    tf.config.optimizer.set_experimental_options(
+        {"remapping": False, "arithmetic_optimization": False}
+    )
 
 
 def _check_tf_config() -> None:

@@ -1,0 +1,554 @@
+"""Generative adversarial networks: a generator against a discriminator."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy
+from kgen.models.inputs import check_labels, check_seeds, example_rows, scale_images
+from kgen.nn import adversarial_networks, gradients, losses, optimizers, random
+from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS
+from kgen.nn.augmentation import AUGMENTATIONS, augment
+from kgen.nn.image_networks import make_inputs
+from kgen.nn.losses import ADVERSARIAL_LOSSES
+from kgen.nn.metrics import Diversity
+from kgen.nn.schedules import cosine_ramp, ema_decay
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class GAN(GenerativeModel):
+    """Generative adversarial network: images that a discriminator takes for real.
+
+    The generator maps noise to images; the discriminator learns to tell them from real
+    ones, and the generator to stop it. Any loss goes with any penalty.
+
+    Args:
+        image_shape: Height, width and channels. The default networks make sides of 8
+            to 128 pixels that halve to a grid of at most 7, such as 28, 32, 48, 64.
+        latent_dim: Length of the noise vector.
+        network: "dcgan"; "residual", the networks of SNGAN; or "r3gan", residual too,
+            with grouped convolutions and without normalisation.
+        width: Channels of the finest level; each coarser one has twice as many, up to
+            eightfold.
+        generator_normalization: "batch" (synchronised), "group" or "none".
+        discriminator_normalization: One of these, or "spectral". Not "batch" with a
+            penalty, which is of the gradient of each image for itself.
+        generator: Your own network in place of the default one: [latents] (or [latents,
+            one-hot labels]) to images in [-1, 1], the range of tanh.
+        discriminator: Likewise: images in [-1, 1] (and labels) to logits [batch, 1].
+        adversarial_loss: "minimax", "non_saturating", "least_squares", "hinge",
+            "wasserstein" or "relativistic".
+        r1_weight: Gamma of gamma / 2 * |gradient|^2 at real images.
+        r2_weight: Likewise at generated images.
+        gradient_penalty_weight: Lambda of lambda * (|gradient| - 1)^2 between real and
+            generated images. All gradients are by what the discriminator sees, images
+            in [-1, 1], after augmentation.
+        final_penalty: Factor of the penalties that they reach after ...
+        penalty_decay_images: ... so many images, along half a cosine; 0: they stay.
+        discriminator_steps: Updates of the discriminator for one of the generator. A
+            batch is cut into so many parts, one for each.
+        augmentation: Changes made to real and generated images alike before the
+            discriminator sees them: of "color", "translation", "cutout". For small data
+            (up to some 10,000 images).
+        ema_half_life: In images seen, of the moving average of the generator's weights
+            that `generate` and exports use; 0: none, the weights themselves.
+        num_classes: Classes of the labels the model is conditioned on, or None.
+
+    Shapes:
+        images: [batch, height, width, channels], uint8 or float32 in [0, 1]
+        labels: [batch], integers in [0, num_classes)
+        latents: [batch, latent_dim], float32
+
+    Raises:
+        ValueError: An argument is out of its range, two do not go together, or the
+            default networks cannot make images of this shape.
+
+    Example:
+        >>> gan = GAN(image_shape=(8, 8, 1), latent_dim=16)
+        >>> gan.compile()
+        >>> images = gan.generate(seeds=range(16))  # float32 [16, 8, 8, 1]
+
+    Reference:
+        Goodfellow et al., 2014, Generative Adversarial Nets. Networks: Radford et al.,
+        2016; Miyato et al., 2018; Huang et al., 2024. Labels: Miyato and Koyama, 2018.
+        Augmentation: Zhao et al., 2020. Average: Yazici et al., 2019. The losses and
+        penalties name theirs.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_shape: Sequence[int],
+        latent_dim: int = 128,
+        network: str = "dcgan",
+        width: int = 64,
+        generator_normalization: str = "batch",
+        discriminator_normalization: str = "spectral",
+        generator: keras.layers.Layer | None = None,
+        discriminator: keras.layers.Layer | None = None,
+        adversarial_loss: str = "non_saturating",
+        r1_weight: float = 0.0,
+        r2_weight: float = 0.0,
+        gradient_penalty_weight: float = 0.0,
+        final_penalty: float = 1.0,
+        penalty_decay_images: int = 0,
+        discriminator_steps: int = 1,
+        augmentation: Sequence[str] = (),
+        ema_half_life: int = 10_000,
+        num_classes: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.image_shape = tuple(image_shape)
+        self.latent_dim = latent_dim
+        self.network = network
+        self.width = width
+        self.generator_normalization = generator_normalization
+        self.discriminator_normalization = discriminator_normalization
+        self.adversarial_loss = adversarial_loss
+        self.r1_weight = r1_weight
+        self.r2_weight = r2_weight
+        self.gradient_penalty_weight = gradient_penalty_weight
+        self.final_penalty = final_penalty
+        self.penalty_decay_images = penalty_decay_images
+        self.discriminator_steps = discriminator_steps
+        self.augmentation = tuple(augmentation)
+        self.ema_half_life = ema_half_life
+        self.num_classes = num_classes
+        self._penalized = bool(r1_weight or r2_weight or gradient_penalty_weight)
+        self._check_arguments(generator is None, discriminator is None)
+
+        self.own_networks = {"generator": generator, "discriminator": discriminator}
+        self.generator = self._make_network("generator", generator)
+        self.discriminator = self._make_network("discriminator", discriminator)
+        self.average_generator = self._make_average() if ema_half_life else None
+        self.images_seen = self.add_weight(
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="images_seen",
+        )
+        if self._penalized:
+            self.add_log_metrics(keras.metrics.Mean(name="penalty"))
+        names = ("discriminator_loss", "generator_loss", "discriminator_accuracy")
+        self.add_log_metrics(
+            *(keras.metrics.Mean(name=name) for name in names),
+            Diversity(self.image_shape),
+        )
+        self.built = True
+
+    def compile(
+        self,
+        generator_optimizer: str | keras.optimizers.Optimizer | None = None,
+        discriminator_optimizer: str | keras.optimizers.Optimizer | None = None,
+        **options: Any,
+    ) -> None:
+        """Prepares the model for `fit`.
+
+        Args:
+            generator_optimizer: A Keras optimizer or its name; default: Adam with a
+                rate of 2e-4 and beta_1 of 0.5. Keras callbacks that set a learning rate
+                set this one's.
+            discriminator_optimizer: Likewise; another object than the first.
+            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
+        """
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        given = (generator_optimizer, discriminator_optimizer)
+        self.compile_optimizers(
+            {
+                f"{name}_optimizer": (
+                    optimizers.Adam(2e-4, beta_1=0.5)
+                    if optimizer is None
+                    else optimizer,
+                    network.trainable_variables,
+                )
+                for (name, network), optimizer in zip(
+                    networks.items(), given, strict=True
+                )
+            },
+            **options,
+        )
+
+    # -- the game -----------------------------------------------------------
+
+    def call(self, data: Any, training: bool = False) -> tf.Tensor:
+        """Scores a batch of images: the discriminator's logits, [batch, 1]."""
+        images, labels = self._images_and_labels(self.unpack(data))
+        return self._score(images, labels, training)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Updates the discriminator, once or more, and then the generator."""
+        images, labels = self._images_and_labels(self.unpack(data))
+        num_turns = self.discriminator_steps
+        turns: list[dict[str, tf.Tensor]] = []
+
+        def generator_loss():
+            for turn in range(num_turns):
+                # Every n-th row: what one device takes, two take together.
+                rows = slice(turn, None, num_turns)
+                real = images[rows]
+                classes = None if labels is None else labels[rows]
+                keys = random.fold_in(self.noise_keys(real, random.STREAM_TRAIN), turn)
+                fake = self._make_images(self.generator, keys, classes, training=True)
+                real_shown = augment(real, random.fold_in(keys, 1), self.augmentation)
+                fake_shown = augment(fake, random.fold_in(keys, 2), self.augmentation)
+                # The discriminator learns here, while the generator's loss is under
+                # way: so the last images that it is shown are made but once.
+                discriminator_loss = functools.partial(
+                    self._discriminator_loss,
+                    real_shown,
+                    tf.stop_gradient(fake_shown),
+                    classes,
+                    keys,
+                )
+                turns.append(
+                    self.minimize(
+                        discriminator_loss,
+                        self.discriminator.trainable_variables,
+                        self.discriminator_optimizer,
+                    )
+                )
+            fake_logits = self._score(fake_shown, classes, training=True)
+            real_logits = tf.stop_gradient(fake_logits)
+            if self.adversarial_loss in losses.PAIRED_LOSSES:
+                real_logits = self._score(real_shown, classes, training=True)
+            _, loss = ADVERSARIAL_LOSSES[self.adversarial_loss](
+                real_logits, fake_logits
+            )
+            return tf.reduce_mean(loss), (loss, tf.stack([fake, real]))
+
+        loss, last_images = self.minimize(
+            generator_loss,
+            self.generator.trainable_variables,
+            self.generator_optimizer,
+        )
+        self._count(images)
+        terms = {
+            name: tf.concat([turn[name] for turn in turns], axis=0) for name in turns[0]
+        }
+        terms |= {"generator_loss": loss, "diversity": last_images}
+        return self.log(terms, training=True)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Scores held-out images against what `generate` makes, from fixed noise."""
+        real, labels = self._images_and_labels(self.unpack(data))
+        keys = self.noise_keys(real, random.STREAM_TEST)
+        fake = self._make_images(self._generator_in_use, keys, labels)
+        _, terms = self._discriminator_loss(real, fake, labels, keys, training=False)
+        terms["diversity"] = tf.stack([fake, real])
+        return self.log(terms, training=False)
+
+    def _discriminator_loss(self, real, fake, labels, keys, training=True):
+        """The loss, and its parts: one number an image. Each image is scored once."""
+        score = functools.partial(self._score, labels=labels, training=training)
+
+        def penalized(images, weight):
+            if not weight:
+                return score(images), 0.0
+            logits, by_image = losses.with_gradients(score, images)
+            return logits, weight * losses.zero_centred_penalty(by_image)
+
+        real_logits, r1 = penalized(real, self.r1_weight)
+        fake_logits, r2 = penalized(fake, self.r2_weight)
+        loss, generator_loss = ADVERSARIAL_LOSSES[self.adversarial_loss](
+            real_logits, fake_logits
+        )
+        terms = {
+            "discriminator_loss": loss,
+            "discriminator_accuracy": _accuracy(real_logits, fake_logits),
+            "generator_loss": generator_loss,
+        }
+        if not self._penalized:
+            return tf.reduce_mean(loss), terms
+        penalty = r1 + r2
+        if self.gradient_penalty_weight:
+            fraction = random.uniform(random.fold_in(keys, 3), (1, 1, 1))
+            between = fake + fraction * (real - fake)
+            _, by_image = losses.with_gradients(score, between)
+            one_centred = losses.one_centred_penalty(by_image)
+            penalty += self.gradient_penalty_weight * one_centred
+        penalty *= cosine_ramp(
+            self.images_seen.value, 1.0, self.final_penalty, self.penalty_decay_images
+        )
+        return tf.reduce_mean(loss + penalty), {"penalty": penalty} | terms
+
+    def _score(self, images, labels, training):
+        inputs = images if labels is None else [images, labels]
+        return tf.cast(self.discriminator(inputs, training=training), tf.float32)
+
+    def _make_images(self, generator, keys, labels, training=False):
+        """Images in [-1, 1] from the noise of these keys."""
+        latents = random.normal(keys, (self.latent_dim,))
+        return self._images_from(generator, latents, labels, training)
+
+    def _images_from(self, generator, latents, labels, training=False):
+        inputs = latents if labels is None else [latents, labels]
+        return tf.cast(generator(inputs, training=training), tf.float32)
+
+    def _count(self, images):
+        """Moves the averaged generator, and counts the step and the images."""
+        context = tf.distribute.get_replica_context()
+        num_images = tf.shape(images, out_type=tf.int64)[0]
+        num_images = context.all_reduce(tf.distribute.ReduceOp.SUM, num_images)
+        if self.average_generator is not None:
+            gradients.update_average(
+                self.average_generator.variables,
+                self.generator.variables,
+                ema_decay(self.images_seen.value, num_images, self.ema_half_life),
+            )
+        self.step.assign_add(1)
+        self.images_seen.assign_add(num_images)
+
+    def _images_and_labels(self, batch):
+        images = 2.0 * scale_images(batch["images"]) - 1.0
+        if self.num_classes is None:
+            return images, None
+        if batch.get("labels") is None:
+            raise ValueError(
+                "A conditional GAN needs labels with its images. Received: "
+                f'num_classes={self.num_classes} and a batch without "labels". Use '
+                "data with labels, or num_classes=None."
+            )
+        return images, tf.one_hot(batch["labels"], self.num_classes)
+
+    # -- use ----------------------------------------------------------------
+
+    def generate(
+        self, seeds: Any, labels: Any = None, truncation: float | None = None
+    ) -> np.ndarray:
+        """Makes one image for each seed; the same seed always makes the same image.
+
+        Args:
+            seeds: Whole numbers [n], 64 bits each.
+            labels: [n], required if the model has `num_classes`.
+            truncation: Bound of the latents, which are then a normal cut off on both
+                sides: small bounds make images more typical and less diverse (Brock et
+                al., 2019). By default they are not cut off.
+
+        Returns:
+            float32 [n, height, width, channels] in [0, 1].
+        """
+        if truncation is not None and not 0 < truncation < math.inf:
+            raise ValueError(
+                "`truncation` must be above 0 and finite, or None. Received: "
+                f"truncation={truncation}"
+            )
+        seeds = check_seeds(seeds)
+        labels = check_labels(labels, len(seeds), self.num_classes)
+        if truncation is None:
+            return self.run_signature("generate", seeds=seeds, labels=labels)
+        latents = self._latents_of(tf.constant(seeds), truncation).numpy()
+        return self.run_signature("decode", latents=latents, labels=labels)
+
+    def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
+        """Maps latents to images: [n, height, width, channels]."""
+        latents = np.asarray(latents, np.float32)
+        if latents.shape[1:] != (self.latent_dim,):
+            raise ValueError(
+                f"`latents` must have the shape [n, {self.latent_dim}]. "
+                f"Received: {latents.shape}."
+            )
+        labels = check_labels(labels, len(latents), self.num_classes)
+        return self.run_signature("decode", latents=latents, labels=labels)
+
+    def signatures(self) -> list[Signature]:
+        """Generate and decode, by the averaged generator if there is one."""
+        generator = self._generator_in_use
+        labels = {}
+        if self.num_classes is not None:
+            labels["labels"] = tf.TensorSpec([None], tf.int32)
+
+        def decode(latents, labels=None):
+            one_hot = None if labels is None else tf.one_hot(labels, self.num_classes)
+            images = self._images_from(generator, latents, one_hot)
+            return {"images": tf.clip_by_value(0.5 * (images + 1.0), 0.0, 1.0)}
+
+        def generate(seeds, labels=None):
+            return decode(self._latents_of(seeds), labels)
+
+        inputs = {
+            "generate": (generate, {"seeds": tf.TensorSpec([None], tf.int64)}),
+            "decode": (
+                decode,
+                {"latents": tf.TensorSpec([None, self.latent_dim], tf.float32)},
+            ),
+        }
+        return [
+            Signature(
+                name,
+                function,
+                specs | labels,
+                {"images": "image"},
+                (generator,),
+                functools.partial(
+                    example_rows, specs | labels, self.num_classes, self.generate
+                ),
+            )
+            for name, (function, specs) in inputs.items()
+        ]
+
+    def health(self, logs: dict[str, float]) -> list[str]:
+        """Names a lost balance, a collapse, and scores that grow without bound."""
+        warnings = []
+        accuracy = logs.get("discriminator_accuracy", 0.75)
+        diversity = logs.get("val_diversity", logs.get("diversity", 1.0))
+        if accuracy > 0.99:
+            warnings.append(
+                f"the discriminator wins: it tells {100 * accuracy:.1f} % of pairs "
+                "apart, so the generator may learn no more. Try r1_weight, "
+                "augmentation, or a lower rate for the discriminator."
+            )
+        if accuracy < 0.45:
+            warnings.append(
+                f"the discriminator fails: it tells {100 * accuracy:.1f} % of pairs "
+                "apart, fewer than by chance. Try a higher rate for it, more "
+                "discriminator_steps, or a smaller r1_weight."
+            )
+        if diversity < 0.1:
+            warnings.append(
+                "mode collapse: two generated images differ by "
+                f"{100 * diversity:.0f} % of what two real ones do. Try r1_weight, the "
+                "relativistic loss, or a lower learning rate."
+            )
+        largest = max(
+            abs(logs.get(f"{name}_loss", 0.0))
+            for name in ("generator", "discriminator")
+        )
+        if largest > 100:
+            warnings.append(
+                f"divergence: a loss has reached {largest:.0f}. Try a lower learning "
+                "rate, r1_weight or spectral normalization."
+            )
+        return warnings
+
+    @property
+    def _generator_in_use(self):
+        return self.average_generator or self.generator
+
+    def _latents_of(self, seeds, truncation=None):
+        keys = random.keys(seeds, random.STREAM_GENERATE)
+        latents = random.normal(keys, (self.latent_dim,))
+        if truncation is None:
+            return latents
+        # From the quantile of the normal to the same quantile of what is left of it.
+        half = 0.5 * math.erfc(truncation / math.sqrt(2.0))  # cut off on each side
+        quantile = 0.5 * tf.math.erfc(-latents / math.sqrt(2.0))
+        return tf.math.ndtri(half + (1.0 - 2.0 * half) * quantile)
+
+    # -- construction -------------------------------------------------------
+
+    def _check_arguments(self, makes_generator, makes_discriminator) -> None:
+        check = self.check_argument
+        shape = self.image_shape
+        check(
+            "image_shape",
+            len(shape) == 3 and min(shape) > 0,
+            "be three positive numbers: height, width, channels",
+        )
+        check("network", self.network in NETWORKS, f"be one of {tuple(NETWORKS)}")
+        if makes_generator or makes_discriminator:
+            check(
+                "image_shape",
+                adversarial_networks.sizes_that_work(shape),
+                "have sides of 8 to 128 pixels that can be halved until one is at most "
+                "7, such as 28, 32, 48, 64 or 128, or come with networks of your own",
+            )
+        check("latent_dim", self.latent_dim >= 1, "be at least 1")
+        check("width", self.width >= 1, "be at least 1")
+        of_generator = tuple(n for n in NORMALIZATIONS if n != "spectral")
+        check(
+            "generator_normalization",
+            self.generator_normalization in of_generator,
+            f"be one of {of_generator}",
+        )
+        check(
+            "discriminator_normalization",
+            self.discriminator_normalization in NORMALIZATIONS,
+            f"be one of {NORMALIZATIONS}",
+        )
+        check(
+            "discriminator_normalization",
+            not (
+                self._penalized
+                and makes_discriminator
+                and self.discriminator_normalization == "batch"
+            ),
+            "not be batch with a penalty, which is of each image's own gradient; "
+            "take spectral, group or none",
+        )
+        names = tuple(ADVERSARIAL_LOSSES)
+        check("adversarial_loss", self.adversarial_loss in names, f"be one of {names}")
+        for name in (
+            "r1_weight",
+            "r2_weight",
+            "gradient_penalty_weight",
+            "final_penalty",
+            "penalty_decay_images",
+            "ema_half_life",
+        ):
+            check(name, 0 <= getattr(self, name) < math.inf, "be 0 or more, and finite")
+        check("discriminator_steps", self.discriminator_steps >= 1, "be at least 1")
+        check(
+            "augmentation",
+            set(self.augmentation) <= AUGMENTATIONS.keys(),
+            f"name some of {tuple(AUGMENTATIONS)}",
+        )
+        check(
+            "num_classes",
+            self.num_classes is None or self.num_classes > 1,
+            "be 2 or more, or None",
+        )
+
+    def _make_network(self, name, own):
+        """Returns the user's network, or the default one for this image shape.
+
+        It is called symbolically: that builds it, and shows what it returns.
+        """
+        generates = name == "generator"
+        network = own
+        if own is None:
+            make = NETWORKS[self.network][0 if generates else 1]
+            with layers_of_policy(self.dtype_policy):
+                network = make(
+                    self.image_shape,
+                    self.latent_dim,
+                    self.num_classes,
+                    self.width,
+                    getattr(self, f"{name}_normalization"),
+                )
+        takes, returns = (self.latent_dim,), self.image_shape
+        if not generates:
+            takes, returns = self.image_shape, (1,)
+        inputs, _, _ = make_inputs(takes, self.num_classes)
+        shape = tuple(network(inputs).shape[1:])
+        if shape != returns:
+            raise ValueError(
+                f"`{name}` must map rows of shape {takes} to rows of shape {returns}. "
+                f"Received: one that returns rows of shape {shape}."
+            )
+        return network
+
+    def _make_average(self):
+        """A copy of the generator that is not trained."""
+        average = type(self.generator).from_config(self.generator.get_config())
+        inputs, _, _ = make_inputs((self.latent_dim,), self.num_classes)
+        average(inputs)
+        average.set_weights(self.generator.get_weights())
+        average.trainable = False
+        return average
+
+
+def _accuracy(real_logits, fake_logits):
+    """1 where the real image of a pair has the higher score: [batch]."""
+    correct = tf.cast(real_logits > fake_logits, tf.float32)
+    ties = tf.cast(real_logits == fake_logits, tf.float32)
+    return tf.reshape(correct + 0.5 * ties, [-1])

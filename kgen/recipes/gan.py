@@ -1,0 +1,126 @@
+"""`kgen fit gan`: generative adversarial networks of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+from kgen.recipes.base import option
+from kgen.recipes.images import ImageRecipe
+
+SMALL_DATA = 10_000  # training images up to which augmentation pays
+Normalization = Literal["batch", "group", "spectral", "none"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GANRecipe(ImageRecipe):
+    """Generative adversarial network: sharp images from noise (default: 8x8 digits)."""
+
+    recipe_name: ClassVar[str] = "gan"
+
+    epochs: int = option(100, "Passes over the training data, 1 or more.")
+    learning_rate: float = option(
+        5e-4, "Highest learning rate of the generator's Adam, above 0."
+    )
+    discriminator_learning_rate: float | None = option(
+        None, "Likewise of the discriminator's; default: the generator's."
+    )
+    adam_beta: float = option(
+        0.5, "Decay of Adam's mean gradient, in [0, 1); 0 and 0.5 are usual."
+    )
+    network: Literal["dcgan", "residual", "r3gan"] = option(
+        "dcgan", "Kind of generator and discriminator."
+    )
+    latent_dim: int = option(128, "Length of a noise vector, 1 or more.")
+    width: int = option(
+        64, "Channels of the finest level; coarser ones have up to eight times as many."
+    )
+    generator_normalization: Literal["batch", "group", "none"] = option(
+        "batch", "Of the generator; batch: over all devices. Ignored by r3gan."
+    )
+    discriminator_normalization: Normalization = option(
+        "none", "Of the discriminator; not batch with a penalty. Ignored by r3gan."
+    )
+    adversarial_loss: Literal[
+        "minimax",
+        "non_saturating",
+        "least_squares",
+        "hinge",
+        "wasserstein",
+        "relativistic",
+    ] = option("relativistic", "The game that is played.")
+    r1_weight: float = option(
+        0.5, "Gamma of the penalty R1, of gradients at real images, 0 or more."
+    )
+    r2_weight: float = option(0.5, "Likewise of R2, at generated images.")
+    gradient_penalty_weight: float = option(
+        0.0, "Lambda of WGAN-GP's penalty, between real and generated images."
+    )
+    final_penalty: float = option(
+        1.0, "Factor that all penalties have reached in the end, by half a cosine."
+    )
+    discriminator_steps: int = option(
+        1, "Updates of the discriminator for one of the generator."
+    )
+    augmentation: tuple[str, ...] | None = option(
+        None,
+        "Of color, translation, cutout, with commas between; '' for none. Default: all "
+        f"for up to {SMALL_DATA:,} training images.",
+    )
+    ema_half_life: int = option(
+        10_000, "Of the generator's moving average, in images seen; 0: no average."
+    )
+
+    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
+        """Makes a compiled `kgen.models.GAN` for these images."""
+        from kgen.models import GAN
+        from kgen.nn import optimizers
+
+        augmentation = self.augmentation
+        if augmentation is None:
+            small = data.splits["train"] <= SMALL_DATA
+            augmentation = ("color", "translation", "cutout") if small else ()
+        model = GAN(
+            image_shape=data.image_shape,
+            latent_dim=self.latent_dim,
+            network=self.network,
+            width=self.width,
+            generator_normalization=self.generator_normalization,
+            discriminator_normalization=self.discriminator_normalization,
+            adversarial_loss=self.adversarial_loss,
+            r1_weight=self.r1_weight,
+            r2_weight=self.r2_weight,
+            gradient_penalty_weight=self.gradient_penalty_weight,
+            final_penalty=self.final_penalty,
+            penalty_decay_images=self.epochs * steps_per_epoch * self.batch_size,
+            discriminator_steps=self.discriminator_steps,
+            augmentation=augmentation,
+            ema_half_life=self.ema_half_life,
+            num_classes=self._num_classes(data),
+            dtype=self._dtype(),
+        )
+        rates = (
+            self.learning_rate,
+            self.discriminator_learning_rate or self.learning_rate,
+        )
+        model.compile(
+            *(
+                optimizers.Adam(
+                    self._schedule(rate, steps_per_epoch), beta_1=self.adam_beta
+                )
+                for rate in rates
+            ),
+            **self._compile_options(steps_per_epoch),
+        )
+        return model
+
+    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
+        """Distance from real images, diversity and speed; see `evaluate_generator`."""
+        from kgen.evaluation import evaluate_generator
+
+        return evaluate_generator(model, data, **options)
+
+
+PRESETS = {
+    "digits": GANRecipe(name="gan-digits"),
+}

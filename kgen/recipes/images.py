@@ -1,0 +1,66 @@
+"""What the recipes of image models share: their data, and samples to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from kgen.recipes.base import Recipe, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageRecipe(Recipe):
+    """A recipe whose data are images and whose model generates images from seeds."""
+
+    image_size: int | None = option(
+        None,
+        "Resize and crop to squares of this side, in pixels; default: as they are.",
+    )
+    channels: int | None = option(
+        None, "1 for grey, 3 for RGB; default: as the images are."
+    )
+    conditional: bool = option(False, "Condition on the labels of the data.")
+
+    def open_data(self, *, download: bool = True) -> Any:
+        """Opens the images."""
+        from kgen.data import open_images
+
+        return open_images(
+            self.data,
+            image_size=self.image_size,
+            channels=self.channels,
+            data_dir=self.data_dir,
+            download=download,
+        )
+
+    def pipelines(self, data: Any) -> tuple[Any, Any]:
+        """Shuffled training batches, and the validation set as it is."""
+        shared = {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "binarize": self._binarize(),
+        }
+        return (
+            data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
+            data.pipeline("validation", **shared),
+        )
+
+    def sample(self, model: Any) -> Any:
+        """64 images: the seeds 0 to 63, and the classes in turn."""
+        labels = None
+        if model.num_classes is not None:
+            labels = [seed % model.num_classes for seed in range(64)]
+        return model.generate(range(64), labels)
+
+    def _binarize(self) -> str | None:
+        """How pixels become black or white, or None: they stay as they are."""
+        return None
+
+    def _num_classes(self, data: Any) -> int | None:
+        """Classes the model is conditioned on."""
+        if self.conditional and data.num_classes is None:
+            raise ValueError(
+                "`conditional` needs data with labels. Received: data without. Give "
+                "each class a subfolder, or leave it out."
+            )
+        return data.num_classes if self.conditional else None

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from kgen.data.celeba import find_celeba_files
 from kgen.data.image_arrays import (
     find_idx_files,
     open_digits,
@@ -20,7 +21,7 @@ from kgen.data.image_arrays import (
     open_npz,
     open_python_arrays,
 )
-from kgen.data.image_folders import open_image_folder
+from kgen.data.image_folders import find_image_files, open_image_files, open_root
 from kgen.data.image_rows import Size, Source, Split, is_in_memory, size_text
 from kgen.data.named_images import open_named_images
 from kgen.data.pipeline import SPLIT_STREAM, Batch, Pipeline, permutation
@@ -130,6 +131,12 @@ def open_images(
               their names. Folders called train, validation (val) and test at the top
               are splits. Images are turned upright by their EXIF orientation, 16-bit
               grey is scaled to 8 bits, and what is transparent is laid over white;
+            - a path of a .zip of such a folder, or of what is in it. It is read where
+              it is, and never unpacked to disk;
+            - a path of a folder with CelebA's img_align_celeba.zip or, unpacked,
+              img_align_celeba/, and no other images: split as published, by
+              list_eval_partition.txt if that is there and by number if not; see
+              `kgen.data.celeba.find_celeba_files`;
             - a path of a folder of IDX files, plain or .gz, under MNIST's names;
             - a path of an .npz with the key images (or x_train, train_images), and
               perhaps labels (y_train, train_labels), x_validation, y_validation,
@@ -146,20 +153,21 @@ def open_images(
             same and keep it.
         data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
             own default, ~/tensorflow_datasets. For names only.
-        cache: Where the decoded images of a folder or a name are kept. "memory";
+        cache: Where the decoded images of a folder, a zip or a name are kept. "memory";
             "disk": a file in ~/.cache/kgen (or $XDG_CACHE_HOME/kgen); "none": decoded
-            in each pass, for folders only; "auto": in memory up to 2 GiB, and from
-            there on "none" for a folder and "disk" for a name. Arrays are in memory.
+            in each pass, for folders and zips only; "auto": in memory up to 2 GiB, and
+            from there on "none" for a folder or a zip and "disk" for a name. Arrays
+            are in memory.
         download: Whether a data set of tensorflow-datasets that is not there may be
             downloaded and prepared.
 
     Raises:
-        FileNotFoundError: A path that does not exist, a folder without images, or a
-            data set that is not there and cannot be downloaded.
+        FileNotFoundError: A path that does not exist, a folder or zip without images,
+            or a data set that is not there and cannot be downloaded.
         ValueError: An unknown name, a file that is damaged or of another kind, images
             that differ in size or channels or are smaller than `image_size`, numbers
-            out of range, labels that do not fit, too few images to split. Each message
-            names the file.
+            out of range, labels that do not fit, an encrypted zip, too few images to
+            split. Each message names the file, and the zip that it is in.
 
     Example:
         >>> print(kgen.data.open_images("digits"))
@@ -187,15 +195,20 @@ def open_images(
     if path.is_dir():
         if find_idx_files(path):
             return ImageSet(open_idx_folder(path, size, channels))
-        return ImageSet(open_image_folder(path, size, channels, cache))
+        found = find_celeba_files(path) or find_image_files(path)
+        return ImageSet(open_image_files(path, found, size, channels, cache))
     if path.exists():
-        if path.suffix.lower() != ".npz":
-            raise ValueError(
-                "A file with images must be an .npz. Received: "
-                f"{path}. Other sources are a folder of image files, a folder of IDX "
-                "files, digits, and the names of tensorflow-datasets."
-            )
-        return ImageSet(open_npz(path, size, channels))
+        suffix = path.suffix.lower()
+        if suffix == ".npz":
+            return ImageSet(open_npz(path, size, channels))
+        if suffix == ".zip":
+            found = find_image_files(open_root(path))
+            return ImageSet(open_image_files(path, found, size, channels, cache))
+        raise ValueError(
+            "A file with images must be an .npz or a .zip. Received: "
+            f"{path}. Other sources are a folder of image files, a folder of IDX "
+            "files, digits, and the names of tensorflow-datasets."
+        )
     if not isinstance(source, str) or not _NAME.fullmatch(source):
         raise FileNotFoundError(f"There is no file or folder {path}.")
     folder = None if data_dir is None else Path(data_dir).expanduser()

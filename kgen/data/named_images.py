@@ -213,9 +213,9 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
     data_dir = data_path.parents[len(Path(builder.info.full_name).parts) - 1]
     if not download:
         raise FileNotFoundError(
-            f"The data set {name} is not in {data_path}, and a dry run downloads "
-            "nothing. Name the folder it was prepared in with `data_dir`, or leave out "
-            "--dry-run."
+            f"The data set {name} is not in {data_path}, and nothing is downloaded "
+            "where `download` is False, as in a dry run. Name the folder it was "
+            "prepared in with `data_dir`, or allow the download."
         )
     missing = [
         path

@@ -25,6 +25,7 @@ from kgen.data.image_folders import find_image_files, open_image_files, open_roo
 from kgen.data.image_rows import Size, Source, Split, is_in_memory, size_text
 from kgen.data.named_images import open_named_images
 from kgen.data.pipeline import SPLIT_STREAM, Batch, Pipeline, permutation
+from kgen.data.stacked_images import stack_channels
 from kgen.nn import random
 
 SPLITS = ("train", "validation", "test")
@@ -143,6 +144,10 @@ def open_images(
               x_test, y_test and the like;
             - the name of a data set of tensorflow-datasets with a feature "image", and
               perhaps a class "label": mnist, fashion_mnist, celeb_a, ...;
+            - "stacked_mnist": RGB images of three random digits of MNIST, one a
+              channel, with the labels 100 a + 10 b + c of the digits a, b and c. Each
+              split is made of the digits of that split, as many as there are of them;
+              see `kgen.data.stacked_images.stack_channels` for the draws;
             - an array [n, height, width] or [n, height, width, 1 or 3], of uint8, of
               other integers in 0..255, of bool, or of floats in [0, 1] (rounded to
               n/255); a pair (images, labels); or a dict with the keys of an .npz.
@@ -152,12 +157,13 @@ def open_images(
         channels: 1 (grey) or 3 (RGB) to turn all images into that. None: all have the
             same and keep it.
         data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
-            own default, ~/tensorflow_datasets. For names only.
+            own default, ~/tensorflow_datasets. For names only; for stacked_mnist it may
+            be a folder of MNIST's IDX files as well.
         cache: Where the decoded images of a folder, a zip or a name are kept. "memory";
             "disk": a file in ~/.cache/kgen (or $XDG_CACHE_HOME/kgen); "none": decoded
             in each pass, for folders and zips only; "auto": in memory up to 2 GiB, and
-            from there on "none" for a folder or a zip and "disk" for a name. Arrays
-            are in memory.
+            from there on "none" for a folder or a zip and "disk" for a name. Arrays and
+            stacked_mnist are in memory.
         download: Whether a data set of tensorflow-datasets that is not there may be
             downloaded and prepared.
 
@@ -207,12 +213,31 @@ def open_images(
         raise ValueError(
             "A file with images must be an .npz or a .zip. Received: "
             f"{path}. Other sources are a folder of image files, a folder of IDX "
-            "files, digits, and the names of tensorflow-datasets."
+            "files, digits, stacked_mnist, and the names of tensorflow-datasets."
         )
     if not isinstance(source, str) or not _NAME.fullmatch(source):
         raise FileNotFoundError(f"There is no file or folder {path}.")
     folder = None if data_dir is None else Path(data_dir).expanduser()
+    if source == "stacked_mnist":
+        return _open_stacked_mnist(folder, size, channels, download)
     return ImageSet(open_named_images(source, folder, size, channels, cache, download))
+
+
+def _open_stacked_mnist(
+    folder: Path | None, size: Size | None, channels: int | None, download: bool
+) -> ImageSet:
+    if channels == 1:
+        raise ValueError(
+            "Each channel of stacked_mnist is a digit, so `channels` must be 3 or left "
+            "out. Received: channels=1. Single digits are in mnist."
+        )
+    if folder is not None and folder.is_dir() and find_idx_files(folder):
+        digits = open_idx_folder(folder, size, 1)
+    else:
+        digits = open_named_images("mnist", folder, size, 1, "memory", download)
+    # Split first: no digit is in two splits.
+    splits = _with_all_splits(digits)
+    return ImageSet(stack_channels("stacked_mnist", splits, digits.class_names))
 
 
 def _image_size(image_size: int | tuple[int, int] | None) -> Size | None:

@@ -1,12 +1,15 @@
-"""Folders of image files: which files there are, and their pixels."""
+"""Folders and zips of image files: which files there are, and their pixels."""
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,6 +27,7 @@ from kgen.data.image_rows import (
     gather_rows,
     size_text,
 )
+from kgen.data.zip_files import ZipEntry, open_zip
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SPLIT_FOLDERS = {
@@ -43,15 +47,36 @@ _CHANNELS = {
 _TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange height and width
 _CHUNK_ROWS = 1024
 
+ImageFile = Path | ZipEntry  # or a folder of them
+ClassedFiles = list[tuple[ImageFile, str]]  # each with its class, "" without one
 
-def open_image_folder(
-    folder: Path, image_size: Size | None, channels: int | None, cache: str
+
+class FoundFiles(NamedTuple):
+    """The image files of a folder.
+
+    Attributes:
+        files: The files of each split, in order, each with the name of its class.
+        class_names: The names of the classes, or None without.
+        notes: What was not read, in words.
+    """
+
+    files: dict[str, ClassedFiles]
+    class_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def open_image_files(
+    path: Path,
+    found: FoundFiles,
+    image_size: Size | None,
+    channels: int | None,
+    cache: str,
 ) -> Source:
-    """Opens a folder of image files; see `open_images` for the layouts and errors."""
-    files, class_names, notes = find_image_files(folder)
+    """Opens the image files that were found at a path; see `open_images`."""
+    files, class_names, notes = found
     readers = {
-        split: ImageFiles([path for path, _ in found], image_size, channels)
-        for split, found in files.items()
+        split: ImageFiles([file for file, _ in classed], image_size, channels)
+        for split, classed in files.items()
     }
     first = readers["train"]
     decoded_bytes = sum(int(np.prod(reader.shape)) for reader in readers.values())
@@ -66,39 +91,43 @@ def open_image_folder(
         if cache == "memory":
             images = gather_rows(reader.chunks(), reader.shape)
         elif cache == "disk":
-            path = cache_file(reader.identity(folder), reader.shape)
-            images = cache_rows(reader.chunks(), reader.shape, path)
+            place = cache_file(reader.identity(path), reader.shape)
+            images = cache_rows(reader.chunks(), reader.shape, place)
         labels = None
         if class_names is not None:
             labels = np.array([class_names.index(c) for _, c in files[split]], np.int32)
         splits[split] = Split(images=images, labels=labels)
     return Source(
-        name=folder.resolve().name,
+        name=path.resolve().name if path.is_dir() else path.stem,
         splits=splits,
         class_names=class_names,
-        identity="\n".join(reader.identity(folder) for reader in readers.values()),
+        identity="\n".join(reader.identity(path) for reader in readers.values()),
         notes=notes,
     )
 
 
-ClassedFiles = list[tuple[Path, str]]  # each file with its class, "" without one
+def open_root(path: Path) -> ImageFile:
+    """Returns a folder as it is, and a zip as the folder that it unpacks to.
+
+    A folder that is all there is in a zip stands for it: what packs a folder may put
+    the folder itself in, or what is in it.
+    """
+    if path.is_dir():
+        return path
+    root = open_zip(path)
+    top = visible(root)
+    return top[0] if len(top) == 1 and top[0].is_dir() else root
 
 
-def find_image_files(
-    folder: Path,
-) -> tuple[dict[str, ClassedFiles], tuple[str, ...] | None, tuple[str, ...]]:
+def find_image_files(folder: ImageFile) -> FoundFiles:
     """Finds the image files of a folder.
-
-    Returns:
-        The files of each split, in order, each with the name of its class; the names
-        of the classes, or None without; what was not read, in words.
 
     Raises:
         FileNotFoundError: There are no image files.
         ValueError: The layout says two things at once.
     """
-    children = _visible(folder)
-    by_split: dict[str, Path] = {}
+    children = visible(folder)
+    by_split: dict[str, ImageFile] = {}
     for child in children:
         split = SPLIT_FOLDERS.get(child.name.lower())
         if split is None or not child.is_dir():
@@ -119,7 +148,7 @@ def find_image_files(
         files = {"train": _classed_files(folder, others)}
     else:
         for child in children:
-            if child not in by_split.values() and _walk(child, others):
+            if child not in by_split.values() and walk(child, others):
                 raise ValueError(
                     "Beside a folder called train only validation and test folders "
                     f"may hold images. Received: images in {child}. Move it into one "
@@ -133,8 +162,7 @@ def find_image_files(
                 f"ending in {', '.join(IMAGE_SUFFIXES)}. Found: "
                 f"{_count_text(others) or 'nothing'}."
             )
-    notes = (f"not read: {_count_text(others)}",) if others else ()
-    return files, _class_names(files), notes
+    return FoundFiles(files, _class_names(files), not_read(others))
 
 
 def _class_names(files: dict[str, ClassedFiles]) -> tuple[str, ...] | None:
@@ -152,12 +180,12 @@ def _class_names(files: dict[str, ClassedFiles]) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _classed_files(folder: Path, others: Counter[str]) -> ClassedFiles:
+def _classed_files(folder: ImageFile, others: Counter[str]) -> ClassedFiles:
     """Returns the image files of one split; a subfolder with images is a class."""
-    loose: list[Path] = []
+    loose: list[ImageFile] = []
     classed: ClassedFiles = []
-    for child in _visible(folder):
-        images = _walk(child, others)
+    for child in visible(folder):
+        images = walk(child, others)
         if child.is_dir():
             classed += [(path, child.name) for path in images]
         else:
@@ -171,24 +199,32 @@ def _classed_files(folder: Path, others: Counter[str]) -> ClassedFiles:
     return classed or [(path, "") for path in loose]
 
 
-def _walk(path: Path, others: Counter[str]) -> list[Path]:
+def walk(path: ImageFile, others: Counter[str]) -> list[ImageFile]:
     """Returns all image files at or below a path, by name; counts the others."""
-    if path.is_symlink() and path.resolve() in [p.resolve() for p in path.parents]:
-        return []  # a link to a folder that it lies in
+    if isinstance(path, Path) and path.is_symlink():
+        if path.resolve() in [parent.resolve() for parent in path.parents]:
+            return []  # a link to a folder that it lies in
     if path.is_dir():
-        return [file for child in _visible(path) for file in _walk(child, others)]
+        return [file for child in visible(path) for file in walk(child, others)]
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return [path]
     others[path.suffix.lower() or "no suffix"] += 1
     return []
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(
+def visible(folder: ImageFile) -> list[ImageFile]:
+    """Returns what people put into a folder, by name."""
+    children = [
         child
         for child in folder.iterdir()
         if not child.name.startswith(".") and child.name.lower() not in _LEFT_BEHIND
-    )
+    ]
+    return sorted(children, key=lambda child: child.name)
+
+
+def not_read(others: Counter[str]) -> tuple[str, ...]:
+    """Returns the note on files that were not read, if there are any."""
+    return (f"not read: {_count_text(others)}",) if others else ()
 
 
 def _count_text(others: Counter[str]) -> str:
@@ -199,82 +235,86 @@ class ImageFiles:
     """Images in files, decoded when their rows are asked for, on all processors.
 
     Args:
-        paths: The files, one row each; at least one.
+        files: The files, one row each; at least one.
         image_size: Height and width to make of each image, or None.
         channels: 1 or 3, or None to keep those of the first file.
     """
 
     def __init__(
-        self, paths: Sequence[Path], image_size: Size | None, channels: int | None
+        self, files: Sequence[ImageFile], image_size: Size | None, channels: int | None
     ):
-        self._paths = paths
+        self._files = files
         self._image_size = image_size
         self._channels = channels
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
-        self._first = paths[0]
-        self._image_shape = self._probe(paths[0])
+        self._first = files[0]
+        self._image_shape = self._probe(files[0])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of all rows together: (rows, height, width, channels)."""
-        return (len(self._paths), *self._image_shape)
+        return (len(self._files), *self._image_shape)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        paths = [self._paths[row] for row in rows]
-        images = np.empty((len(paths), *self._image_shape), np.uint8)
-        for index, image in enumerate(self._pool.map(self._decode, paths)):
+        files = [self._files[row] for row in rows]
+        images = np.empty((len(files), *self._image_shape), np.uint8)
+        for index, image in enumerate(_pool(os.getpid()).map(self._decode, files)):
             images[index] = image
         return images
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yields all rows, some at a time."""
-        for start in range(0, len(self._paths), _CHUNK_ROWS):
-            yield self[np.arange(start, min(start + _CHUNK_ROWS, len(self._paths)))]
+        for start in range(0, len(self._files), _CHUNK_ROWS):
+            yield self[np.arange(start, min(start + _CHUNK_ROWS, len(self._files)))]
 
     def expect(self, first: ImageFiles) -> None:
         """Makes the files agree with the first file of another set."""
         self._first, self._image_shape = first._first, first._image_shape
-        self._check(self._paths[0], self._probe(self._paths[0]))
+        self._check(self._files[0], self._probe(self._files[0]))
 
     def check_all(self) -> None:
         """Raises ValueError unless the headers of all files say the same shape."""
-        for path, shape in zip(
-            self._paths, self._pool.map(self._probe, self._paths), strict=True
-        ):
-            self._check(path, shape)
+        shapes = _pool(os.getpid()).map(self._probe, self._files)
+        for file, shape in zip(self._files, shapes, strict=True):
+            self._check(file, shape)
 
     def identity(self, folder: Path) -> str:
-        """Returns names, sizes and times of the files: what stands for the pixels."""
+        """Returns names, sizes and times of the files: what stands for the pixels.
+
+        In place of the time, a file in a zip has its checksum.
+        """
         lines = []
-        for path in self._paths:
-            status = path.stat()
-            name = path.relative_to(folder).as_posix()
+        for file in self._files:
+            if isinstance(file, ZipEntry):
+                lines.append(file.identity())
+                continue
+            status = file.stat()
+            name = file.relative_to(folder).as_posix()
             lines.append(f"{name} {status.st_size} {status.st_mtime_ns}")
         return "\n".join(lines)
 
-    def _probe(self, path: Path) -> Shape:
+    def _probe(self, file: ImageFile) -> Shape:
         """Returns the shape an image will have, from the header of its file."""
-        with open_image(path) as image:
+        with open_image(file) as image:
             height, width = image.height, image.width
             if image.getexif().get(0x0112) in _TURNED:
                 height, width = width, height
             height, width = self._image_size or (height, width)
             return height, width, self._channels or _CHANNELS[image.mode]
 
-    def _decode(self, path: Path) -> np.ndarray:
+    def _decode(self, file: ImageFile) -> np.ndarray:
         pixels = fit_image(
-            decode_image(path), self._image_size, self._channels, str(path)
+            decode_image(file), self._image_size, self._channels, str(file)
         )
         height, width, channels = pixels.shape
-        self._check(path, (height, width, channels))
+        self._check(file, (height, width, channels))
         return pixels
 
-    def _check(self, path: Path, shape: Shape) -> None:
+    def _check(self, file: ImageFile, shape: Shape) -> None:
         if shape[2] != self._image_shape[2]:
             kinds = {1: "grey", 3: "RGB"}
             raise ValueError(
                 "Images must all have the same channels unless `channels` is given. "
-                f"Received: {self._first} is {kinds[self._image_shape[2]]} and {path} "
+                f"Received: {self._first} is {kinds[self._image_shape[2]]} and {file} "
                 f"is {kinds[shape[2]]}. Pass channels=1 to make all of them grey, or "
                 "channels=3 for RGB."
             )
@@ -283,32 +323,41 @@ class ImageFiles:
             raise ValueError(
                 "Images must all have the same size unless `image_size` is given. "
                 f"Received: {self._first} is {size_text(self._image_shape[:2])} and "
-                f"{path} is {size_text(shape[:2])} (height x width). Pass "
+                f"{file} is {size_text(shape[:2])} (height x width). Pass "
                 f"image_size={size}, for example, to scale and crop all of them."
             )
 
 
-def open_image(path: Path) -> Image.Image:
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Returns the decoding threads of a process: a fork does not take them along."""
+    return ThreadPoolExecutor(os.cpu_count() or 1)
+
+
+def open_image(file: ImageFile) -> Image.Image:
     """Returns the Pillow image of a file; its pixels are not read yet.
 
     Raises:
         ValueError: The file is no image, or one of a kind that is not read.
     """
     try:
-        image = Image.open(path)
+        if isinstance(file, ZipEntry):
+            image = Image.open(io.BytesIO(file.read_bytes()))
+        else:
+            image = Image.open(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Cannot read the image {path}: {_reason(error)}") from error
+        raise ValueError(f"Cannot read the image {file}: {_reason(error)}") from error
     if image.mode not in _CHANNELS:
         image.close()
         raise ValueError(
             f"Images must have 8 or 16 bits per channel in grey, RGB, CMYK or a "
-            f"palette. Received: {path} with Pillow mode {image.mode}. Convert it to "
+            f"palette. Received: {file} with Pillow mode {image.mode}. Convert it to "
             "8-bit grey or RGB first."
         )
     return image
 
 
-def decode_image(path: Path) -> Image.Image:
+def decode_image(file: ImageFile) -> Image.Image:
     """Returns the image of a file, upright, as 8-bit grey ("L") or "RGB".
 
     16-bit grey is scaled to 8 bits, transparent pixels are laid over white.
@@ -316,12 +365,12 @@ def decode_image(path: Path) -> Image.Image:
     Raises:
         ValueError: The file is no image, is damaged, or of a kind that is not read.
     """
-    with open_image(path) as image:
+    with open_image(file) as image:
         try:
             upright = ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(
-                f"Cannot read the image {path}: {_reason(error)}"
+                f"Cannot read the image {file}: {_reason(error)}"
             ) from error
     mode = "L" if _CHANNELS[upright.mode] == 1 else "RGB"
     if upright.mode.startswith("I;16"):

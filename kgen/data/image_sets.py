@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from kgen.data.celeba import find_celeba_files
 from kgen.data.image_arrays import (
     find_idx_files,
     open_digits,
@@ -20,10 +21,11 @@ from kgen.data.image_arrays import (
     open_npz,
     open_python_arrays,
 )
-from kgen.data.image_folders import open_image_folder
+from kgen.data.image_folders import find_image_files, open_image_files, open_root
 from kgen.data.image_rows import Size, Source, Split, is_in_memory, size_text
 from kgen.data.named_images import open_named_images
 from kgen.data.pipeline import SPLIT_STREAM, Batch, Pipeline, permutation
+from kgen.data.stacked_images import stack_channels
 from kgen.nn import random
 
 SPLITS = ("train", "validation", "test")
@@ -130,12 +132,22 @@ def open_images(
               their names. Folders called train, validation (val) and test at the top
               are splits. Images are turned upright by their EXIF orientation, 16-bit
               grey is scaled to 8 bits, and what is transparent is laid over white;
+            - a path of a .zip of such a folder, or of what is in it. It is read where
+              it is, and never unpacked to disk;
+            - a path of a folder with CelebA's img_align_celeba.zip or, unpacked,
+              img_align_celeba/, and no other images: split as published, by
+              list_eval_partition.txt if that is there and by number if not; see
+              `kgen.data.celeba.find_celeba_files`;
             - a path of a folder of IDX files, plain or .gz, under MNIST's names;
             - a path of an .npz with the key images (or x_train, train_images), and
               perhaps labels (y_train, train_labels), x_validation, y_validation,
               x_test, y_test and the like;
             - the name of a data set of tensorflow-datasets with a feature "image", and
               perhaps a class "label": mnist, fashion_mnist, celeb_a, ...;
+            - "stacked_mnist": RGB images of three random digits of MNIST, one a
+              channel, with the labels 100 a + 10 b + c of the digits a, b and c. Each
+              split is made of the digits of that split, as many as there are of them;
+              see `kgen.data.stacked_images.stack_channels` for the draws;
             - an array [n, height, width] or [n, height, width, 1 or 3], of uint8, of
               other integers in 0..255, of bool, or of floats in [0, 1] (rounded to
               n/255); a pair (images, labels); or a dict with the keys of an .npz.
@@ -145,21 +157,23 @@ def open_images(
         channels: 1 (grey) or 3 (RGB) to turn all images into that. None: all have the
             same and keep it.
         data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
-            own default, ~/tensorflow_datasets. For names only.
-        cache: Where the decoded images of a folder or a name are kept. "memory";
+            own default, ~/tensorflow_datasets. For names only; for stacked_mnist it may
+            be a folder of MNIST's IDX files as well.
+        cache: Where the decoded images of a folder, a zip or a name are kept. "memory";
             "disk": a file in ~/.cache/kgen (or $XDG_CACHE_HOME/kgen); "none": decoded
-            in each pass, for folders only; "auto": in memory up to 2 GiB, and from
-            there on "none" for a folder and "disk" for a name. Arrays are in memory.
+            in each pass, for folders and zips only; "auto": in memory up to 2 GiB, and
+            from there on "none" for a folder or a zip and "disk" for a name. Arrays and
+            stacked_mnist are in memory.
         download: Whether a data set of tensorflow-datasets that is not there may be
             downloaded and prepared.
 
     Raises:
-        FileNotFoundError: A path that does not exist, a folder without images, or a
-            data set that is not there and cannot be downloaded.
+        FileNotFoundError: A path that does not exist, a folder or zip without images,
+            or a data set that is not there and cannot be downloaded.
         ValueError: An unknown name, a file that is damaged or of another kind, images
             that differ in size or channels or are smaller than `image_size`, numbers
-            out of range, labels that do not fit, too few images to split. Each message
-            names the file.
+            out of range, labels that do not fit, an encrypted zip, too few images to
+            split. Each message names the file, and the zip that it is in.
 
     Example:
         >>> print(kgen.data.open_images("digits"))
@@ -187,19 +201,43 @@ def open_images(
     if path.is_dir():
         if find_idx_files(path):
             return ImageSet(open_idx_folder(path, size, channels))
-        return ImageSet(open_image_folder(path, size, channels, cache))
+        found = find_celeba_files(path) or find_image_files(path)
+        return ImageSet(open_image_files(path, found, size, channels, cache))
     if path.exists():
-        if path.suffix.lower() != ".npz":
-            raise ValueError(
-                "A file with images must be an .npz. Received: "
-                f"{path}. Other sources are a folder of image files, a folder of IDX "
-                "files, digits, and the names of tensorflow-datasets."
-            )
-        return ImageSet(open_npz(path, size, channels))
+        suffix = path.suffix.lower()
+        if suffix == ".npz":
+            return ImageSet(open_npz(path, size, channels))
+        if suffix == ".zip":
+            found = find_image_files(open_root(path))
+            return ImageSet(open_image_files(path, found, size, channels, cache))
+        raise ValueError(
+            "A file with images must be an .npz or a .zip. Received: "
+            f"{path}. Other sources are a folder of image files, a folder of IDX "
+            "files, digits, stacked_mnist, and the names of tensorflow-datasets."
+        )
     if not isinstance(source, str) or not _NAME.fullmatch(source):
         raise FileNotFoundError(f"There is no file or folder {path}.")
     folder = None if data_dir is None else Path(data_dir).expanduser()
+    if source == "stacked_mnist":
+        return _open_stacked_mnist(folder, size, channels, download)
     return ImageSet(open_named_images(source, folder, size, channels, cache, download))
+
+
+def _open_stacked_mnist(
+    folder: Path | None, size: Size | None, channels: int | None, download: bool
+) -> ImageSet:
+    if channels == 1:
+        raise ValueError(
+            "Each channel of stacked_mnist is a digit, so `channels` must be 3 or left "
+            "out. Received: channels=1. Single digits are in mnist."
+        )
+    if folder is not None and folder.is_dir() and find_idx_files(folder):
+        digits = open_idx_folder(folder, size, 1)
+    else:
+        digits = open_named_images("mnist", folder, size, 1, "memory", download)
+    # Split first: no digit is in two splits.
+    splits = _with_all_splits(digits)
+    return ImageSet(stack_channels("stacked_mnist", splits, digits.class_names))
 
 
 def _image_size(image_size: int | tuple[int, int] | None) -> Size | None:

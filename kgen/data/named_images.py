@@ -190,13 +190,17 @@ def _find_builder(name: str, data_dir: Path | None) -> Any:
         with _muted("absl", "Variant folder"):  # what a download that failed left
             return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        known = [
+            "digits",
+            "stacked_mnist",
+            *tfds.list_builders(with_community_datasets=False),
+        ]
         near = difflib.get_close_matches(name, known)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
             f"There is no file or folder {name}, and no data set of that name. A "
-            "source is digits, the name of a data set of tensorflow-datasets, or a "
-            f"path. Received: {name!r}.{hint}"
+            "source is digits, stacked_mnist, the name of a data set of "
+            f"tensorflow-datasets, or a path. Received: {name!r}.{hint}"
         ) from error
     except Exception as error:  # configurations and versions: of many types
         raise ValueError(
@@ -213,9 +217,9 @@ def _prepare(builder: Any, name: str, download: bool) -> None:
     data_dir = data_path.parents[len(Path(builder.info.full_name).parts) - 1]
     if not download:
         raise FileNotFoundError(
-            f"The data set {name} is not in {data_path}, and a dry run downloads "
-            "nothing. Name the folder it was prepared in with `data_dir`, or leave out "
-            "--dry-run."
+            f"The data set {name} is not in {data_path}, and nothing is downloaded "
+            "where `download` is False, as in a dry run. Name the folder it was "
+            "prepared in with `data_dir`, or allow the download."
         )
     missing = [
         path

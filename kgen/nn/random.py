@@ -24,6 +24,7 @@ STREAM_LIKELIHOOD = 4
 STREAM_RESAMPLE = 5
 STREAM_BINARIZE = 6
 STREAM_BINARIZE_ONCE = 7
+STREAM_STACK = 8
 
 
 def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:

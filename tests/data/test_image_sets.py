@@ -665,10 +665,10 @@ def test_two_sets_of_idx_files_in_a_folder_are_refused(idx_folder):
 # Paths and names
 
 
-def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path):
+def test_a_file_that_is_no_npz_or_zip_is_refused_by_name(tmp_path):
     path = tmp_path / "poem.txt"
     path.write_text("no images")
-    with pytest.raises(ValueError, match=r"must be an \.npz. Received: .*poem\.txt"):
+    with pytest.raises(ValueError, match=r"\.npz or a \.zip. Received: .*poem\.txt"):
         open_images(path)
 
 
@@ -721,7 +721,7 @@ def test_a_download_that_fails_leaves_no_folder_behind(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         open_images("celeb_a", data_dir=tmp_path / "new")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(FileNotFoundError, match="a dry run downloads nothing"):
+    with pytest.raises(FileNotFoundError, match="as in a dry run.* with `data_dir`"):
         open_images("celeb_a", data_dir=tmp_path / "new", download=False)
 
 
@@ -760,7 +760,40 @@ def prepared(tmp_path_factory):
         data_dir=folder,
         disable_shuffling=True,
     )
+    # As celeb_a has it: no label, and features that are not read.
+    faces = {"image": np.full([218, 178, 3], 9, np.uint8), "landmarks": {"nose_x": 90}}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="faces",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(
+                    shape=(218, 178, 3), encoding_format="jpeg"
+                ),
+                "landmarks": {"nose_x": np.int64},
+                "attributes": {"Smiling": np.bool_},
+            }
+        ),
+        split_datasets={
+            split: tf.data.Dataset.from_tensors(
+                faces | {"attributes": {"Smiling": True}}
+            ).repeat(count)
+            for split, count in (("train", 5), ("validation", 2), ("test", 3))
+        },
+        data_dir=folder,
+    )
     return folder
+
+
+def test_a_prepared_data_set_without_labels_is_read(prepared):
+    opened = open_images("faces", data_dir=prepared, image_size=64)
+    assert str(opened) == (
+        "faces: 10 images 64x64x3, uint8 in 9..9, no labels; train 5, validation 2, "
+        "test 3"
+    )
+    assert set(next(iter(opened.pipeline("test", batch_size=3).dataset()))) == {
+        "images"
+    }
 
 
 def test_any_prepared_data_set_is_read_by_its_name(prepared, tmp_path, monkeypatch):

@@ -19,16 +19,13 @@ def color(images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     Shapes:
         images: [batch, height, width, channels] in [-1, 1], keys: [batch]
     """
-    noise = random.uniform(random.fold_in(keys, 1), (3,))
-    # Scaled as one: TensorFlow moves the constants of separate sums about, and not
-    # alike in the graphs of two processes and of two replicas.
-    noise = noise * [1.0, 2.0, 1.0] + [-0.5, 0.0, 0.5]
-    brightness, saturation, contrast = tf.unstack(noise[..., None, None, None], axis=1)
-    images = images + brightness
+    noise = random.uniform(random.fold_in(keys, 1), (3, 1, 1, 1))
+    brightness, saturation, contrast = tf.unstack(noise, axis=1)  # [b, 1, 1, 1]
+    images = images + (brightness - 0.5)
     grey = tf.reduce_mean(images, axis=3, keepdims=True)
-    images = grey + (images - grey) * saturation
+    images = grey + (images - grey) * (2.0 * saturation)
     mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
-    return mean + (images - mean) * contrast
+    return mean + (images - mean) * (contrast + 0.5)
 
 
 def translation(images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:

@@ -95,14 +95,14 @@ def deal(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int = 0):
 
 
 def _keep_kernels_apart() -> None:
-    """Makes TensorFlow run a graph's operations as written, not several as one.
+    """Makes TensorFlow run a graph's operations as written: none fused or reordered.
 
-    A fused operation rounds differently, and TensorFlow does not fuse the same ones in
-    the graphs of two processes and of two replicas: they would differ in the last bits.
+    A fused operation, a chain of sums in another order, a constant moved past a sum:
+    each rounds differently, and TensorFlow does not change the graphs of two processes
+    and of two replicas alike: they would differ in the last bits.
     """
-    tf.config.optimizer.set_experimental_options(
-        {"remapping": False, "arithmetic_optimization": False}
-    )
+    names = ("remapping", "arithmetic_optimization", "constant_folding")
+    tf.config.optimizer.set_experimental_options(dict.fromkeys(names, False))
 
 
 def _check_tf_config() -> None:

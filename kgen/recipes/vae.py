@@ -159,13 +159,37 @@ class VAERecipe(Recipe):
             labels = [seed % model.num_classes for seed in range(64)]
         return model.generate(range(64), labels)
 
-    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
-        """Bound, likelihood, reconstruction and speed; see `evaluate_autoencoder`."""
-        from kgen.evaluation import evaluate_autoencoder
+    def evaluate(
+        self,
+        model: Any,
+        data: Any,
+        *,
+        split: str = "test",
+        limit: int | None = None,
+        progress: Any = None,
+        **options: Any,
+    ) -> list[Any]:
+        """As an autoencoder, and as a generator: see the two functions.
 
-        return evaluate_autoencoder(
-            model, data, binarize=self._binarize(), seed=self.seed, **options
+        Args:
+            model: The model.
+            data: What `open_data` returned.
+            split: "test", "validation" or "train".
+            limit: Only the first images; generated ones are 10,000 at most in any case.
+            progress: Called with the number of images done and their total, first while
+                likelihoods are computed and then while images are generated.
+            **options: Of `evaluate_autoencoder`.
+        """
+        from kgen.evaluation import evaluate_autoencoder, evaluate_generator
+        from kgen.evaluation.generators import NUM_IMAGES
+
+        shared = {"split": split, "seed": self.seed, "progress": progress}
+        as_autoencoder = evaluate_autoencoder(
+            model, data, binarize=self._binarize(), limit=limit, **shared, **options
         )
+        num_images = min(limit or NUM_IMAGES, NUM_IMAGES)
+        as_generator = evaluate_generator(model, data, num_images=num_images, **shared)
+        return [*as_autoencoder, *as_generator]
 
     def _binarize(self) -> str | None:
         if self.binarize != "auto":

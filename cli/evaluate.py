@@ -54,7 +54,7 @@ def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
         transient=True,
         disable=not sys.stderr.isatty(),
     ) as bar:
-        task = bar.add_task("likelihood", total=None)
+        task = bar.add_task("images", total=None)
         try:
             records = recipe.evaluate(
                 model,

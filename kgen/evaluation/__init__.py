@@ -6,6 +6,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
         "autoencoders": ["evaluate_autoencoder"],
+        "distances": ["frechet_distance", "neighbour_measures"],
+        "feature_spaces": ["DigitClassifier", "RandomNetwork"],
+        "generators": ["evaluate_generator"],
         "image_quality": ["mean_squared_error", "psnr", "ssim"],
         "records": [
             "Record",

@@ -21,10 +21,8 @@ from kgen.evaluation.image_quality import (
     ssim_window,
 )
 from kgen.evaluation.records import Record
-from kgen.evaluation.speed import sampling_speed
+from kgen.evaluation.split_rows import READ_BATCH_SIZE, check_one_shape, read_split
 
-# Images that are read, or summed for a baseline, together.
-_READ_BATCH_SIZE = 500
 # Images whose likelihoods are computed, and kept, together.
 _BLOCK_ROWS = 100
 # So many training images at most, in random order, make the mean image: its pixels are
@@ -44,14 +42,14 @@ def evaluate_autoencoder(
     progress: Callable[[int, int], None] | None = None,
     unfinished: Path | None = None,
 ) -> list[Record]:
-    """Measures bound, likelihood, reconstruction and sampling speed.
+    """Measures bound, likelihood and reconstruction.
 
     Each is compared with what needs no model: the mean training image for the
     reconstruction, and for the likelihood pixels that are independent of each other.
 
     Args:
-        model: Has `elbo`, `log_likelihood`, `reconstruct` and `generate` as
-            `kgen.models.VAE` has them, its `likelihood` and its `num_classes`.
+        model: Has `elbo`, `log_likelihood` and `reconstruct` as `kgen.models.VAE` has
+            them, its `likelihood` and its `num_classes`.
         image_set: The data the model was trained on; its training split makes the
             baselines.
         split: What is measured on: "test", "validation" or "train".
@@ -68,8 +66,8 @@ def evaluate_autoencoder(
             are safe.
 
     Returns:
-        Records `elbo`, `nll[is-K]`, `reconstruction_mse`, `reconstruction_psnr`,
-        `reconstruction_ssim` and `sampling_speed`.
+        Records `elbo`, `nll[is-K]`, `reconstruction_mse`, `reconstruction_psnr` and
+        `reconstruction_ssim`.
 
     Raises:
         ValueError: An argument is out of its range, or the model makes images of
@@ -84,12 +82,10 @@ def evaluate_autoencoder(
     for name, value in (("num_samples", num_samples), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
-    if tuple(model.image_shape) != image_set.image_shape:
-        raise ValueError(
-            "The model and the images must have one shape. Received: a model of "
-            f"{tuple(model.image_shape)} and images of {image_set.image_shape}."
-        )
-    images, labels = _read(image_set, split, binarize, seed, limit)
+    check_one_shape(model, image_set)
+    images, labels = read_split(
+        image_set, split, limit=limit, seed=seed, binarize=binarize
+    )
     if model.num_classes is None:
         labels = None
     moments = _training_moments(image_set, seed)
@@ -103,7 +99,6 @@ def evaluate_autoencoder(
             model, images, labels, num_samples, moments, shared, progress, unfinished
         ),
         *_reconstruction_records(model, images, labels, moments, shared),
-        sampling_speed(model, seed=seed),
     ]
 
 
@@ -129,36 +124,11 @@ class _Shared(NamedTuple):
     seed: int
 
 
-def _read(
-    image_set: ImageSet,
-    split: str,
-    binarize: Binarization,
-    seed: int,
-    limit: int | None,
-    shuffle: bool = False,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """The first images of a split, uint8 [n, h, w, c], and their labels."""
-    pipeline = image_set.pipeline(
-        split,
-        batch_size=_READ_BATCH_SIZE,
-        seed=seed,
-        binarize=binarize,
-        shuffle=shuffle,
-    )
-    count = min(limit or pipeline.num_rows, pipeline.num_rows)
-    dataset = pipeline.dataset().take(-(-count // _READ_BATCH_SIZE))
-    batches = list(dataset.as_numpy_iterator())
-    images = np.concatenate([batch["images"] for batch in batches])[:count]
-    if "labels" not in batches[0]:
-        return images, None
-    return images, np.concatenate([batch["labels"] for batch in batches])[:count]
-
-
 def _training_moments(image_set: ImageSet, seed: int) -> Moments:
     pipeline = image_set.pipeline(
-        "train", batch_size=_READ_BATCH_SIZE, seed=seed, shuffle=True
+        "train", batch_size=READ_BATCH_SIZE, seed=seed, shuffle=True
     )
-    steps = min(pipeline.steps_per_epoch, BASELINE_ROWS // _READ_BATCH_SIZE)
+    steps = min(pipeline.steps_per_epoch, BASELINE_ROWS // READ_BATCH_SIZE)
     count, total, squares = 0, np.zeros(image_set.image_shape), 0.0
     for batch in pipeline.dataset().take(steps).as_numpy_iterator():
         images = batch["images"] / 255.0  # float64: sums of 60,000 rows stay exact
@@ -300,8 +270,8 @@ def _reconstruction_records(
     measures = {"mse": mean_squared_error, "psnr": psnr, "ssim": ssim}
     ours: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     trivial: dict[str, list[np.ndarray]] = {name: [] for name in measures}
-    for start in range(0, len(images), _READ_BATCH_SIZE):
-        rows = slice(start, start + _READ_BATCH_SIZE)
+    for start in range(0, len(images), READ_BATCH_SIZE):
+        rows = slice(start, start + READ_BATCH_SIZE)
         targets = images[rows] / np.float32(255.0)
         made = model.reconstruct(images[rows], None if labels is None else labels[rows])
         mean = np.broadcast_to(moments.mean.astype(np.float32), targets.shape)

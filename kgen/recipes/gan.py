@@ -114,12 +114,6 @@ class GANRecipe(ImageRecipe):
         )
         return model
 
-    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
-        """Distance from real images, diversity and speed; see `evaluate_generator`."""
-        from kgen.evaluation import evaluate_generator
-
-        return evaluate_generator(model, data, **options)
-
 
 PRESETS = {
     "digits": GANRecipe(name="gan-digits"),

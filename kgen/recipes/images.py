@@ -52,6 +52,38 @@ class ImageRecipe(Recipe):
             labels = [seed % model.num_classes for seed in range(64)]
         return model.generate(range(64), labels)
 
+    def evaluate(
+        self,
+        model: Any,
+        data: Any,
+        *,
+        split: str = "test",
+        limit: int | None = None,
+        progress: Any = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Distance from real images, diversity and speed; see `evaluate_generator`.
+
+        Args:
+            model: The model.
+            data: What `open_data` returned.
+            split: "test", "validation" or "train".
+            limit: Fewer images than the usual 10,000.
+            progress: Called with the number of images generated, and their total.
+            **options: Of autoencoders alone: not used here.
+        """
+        from kgen.evaluation import evaluate_generator
+        from kgen.evaluation.generators import NUM_IMAGES
+
+        return evaluate_generator(
+            model,
+            data,
+            split=split,
+            num_images=min(limit or NUM_IMAGES, NUM_IMAGES),
+            seed=self.seed,
+            progress=progress,
+        )
+
     def _binarize(self) -> str | None:
         """How pixels become black or white, or None: they stay as they are."""
         return None

@@ -107,12 +107,20 @@ class VAERecipe(ImageRecipe):
         return model
 
     def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
-        """Bound, likelihood, reconstruction and speed; see `evaluate_autoencoder`."""
+        """As an autoencoder, and as a generator: see the two functions.
+
+        Args:
+            model: The model.
+            data: What `open_data` returned.
+            **options: Of `evaluate_autoencoder`. Generated images are compared with
+                10,000 at most in any case.
+        """
         from kgen.evaluation import evaluate_autoencoder
 
-        return evaluate_autoencoder(
+        records = evaluate_autoencoder(
             model, data, binarize=self._binarize(), seed=self.seed, **options
         )
+        return records + super().evaluate(model, data, **options)
 
     def _binarize(self) -> str | None:
         if self.binarize != "auto":

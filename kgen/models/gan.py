@@ -146,7 +146,7 @@ class GAN(GenerativeModel):
         )
         self.built = True
 
-    def compile(
+    def compile(  # type: ignore[override]  # two optimizers in place of one
         self,
         generator_optimizer: str | keras.optimizers.Optimizer | None = None,
         discriminator_optimizer: str | keras.optimizers.Optimizer | None = None,
@@ -525,7 +525,8 @@ class GAN(GenerativeModel):
                     self.width,
                     getattr(self, f"{name}_normalization"),
                 )
-        takes, returns = (self.latent_dim,), self.image_shape
+        takes: tuple[int, ...] = (self.latent_dim,)
+        returns = self.image_shape
         if not generates:
             takes, returns = self.image_shape, (1,)
         inputs, _, _ = make_inputs(takes, self.num_classes)

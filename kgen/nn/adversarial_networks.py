@@ -93,7 +93,7 @@ def residual_discriminator(image_shape, latent_dim, num_classes, width, normaliz
     _, widths = _levels(image_shape, width)
     inputs, hidden, labels = make_inputs(image_shape, num_classes)
     spectral = "spectral" if normalization == "spectral" else "none"
-    hidden = _conv(widths[0], 3, spectral)(hidden)
+    hidden = _conv(widths[0], 3, normalization)(hidden)
     for level_width in widths:
         shortcut = _conv(level_width, 1, spectral)(layers.AveragePooling2D(2)(hidden))
         hidden = layers.ReLU()(_norm(hidden, normalization))
@@ -169,7 +169,7 @@ def _levels(image_shape, width):
     The sides are halved until one is 4 or odd; the width doubles, up to eightfold.
     """
     height, image_width, _ = image_shape
-    widths = []
+    widths: list[int] = []
     while min(height, image_width) > 4 and height % 2 == 0 and image_width % 2 == 0:
         height, image_width = height // 2, image_width // 2
         widths.append(width * min(2 ** len(widths), 8))

@@ -10,60 +10,72 @@ import tensorflow as tf
 from keras import ops
 
 
-class _SpectralNormalized:
-    """Divides a layer's kernel by its largest singular value.
+@keras.saving.register_keras_serializable(package="kgen")
+class SpectralConv2D(keras.layers.Conv2D):
+    """`keras.layers.Conv2D` whose kernel's largest singular value is 1; no activation.
 
-    The value is followed by one power iteration a training call (Miyato et al., 2018,
-    Spectral Normalization for Generative Adversarial Networks, algorithm 1); the
-    gradient flows through the division, and not through the iteration.
+    The value is followed by one power iteration a training call; the gradient flows
+    through the division by it, and not through the iteration.
+
+    Reference:
+        Miyato et al., 2018, Spectral Normalization for Generative Adversarial Networks,
+        algorithm 1.
     """
 
     def build(self, input_shape):
-        """Makes the layer's weights and the left singular vector that is followed."""
+        """Makes the layer's weights and the singular vector that is followed."""
         super().build(input_shape)
-        self.left = self.add_weight(
-            shape=(self._kernel.shape[-1], 1),
-            initializer="random_normal",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
-            name="left",
-        )
+        self.left = _left_vector(self)
 
-    # Keras's layers save their kernel and bias by name, and nothing else.
+    def call(self, inputs, training=False):
+        """Convolves with the normalised kernel."""
+        outputs = self.convolution_op(inputs, _normalized_kernel(self, training))
+        return outputs + self.bias if self.use_bias else outputs
+
+    # Keras's own save the kernel and the bias, and nothing else.
     save_own_variables = keras.layers.Layer.save_own_variables
     load_own_variables = keras.layers.Layer.load_own_variables
 
+
+@keras.saving.register_keras_serializable(package="kgen")
+class SpectralDense(keras.layers.Dense):
+    """`keras.layers.Dense`, normalised as `SpectralConv2D` is; no activation."""
+
+    def build(self, input_shape):
+        """Makes the layer's weights and the singular vector that is followed."""
+        super().build(input_shape)
+        self.left = _left_vector(self)
+
     def call(self, inputs, training=False):
-        """The layer's own map, with the normalised kernel."""
-        matrix = tf.cast(tf.convert_to_tensor(self._kernel), tf.float32)
-        matrix = tf.reshape(matrix, [-1, matrix.shape[-1]])  # [inputs, outputs]
-        left = self.left.value
-        fixed = tf.stop_gradient(matrix)
-        right = tf.math.l2_normalize(fixed @ left)  # [inputs, 1]
-        if training:
-            left = tf.math.l2_normalize(tf.transpose(fixed) @ right)
-            self.left.assign(left)
-        largest = tf.squeeze(tf.transpose(right) @ matrix @ left)
-        return self._apply(inputs, self._kernel / ops.cast(largest, self.compute_dtype))
-
-
-@keras.saving.register_keras_serializable(package="kgen")
-class SpectralConv2D(_SpectralNormalized, keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with a spectrally normalised kernel; no activation."""
-
-    def _apply(self, inputs, kernel):
-        outputs = self.convolution_op(inputs, kernel)
+        """Multiplies by the normalised kernel."""
+        outputs = ops.matmul(inputs, _normalized_kernel(self, training))
         return outputs + self.bias if self.use_bias else outputs
 
+    save_own_variables = keras.layers.Layer.save_own_variables
+    load_own_variables = keras.layers.Layer.load_own_variables
 
-@keras.saving.register_keras_serializable(package="kgen")
-class SpectralDense(_SpectralNormalized, keras.layers.Dense):
-    """`keras.layers.Dense` with a spectrally normalised kernel; no activation."""
 
-    def _apply(self, inputs, kernel):
-        outputs = ops.matmul(inputs, kernel)
-        return outputs + self.bias if self.use_bias else outputs
+def _left_vector(layer):
+    return layer.add_weight(
+        shape=(layer._kernel.shape[-1], 1),
+        initializer="random_normal",
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+        name="left",
+    )
+
+
+def _normalized_kernel(layer, training):
+    matrix = tf.cast(tf.convert_to_tensor(layer._kernel), tf.float32)
+    matrix = tf.reshape(matrix, [-1, matrix.shape[-1]])  # [inputs, outputs]
+    fixed, left = tf.stop_gradient(matrix), layer.left.value
+    right = tf.math.l2_normalize(fixed @ left)  # [inputs, 1]
+    left = tf.math.l2_normalize(tf.transpose(fixed) @ right)  # [outputs, 1]
+    if training:
+        layer.left.assign(left)
+    largest = tf.squeeze(tf.transpose(right) @ matrix @ left)
+    return layer._kernel / tf.cast(largest, layer.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="kgen")

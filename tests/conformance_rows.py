@@ -110,7 +110,12 @@ def evaluate_generator(model, arrays):
     return evaluation.evaluate_generator(model, data.open_images(arrays))
 
 
-def gan_row(name: str, image_shape: tuple[int, int, int], **arguments: Any) -> Row:
+def gan_row(
+    name: str,
+    image_shape: tuple[int, int, int],
+    learning_rate: float = 3e-3,
+    **arguments: Any,
+) -> Row:
     """A row of a GAN that makes such images."""
     num_classes = arguments.get("num_classes")
     return Row(
@@ -121,7 +126,7 @@ def gan_row(name: str, image_shape: tuple[int, int, int], **arguments: Any) -> R
         conditions=("labels",) if num_classes else (),
         loss="discriminator_loss",
         optimizers=("generator_optimizer", "discriminator_optimizer"),
-        learning_rate=1e-2,
+        learning_rate=learning_rate,
     )
 
 
@@ -183,6 +188,7 @@ ROWS = [
     gan_row(
         "r3gan: relativistic, R1, R2",
         (8, 8, 1),
+        learning_rate=1e-2,
         network="r3gan",
         width=4,
         adversarial_loss="relativistic",

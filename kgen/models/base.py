@@ -262,6 +262,10 @@ class GenerativeModel(keras.Model):
         """
         num_rows = tf.shape(rows, out_type=tf.int64)[0]
         position = self._first_row(rows.shape[0], num_rows) + tf.range(num_rows)
+        with tf.control_dependencies([rows]):
+            # Noise waits, too, until a batch is found right: it may be all that a
+            # network sees, such as a generator whose batch norm averages it.
+            position = tf.identity(position)
         step = 0 if stream == random.STREAM_TEST else self.step.value
         return random.keys(self.seed, stream, step, position)
 

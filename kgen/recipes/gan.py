@@ -16,13 +16,13 @@ Normalization = Literal["batch", "group", "spectral", "none"]
 class GANRecipe(ImageRecipe):
     """Generative adversarial network: sharp images from noise (default: 8x8 digits).
 
-    Lab record. TensorFlow 2.21, Keras 3.15, float32, seed 0, one run, on two cores of an
-    AMD EPYC, 2026-11-25.
+    Lab record. TensorFlow 2.21, Keras 3.15, float32, seed 0, one run, on two cores of
+    an AMD EPYC, 2026-11-25.
 
     `kgen fit gan`: 38 s beside other work. Against 179 validation images, in
-    `kgen-random-v1`: Frechet distance 0.434 (0.362 to 0.434 over three sets of generated
-    images; as many training images 0.175; independent pixels 0.618), precision 0.72,
-    recall 0.84, density 0.42, coverage 0.62. Options not tuned yet.
+    `kgen-random-v1`: Frechet distance 0.434 (0.362 to 0.434 over three sets of
+    generated images; as many training images 0.175; independent pixels 0.618),
+    precision 0.72, recall 0.84, density 0.42, coverage 0.62. Options not tuned yet.
     """
 
     recipe_name: ClassVar[str] = "gan"

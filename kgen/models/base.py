@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from kgen.models.inputs import assert_values
 from kgen.nn import gradients, random
+from kgen.nn.image_networks import make_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +60,7 @@ class GenerativeModel(keras.Model):
         super().__init__(**kwargs)
         # Schedules and noise are functions of this counter and of nothing else: it is
         # saved with the model, so a resumed run goes on where it was.
-        self.step = self.add_weight(
-            shape=(),
-            dtype="int64",
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="step",
-        )
+        self.step = self.add_counter("step")
         self.seed = 0
         # Arguments that are Keras layers of the user's, by name; None for the default.
         self.own_networks: dict[str, keras.layers.Layer | None] = {}
@@ -74,6 +68,17 @@ class GenerativeModel(keras.Model):
         self._non_finite: dict[str, keras.metrics.Metric] = {}
         self._graphs: dict[str, Any] = {}
         self._optimizers: dict[str, keras.optimizers.Optimizer] = {}
+
+    def add_counter(self, name: str) -> keras.Variable:
+        """Adds a whole number that is saved with the model, 0 at first."""
+        return self.add_weight(
+            shape=(),
+            dtype="int64",
+            initializer="zeros",
+            trainable=False,
+            aggregation="only_first_replica",
+            name=name,
+        )
 
     def compile(
         self,
@@ -312,6 +317,49 @@ class GenerativeModel(keras.Model):
             )
         num_classes = getattr(self, "num_classes", None)
         return assert_values(batch, self.image_shape, num_classes)
+
+    def one_hot_labels(self, labels: Any) -> tf.Tensor | None:
+        """What the networks get: [batch, num_classes], or None without classes.
+
+        Raises:
+            ValueError: If a conditional model gets none.
+        """
+        if self.num_classes is None:
+            return None
+        if labels is None:
+            raise ValueError(
+                f"A conditional {type(self).__name__} needs labels with its images. "
+                f"Received: num_classes={self.num_classes} and a batch without "
+                '"labels". Use data with labels, or num_classes=None.'
+            )
+        return tf.one_hot(labels, self.num_classes)
+
+    def check_network(
+        self,
+        name: str,
+        network: keras.layers.Layer,
+        takes: tuple[int, ...],
+        returns: tuple[int, ...],
+    ) -> keras.layers.Layer:
+        """Calls a network symbolically, which builds it, and returns it if it fits.
+
+        Args:
+            name: Of the argument it may have come from.
+            network: Takes rows, and one-hot labels if there are classes.
+            takes: Shape of a row.
+            returns: Shape that a row must be mapped to.
+
+        Raises:
+            ValueError: If it is mapped to another.
+        """
+        inputs, _, _ = make_inputs(takes, self.num_classes)
+        shape = tuple(network(inputs).shape[1:])
+        if shape != returns:
+            raise ValueError(
+                f"`{name}` must map rows of shape {takes} to rows of shape {returns}. "
+                f"Received: one that returns rows of shape {shape}."
+            )
+        return network
 
     def float32_clone(self) -> GenerativeModel:
         """Returns this model computing in float32: itself, or a copy of its weights."""

@@ -12,11 +12,16 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.models.base import GenerativeModel, Signature, layers_of_policy
-from kgen.models.inputs import check_labels, check_seeds, example_rows, scale_images
+from kgen.models.inputs import (
+    check_labels,
+    check_latents,
+    check_seeds,
+    example_rows,
+    scale_images,
+)
 from kgen.nn import adversarial_networks, gradients, losses, optimizers, random
 from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS
 from kgen.nn.augmentation import AUGMENTATIONS, augment
-from kgen.nn.image_networks import make_inputs
 from kgen.nn.losses import ADVERSARIAL_LOSSES
 from kgen.nn.metrics import Diversity
 from kgen.nn.schedules import cosine_ramp, ema_decay
@@ -129,14 +134,7 @@ class GAN(GenerativeModel):
         self.generator = self._make_network("generator", generator)
         self.discriminator = self._make_network("discriminator", discriminator)
         self.average_generator = self._make_average() if ema_half_life else None
-        self.images_seen = self.add_weight(
-            shape=(),
-            dtype="int64",
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-            name="images_seen",
-        )
+        self.images_seen = self.add_counter("images_seen")
         if self._penalized:
             self.add_log_metrics(keras.metrics.Mean(name="penalty"))
         names = ("discriminator_loss", "generator_loss", "discriminator_accuracy")
@@ -310,15 +308,7 @@ class GAN(GenerativeModel):
 
     def _images_and_labels(self, batch):
         images = 2.0 * scale_images(batch["images"]) - 1.0
-        if self.num_classes is None:
-            return images, None
-        if batch.get("labels") is None:
-            raise ValueError(
-                "A conditional GAN needs labels with its images. Received: "
-                f'num_classes={self.num_classes} and a batch without "labels". Use '
-                "data with labels, or num_classes=None."
-            )
-        return images, tf.one_hot(batch["labels"], self.num_classes)
+        return images, self.one_hot_labels(batch.get("labels"))
 
     # -- use ----------------------------------------------------------------
 
@@ -351,12 +341,7 @@ class GAN(GenerativeModel):
 
     def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
         """Maps latents to images: [n, height, width, channels]."""
-        latents = np.asarray(latents, np.float32)
-        if latents.shape[1:] != (self.latent_dim,):
-            raise ValueError(
-                f"`latents` must have the shape [n, {self.latent_dim}]. "
-                f"Received: {latents.shape}."
-            )
+        latents = check_latents(latents, self.latent_dim)
         labels = check_labels(labels, len(latents), self.num_classes)
         return self.run_signature("decode", latents=latents, labels=labels)
 
@@ -368,8 +353,7 @@ class GAN(GenerativeModel):
             labels["labels"] = tf.TensorSpec([None], tf.int32)
 
         def decode(latents, labels=None):
-            one_hot = None if labels is None else tf.one_hot(labels, self.num_classes)
-            images = self._images_from(generator, latents, one_hot)
+            images = self._images_from(generator, latents, self.one_hot_labels(labels))
             return {"images": tf.clip_by_value(0.5 * (images + 1.0), 0.0, 1.0)}
 
         def generate(seeds, labels=None):
@@ -509,10 +493,7 @@ class GAN(GenerativeModel):
         )
 
     def _make_network(self, name, own):
-        """Returns the user's network, or the default one for this image shape.
-
-        It is called symbolically: that builds it, and shows what it returns.
-        """
+        """Returns the user's network, or the default one for this image shape."""
         generates = name == "generator"
         network = own
         if own is None:
@@ -529,20 +510,12 @@ class GAN(GenerativeModel):
         returns = self.image_shape
         if not generates:
             takes, returns = self.image_shape, (1,)
-        inputs, _, _ = make_inputs(takes, self.num_classes)
-        shape = tuple(network(inputs).shape[1:])
-        if shape != returns:
-            raise ValueError(
-                f"`{name}` must map rows of shape {takes} to rows of shape {returns}. "
-                f"Received: one that returns rows of shape {shape}."
-            )
-        return network
+        return self.check_network(name, network, takes, returns)
 
     def _make_average(self):
         """A copy of the generator that is not trained."""
         average = type(self.generator).from_config(self.generator.get_config())
-        inputs, _, _ = make_inputs((self.latent_dim,), self.num_classes)
-        average(inputs)
+        self.check_network("generator", average, (self.latent_dim,), self.image_shape)
         average.set_weights(self.generator.get_weights())
         average.trainable = False
         return average

@@ -93,6 +93,20 @@ def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def check_latents(latents: Any, latent_dim: int) -> np.ndarray:
+    """Returns latents as float32 [n, latent_dim].
+
+    Raises:
+        ValueError: On another shape.
+    """
+    array = np.asarray(latents, np.float32)
+    if array.shape[1:] != (latent_dim,):
+        raise ValueError(
+            f"`latents` must have the shape [n, {latent_dim}]. Received: {array.shape}."
+        )
+    return array
+
+
 def check_labels(
     labels: Any, num_rows: int, num_classes: int | None
 ) -> np.ndarray | None:

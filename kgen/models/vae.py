@@ -15,6 +15,7 @@ from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
 from kgen.models.inputs import (
     check_images,
     check_labels,
+    check_latents,
     check_seeds,
     example_rows,
     scale_images,
@@ -280,12 +281,7 @@ class VAE(GenerativeModel):
 
     def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
         """Returns the mean images of latents: [n, height, width, channels]."""
-        latents = np.asarray(latents, np.float32)
-        if latents.shape[1:] != (self.latent_dim,):
-            raise ValueError(
-                f"`latents` must have the shape [n, {self.latent_dim}]. "
-                f"Received: {latents.shape}."
-            )
+        latents = check_latents(latents, self.latent_dim)
         labels = check_labels(labels, len(latents), self.num_classes)
         return self.run_signature("decode", latents=latents, labels=labels)
 
@@ -456,7 +452,7 @@ class VAE(GenerativeModel):
         prior = () if self.flow is None else (self.flow,)
 
         def decode(latents, labels=None):
-            output = self._decode(latents, self._one_hot(labels))
+            output = self._decode(latents, self.one_hot_labels(labels))
             return {"images": LIKELIHOODS[self.likelihood].mean(output)}
 
         def generate(seeds, labels=None):
@@ -506,18 +502,7 @@ class VAE(GenerativeModel):
 
     def _images_and_labels(self, batch):
         images = scale_images(tf.convert_to_tensor(batch["images"]))
-        if self.num_classes is not None and batch.get("labels") is None:
-            raise ValueError(
-                "A conditional VAE needs labels with its images. Received: "
-                f'num_classes={self.num_classes} and a batch without "labels". Use '
-                "data with labels, or num_classes=None."
-            )
-        return images, self._one_hot(batch.get("labels"))
-
-    def _one_hot(self, labels):
-        if self.num_classes is None:
-            return None
-        return tf.one_hot(labels, self.num_classes)  # [b, num_classes]
+        return images, self.one_hot_labels(batch.get("labels"))
 
     def _checked(self, images, labels):
         images = check_images(images, self.image_shape)
@@ -575,10 +560,7 @@ class VAE(GenerativeModel):
         )
 
     def _make_network(self, name, own):
-        """Returns the user's network, or the default one for this image shape.
-
-        It is called symbolically: that builds it, and shows what it returns.
-        """
+        """Returns the user's network, or the default one for this image shape."""
         encodes = name == "encoder"
         vector = (2 * self.latent_dim if encodes else self.latent_dim,)
         network = own
@@ -595,14 +577,7 @@ class VAE(GenerativeModel):
         takes, returns = self.image_shape, vector
         if not encodes:
             takes, returns = returns, takes
-        inputs, _, _ = image_networks.make_inputs(takes, self.num_classes)
-        shape = tuple(network(inputs).shape[1:])
-        if shape != returns:
-            raise ValueError(
-                f"`{name}` must map rows of shape {takes} to rows of shape {returns}. "
-                f"Received: one that returns rows of shape {shape}."
-            )
-        return network
+        return self.check_network(name, network, takes, returns)
 
     def health(self, logs: dict[str, float]) -> list[str]:
         """Names posterior collapse: an encoder that tells the decoder nothing."""

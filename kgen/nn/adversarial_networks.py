@@ -30,11 +30,8 @@ def dcgan_generator(image_shape, latent_dim, num_classes, width, normalization):
         Convolutional Generative Adversarial Networks.
     """
     grid, widths = _levels(image_shape, width)
-    inputs, latents, labels = make_inputs((latent_dim,), num_classes)
-    hidden = _dense(math.prod(grid) * widths[-1], normalization)(
-        with_labels(latents, labels)
-    )
-    hidden = layers.Reshape((*grid, widths[-1]))(hidden)
+    first = _dense(math.prod(grid) * widths[-1], normalization)
+    inputs, hidden = _coarsest(latent_dim, num_classes, grid, first)
     hidden = layers.ReLU()(_norm(hidden, normalization))
     for level_width in reversed(widths[:-1]):
         hidden = layers.Conv2DTranspose(
@@ -42,8 +39,7 @@ def dcgan_generator(image_shape, latent_dim, num_classes, width, normalization):
         )(hidden)
         hidden = layers.ReLU()(_norm(hidden, normalization))
     images = layers.Conv2DTranspose(image_shape[-1], 4, 2, "same")(hidden)
-    images = layers.Activation("tanh", dtype="float32")(images)
-    return keras.Model(inputs, images, name="generator")
+    return _bounded(inputs, images)
 
 
 def dcgan_discriminator(image_shape, latent_dim, num_classes, width, normalization):
@@ -67,11 +63,8 @@ def residual_generator(image_shape, latent_dim, num_classes, width, normalizatio
         Networks, table 4; widths double from level to level here.
     """
     grid, widths = _levels(image_shape, width)
-    inputs, latents, labels = make_inputs((latent_dim,), num_classes)
-    hidden = _dense(math.prod(grid) * widths[-1], normalization)(
-        with_labels(latents, labels)
-    )
-    hidden = layers.Reshape((*grid, widths[-1]))(hidden)
+    first = _dense(math.prod(grid) * widths[-1], normalization)
+    inputs, hidden = _coarsest(latent_dim, num_classes, grid, first)
     for level_width in reversed([widths[0], *widths[:-1]]):
         shortcut = _conv(level_width, 1, normalization)(hidden)
         shortcut = layers.UpSampling2D()(shortcut)
@@ -83,8 +76,7 @@ def residual_generator(image_shape, latent_dim, num_classes, width, normalizatio
         hidden = layers.Add()([hidden, shortcut])
     hidden = layers.ReLU()(_norm(hidden, normalization))
     images = layers.Conv2D(image_shape[-1], 3, padding="same")(hidden)
-    images = layers.Activation("tanh", dtype="float32")(images)
-    return keras.Model(inputs, images, name="generator")
+    return _bounded(inputs, images)
 
 
 def residual_discriminator(image_shape, latent_dim, num_classes, width, normalization):
@@ -116,9 +108,8 @@ def r3gan_generator(image_shape, latent_dim, num_classes, width, normalization):
     del normalization  # It has none.
     grid, widths = _levels(image_shape, width)
     widths = [widths[0], *widths]  # one more, at the full size
-    inputs, latents, labels = make_inputs((latent_dim,), num_classes)
-    hidden = layers.Dense(math.prod(grid) * widths[-1])(with_labels(latents, labels))
-    hidden = layers.Reshape((*grid, widths[-1]))(hidden)
+    first = layers.Dense(math.prod(grid) * widths[-1])
+    inputs, hidden = _coarsest(latent_dim, num_classes, grid, first)
     for level in reversed(range(len(widths))):
         if hidden.shape[-1] != widths[level]:
             hidden = layers.Conv2D(widths[level], 1, use_bias=False)(hidden)
@@ -127,8 +118,7 @@ def r3gan_generator(image_shape, latent_dim, num_classes, width, normalization):
         if level > 0:
             hidden = layers.UpSampling2D(interpolation="bilinear")(hidden)
     images = layers.Conv2D(image_shape[-1], 1)(hidden)
-    images = layers.Activation("tanh", dtype="float32")(images)
-    return keras.Model(inputs, images, name="generator")
+    return _bounded(inputs, images)
 
 
 def r3gan_discriminator(image_shape, latent_dim, num_classes, width, normalization):
@@ -176,14 +166,27 @@ def _levels(image_shape, width):
     return (height, image_width), widths
 
 
+def _coarsest(latent_dim, num_classes, grid, dense):
+    """A generator's inputs, and what a first dense layer makes of them on a grid."""
+    inputs, latents, labels = make_inputs((latent_dim,), num_classes)
+    hidden = dense(with_labels(latents, labels))
+    return inputs, layers.Reshape((*grid, dense.units // math.prod(grid)))(hidden)
+
+
+def _bounded(inputs, images):
+    """A generator whose images are bounded by tanh, in float32."""
+    images = layers.Activation("tanh", dtype="float32")(images)
+    return keras.Model(inputs, images, name="generator")
+
+
 def _score(inputs, features, labels, normalization):
     """The discriminator's last layer: a logit, and the projection of the labels."""
-    logits = _dense(1, "none" if normalization != "spectral" else "spectral")(features)
+    spectral = normalization == "spectral"
+    logits = _dense(1, "spectral" if spectral else "none")(features)
     if labels is not None:
-        dim = features.shape[-1]
-        options = {"use_bias": False}
-        embedding = SpectralDense if normalization == "spectral" else layers.Dense
-        projection = layers.Dot(axes=1)([features, embedding(dim, **options)(labels)])
+        embedding = SpectralDense if spectral else layers.Dense
+        classes = embedding(features.shape[-1], use_bias=False)(labels)
+        projection = layers.Dot(axes=1)([features, classes])
         logits = layers.Add()([logits, projection])
     return keras.Model(inputs, logits, name="discriminator")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 _EXAMPLE = (
     'Set it to {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
-    '"worker", "index": 0}} on each worker, with its own index; on a single machine, do '
-    "without it."
+    '"worker", "index": 0}} on each worker, with its own index; on a single machine, '
+    "do without it."
 )
 
 
@@ -92,7 +92,7 @@ def wait_for_cluster(
     Args:
         cluster: All processes; each of them has to call this.
         timeout_seconds: How long to wait.
-        report: Called with a line, if there is anybody to wait for.
+        report: Called with a line, once it takes more than seconds.
 
     Raises:
         OSError: If the port of this process is taken.
@@ -114,21 +114,20 @@ def wait_for_cluster(
         ) from error
     # The others find this listener, or, when it is closed, TensorFlow's own.
     with listener:
-        deadline = time.monotonic() + timeout_seconds
+        started = time.monotonic()
         missing = [a for a in cluster.addresses if a != cluster.own_address]
         said = False
         while missing := [a for a in missing if not _answers(a)]:
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - started
+            if waited > timeout_seconds:
                 raise TimeoutError(
                     "All workers must start within `worker_timeout`, here "
                     f"{timeout_seconds:g} seconds. Received no answer from: "
                     f"{', '.join(missing)}. Look at what these print, check the "
                     "addresses in TF_CONFIG and the firewalls, or give them more time."
                 )
-            if not said:
-                report(
-                    f"waiting up to {timeout_seconds:g} s for {', '.join(missing)}"
-                )
+            if waited > 5 and not said:
+                report(f"waiting up to {timeout_seconds:g} s for {', '.join(missing)}")
                 said = True
             time.sleep(0.2)
 
@@ -148,7 +147,7 @@ def _kind(name: Any, text: str) -> str:
 
 
 def _addresses(addresses: Any, text: str) -> list[str]:
-    lines = addresses if isinstance(addresses, list) else [None]
+    lines: list[Any] = addresses if isinstance(addresses, list) else [None]
     found = [re.fullmatch(r"\S+:(\d{1,5})", str(line)) for line in lines]
     if not all(match and 0 < int(match[1]) < 2**16 for match in found):
         raise _refusal(text, 'list the addresses of all workers, each "host:port"')

@@ -192,7 +192,7 @@ def _multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
             rpc_layer="grpc",
         )
     )
-    # TensorFlow now catches SIGTERM, with which Kubernetes ends a pod, and does nothing.
+    # Kubernetes ends a pod with SIGTERM, which TensorFlow now catches and ignores.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
     return strategy

@@ -100,6 +100,8 @@ class GenerativeModel(keras.Model):
             raise ValueError(
                 f"`seed` must be a non-negative integer. Received: seed={seed}"
             )
+        if tf.distribute.has_strategy():
+            steps_per_execution = 1  # https://github.com/keras-team/keras/issues/19246
         super().compile(
             optimizer=optimizer,
             steps_per_execution=steps_per_execution,

@@ -57,7 +57,7 @@ class Recipe:
         "auto", "How to spread over devices and machines."
     )
     steps_per_execution: int = option(
-        32, "Steps in one call of the compiled function, 1 or more."
+        32, "Steps in one call of the compiled function; 1 with several replicas."
     )
     worker_timeout: float = option(
         600.0, "Seconds to wait for the other workers to start, above 0."

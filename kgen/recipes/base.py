@@ -302,7 +302,10 @@ class Recipe:
         present = {device.device_type for device in tf.config.list_logical_devices()}
         kind = next(kind for kind in ("TPU", "GPU", "CPU") if kind in present)
         count = strategy.num_replicas_in_sync
-        devices = f"{count} replicas on {kind}, processes: {num_processes(strategy)}"
+        processes = num_processes(strategy)
+        devices = f"{count} replicas on {kind}, in {processes} processes"
+        if processes == 1:
+            devices = f"{count} replicas on {kind}"
         if count == 1:
             devices = f"one {kind}"
         steps = pipeline.steps_per_epoch

@@ -115,7 +115,8 @@ def check_same_run(strategy: tf.distribute.Strategy, record: dict[str, Any]) -> 
         strategy,
         zlib.crc32(json.dumps(same, sort_keys=True).encode()),
         "All workers must be started with the same options, data and versions",
-        "Give each the same command and the same files.",
+        "Give each the same command, the same data with the same file times, and, to "
+        "resume, the same folder.",
     )
 
 

@@ -93,6 +93,7 @@ class GenerativeModel(keras.Model):
             gradient_clip_norm: Largest norm of the whole gradient, or None.
             steps_per_execution: Steps in one call of the compiled function. 32 or more
                 makes small models markedly faster; logs are seen that much less often.
+                Under a distribution strategy it is 1: Keras fails with more there.
             jit_compile: Whether XLA compiles the step. Slower for convolutions on CPU.
             run_eagerly: Whether to run without a graph, for debugging.
         """

@@ -13,6 +13,11 @@ _PYTHON_ERROR = re.compile(
 # What TensorFlow adds to the text of an error: the node before, the op behind it.
 _GRAPH_DETAILS = re.compile(r"\{\{.*?\}\} |\s*\[Op:.*")
 
+# The other end of a broken connection, or one that heartbeats no longer come from.
+_GONE = re.compile(
+    r"(?:remote target |sending heartbeats\):\s*)/job:(\w+)/replica:0/task:(\d+)"
+)
+
 
 class Interrupted(Exception):
     """Ctrl-C, with the line that says what to type next."""
@@ -34,6 +39,13 @@ def describe(error: Exception) -> str:
     stand alone. Any other is named with its type and the way to the traceback.
     """
     if type(error).__module__.startswith("tensorflow"):
+        if type(error).__name__ == "UnavailableError":  # Of collectives, no other op.
+            return (
+                "All workers must go on to the end, and one has stopped or cannot be "
+                f"reached; what it printed says why. Received: {_unavailable(error)} "
+                "Start all of them again with --resume: they go on from the last "
+                "checkpoint."
+            )
         raised_in_graph = _PYTHON_ERROR.search(str(error))
         if raised_in_graph:
             return _one_line(raised_in_graph.group(1))
@@ -48,6 +60,12 @@ def describe(error: Exception) -> str:
     name = type(error).__name__
     line = _GRAPH_DETAILS.sub("", line.strip().removeprefix(f"{name}: "))
     return f"{name}: {line} (Run again with --debug for the traceback.)"
+
+
+def _unavailable(error: Exception) -> str:
+    """Returns what TensorFlow knows of the worker that is gone: its task, at best."""
+    task = _GONE.search(str(error))
+    return f"{task[1]} {task[2]} is gone." if task else "a lost connection."
 
 
 def _is_raised_by_kgen(error: Exception) -> bool:

@@ -123,6 +123,21 @@ class Pipeline:
             return self.num_rows // self.batch_size
         return -(-self.num_rows // self.batch_size)
 
+    def check_divides(self, shares: int) -> None:
+        """Checks that a batch has the same number of rows for each replica.
+
+        Raises:
+            ValueError: With `drop_remainder`, if the batch size does not divide by the
+                number of shares.
+        """
+        if self.drop_remainder and self.batch_size % shares:
+            down = max(self.batch_size // shares, 1) * shares
+            raise ValueError(
+                "`batch_size` must be divisible by the number of replicas, here "
+                f"{shares}. Received: batch_size={self.batch_size}. Try {down} or "
+                f"{down + shares}."
+            )
+
     def dataset(
         self, *, skip: int = 0, rank: int = 0, num_ranks: int = 1, replicas: int = 1
     ) -> tf.data.Dataset:
@@ -160,13 +175,7 @@ class Pipeline:
                 "`replicas` must be at least 1 and `rank` in [0, num_ranks). Received: "
                 f"rank={rank}, num_ranks={num_ranks}, replicas={replicas}"
             )
-        if self.drop_remainder and self.batch_size % shares:
-            down = max(self.batch_size // shares, 1) * shares
-            raise ValueError(
-                "`batch_size` must be divisible by the number of replicas, here "
-                f"{num_ranks} ranks x {replicas}. Received: "
-                f"batch_size={self.batch_size}. Try {down} or {down + shares}."
-            )
+        self.check_divides(shares)
         every_batch_is_full = self.drop_remainder or not self.num_rows % self.batch_size
         rows_per_share = None
         elements_per_read = 1

@@ -99,6 +99,7 @@ class GenerativeModel(keras.Model):
             gradient_clip_norm: Largest norm of the whole gradient, or None.
             steps_per_execution: Steps in one call of the compiled function. 32 or more
                 makes small models markedly faster; logs are seen that much less often.
+                Under a distribution strategy it is 1: Keras fails with more there.
             jit_compile: Whether XLA compiles the step. Slower for convolutions on CPU.
             run_eagerly: Whether to run without a graph, for debugging.
         """
@@ -128,7 +129,7 @@ class GenerativeModel(keras.Model):
                 LearningRateScheduler drive.
             seed: As for `compile`.
             gradient_clip_norm: Likewise, for the gradient of each optimizer.
-            **options: Keras's.
+            **options: The others of `compile`.
         """
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(
@@ -152,6 +153,8 @@ class GenerativeModel(keras.Model):
                 optimizer.build(variables)
             self._optimizers[name] = optimizer
             setattr(self, name, optimizer)
+        if tf.distribute.has_strategy():  # keras-team/keras issue 19246
+            options["steps_per_execution"] = 1
         super().compile(optimizer=self.optimizers[0], **options)
 
     def get_compile_config(self) -> dict[str, Any]:

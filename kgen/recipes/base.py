@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -56,7 +57,10 @@ class Recipe:
         "auto", "How to spread over devices and machines."
     )
     steps_per_execution: int = option(
-        32, "Steps in one call of the compiled function, 1 or more."
+        32, "Steps in one call of the compiled function; 1 with several replicas."
+    )
+    worker_timeout: float = option(
+        600.0, "Seconds to wait for the other workers to start, above 0."
     )
     jit_compile: bool = option(
         False,
@@ -64,7 +68,7 @@ class Recipe:
         "and slows convolutions down.",
     )
     checkpoint_seconds: float = option(
-        60.0, "Seconds of work that a kill may cost at most."
+        60.0, "Seconds of work that a kill may cost at most; an epoch with workers."
     )
     sample_epochs: int = option(1, "Epochs from one grid of samples to the next.")
     folder: str = option("saved_models", "Folder that holds the runs.")
@@ -79,10 +83,11 @@ class Recipe:
                 raise ValueError(
                     f"`{name}` must be 1 or more. Received: {getattr(self, name)}"
                 )
-        if not self.learning_rate > 0:
-            raise ValueError(
-                f"`learning_rate` must be above 0. Received: {self.learning_rate}"
-            )
+        for name in ("learning_rate", "worker_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"`{name}` must be above 0. Received: {getattr(self, name)}"
+                )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be in [0, 2**63). Received: {self.seed}")
         if self.gradient_clip_norm is not None and not self.gradient_clip_norm > 0:
@@ -160,13 +165,16 @@ class Recipe:
         from kgen import training
         from kgen.training.strategies import is_chief, num_processes
 
-        strategy = training.make_strategy(self.strategy)
+        strategy = training.make_strategy(
+            self.strategy, worker_timeout=self.worker_timeout, report=report
+        )
         chief = is_chief(strategy)
         folder = training.RunFolder(self.run_folder)
         if chief and not dry_run:
             folder.check_free(resume=resume, overwrite=overwrite)
         data = self.open_data(download=not dry_run)
         pipeline, validation = self.pipelines(data)
+        pipeline.check_divides(strategy.num_replicas_in_sync)
         keras.utils.set_random_seed(self.seed % 2**32)  # of the initial weights
         with strategy.scope():
             model = self.make_model(data, pipeline.steps_per_epoch)
@@ -176,11 +184,14 @@ class Recipe:
         if chief:
             for line in self._plan(data, pipeline, model, strategy):
                 report(line)
+        else:
+            report("This worker trains along; the chief reports and writes the files.")
         if dry_run:
             return None
 
+        record = self._record(data, model, strategy)
+        training.check_same_run(strategy, record)
         if chief:
-            record = self._record(data, model, strategy)
             for change in folder.claim(record, resume=resume, overwrite=overwrite):
                 report(f"Warning: not bit for bit as if never stopped: {change}")
         checkpointer = training.Checkpointer(
@@ -191,15 +202,17 @@ class Recipe:
         )
         with strategy.scope():
             restored = resume and checkpointer.restore(model)
-            if resume and not restored and chief:
-                report(f"no checkpoint in {folder.path} yet: starting at step 0")
-            if restored and chief:
-                done = int(model.step.numpy())
-                report(f"resumed at step {done:,} of {total:,}")
-                # The ONNX file is the last to be written: see `_finish`.
-                if done == total and self._onnx_file(folder).is_file():
-                    report("The run is finished; there is nothing left to train.")
-                    return folder.path
+        done = int(model.step.numpy())
+        training.check_same_step(strategy, done, folder.path)
+        if resume and not restored and chief:
+            report(f"no checkpoint in {folder.path} yet: starting at step 0")
+        if restored and chief:
+            report(f"resumed at step {done:,} of {total:,}")
+            # The ONNX file is the last to be written: see `_finish`.
+            if done == total and self._onnx_file(folder).is_file():
+                report("The run is finished; there is nothing left to train.")
+                training.meet(strategy)
+                return folder.path
         progress = training.Progress(
             pipeline.steps_per_epoch, self.batch_size, report, total
         )
@@ -208,7 +221,8 @@ class Recipe:
             callbacks += self.observers(model, folder, progress, report)
         # Last: a checkpoint says that all the other files of its epoch are written.
         callbacks.append(checkpointer)
-        with progress, checkpointer.saving_on_interrupt():
+        bar = progress if chief else contextlib.nullcontext()
+        with bar, checkpointer.saving_on_interrupt():
             training.fit(
                 model,
                 pipeline,
@@ -217,7 +231,11 @@ class Recipe:
                 strategy=strategy,
                 callbacks=callbacks,
             )
-        return self._finish(model, data, folder, report) if chief else None
+        if chief:
+            self._finish(model, data, folder, report)
+        # A worker that had ended would not start again, were the chief killed till now.
+        training.meet(strategy)
+        return folder.path if chief else None
 
     def _take_weights(self, model: Any, run: str) -> None:
         """Gives a new model the weights of a trained one, but not its step."""
@@ -284,10 +302,15 @@ class Recipe:
     def _plan(self, data, pipeline, model, strategy) -> list[str]:
         import tensorflow as tf
 
+        from kgen.training.strategies import num_processes
+
         present = {device.device_type for device in tf.config.list_logical_devices()}
         kind = next(kind for kind in ("TPU", "GPU", "CPU") if kind in present)
         count = strategy.num_replicas_in_sync
-        devices = f"{count} replicas on {kind}, {type(strategy).__name__}"
+        processes = num_processes(strategy)
+        devices = f"{count} replicas on {kind}, in {processes} processes"
+        if processes == 1:
+            devices = f"{count} replicas on {kind}"
         if count == 1:
             devices = f"one {kind}"
         steps = pipeline.steps_per_epoch

@@ -16,6 +16,12 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "checkpoints": ["Checkpointer"],
         "loop": ["fit"],
         "run_folders": ["RunFolder"],
-        "strategies": ["deal", "make_strategy"],
+        "strategies": [
+            "check_same_run",
+            "check_same_step",
+            "deal",
+            "make_strategy",
+            "meet",
+        ],
     },
 )

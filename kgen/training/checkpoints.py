@@ -31,7 +31,8 @@ class Checkpointer(keras.callbacks.Callback):
             written at the end of each epoch, if it is the last one or at least a tenth
             of this time has gone by since the one before.
         mid_epoch: Whether to write in the middle of an epoch. Not with several
-            processes: each knows only its own part of the metrics.
+            processes: each knows only its own part of the metrics, and has a clock of
+            its own. They write at the end of every epoch.
         write: Whether this process writes at all; only the chief does.
     """
 
@@ -118,7 +119,7 @@ class Checkpointer(keras.callbacks.Callback):
         """Saves; the metrics start anew with the next epoch."""
         last = epoch + 1 == self.params.get("epochs")
         due = time.monotonic() - self._saved_at >= self.every_seconds / 10
-        if last or due or self._interrupted:
+        if last or due or self._interrupted or not self.mid_epoch:
             self.save([])
         if self._interrupted:
             raise KeyboardInterrupt

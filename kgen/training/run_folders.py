@@ -33,6 +33,7 @@ IMMATERIAL = (
     "folder",
     "name",
     "sample_epochs",
+    "worker_timeout",
 )
 
 

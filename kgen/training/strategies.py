@@ -1,16 +1,29 @@
-"""Which devices train, and which rows each of them gets."""
+"""Which devices train, which rows each of them gets, and where processes meet."""
 
 import json
 import os
+import signal
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
 from kgen.data.pipeline import Pipeline
+from kgen.training.clusters import Cluster, read_cluster, wait_for_cluster
+from kgen.training.run_folders import IMMATERIAL
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
 
 
-def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
+def make_strategy(
+    name: str = "auto",
+    *,
+    worker_timeout: float = 600.0,
+    report: Callable[[str], None] = lambda line: None,
+) -> tf.distribute.Strategy:
     """Returns a distribution strategy.
 
     Args:
@@ -19,23 +32,28 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
             several processes, as the environment variable TF_CONFIG says. "tpu": the
             TPU that TPU_NAME names. "auto": multiworker if TF_CONFIG is set, tpu if
             TPU_NAME is, mirrored if there are several GPUs, otherwise none.
+        worker_timeout: Seconds to wait for the other processes to start.
+        report: Called with a line while it waits for them.
 
     Raises:
         ValueError: If the name is unknown, or TF_CONFIG or TPU_NAME is missing or
             cannot be read.
+        OSError: If the port that TF_CONFIG gives this process is taken.
+        TimeoutError: If a process of the cluster does not start in time.
     """
     if name not in STRATEGIES:
         raise ValueError(
             f"`strategy` must be one of {', '.join(STRATEGIES)}. "
             f"Received: strategy={name!r}"
         )
-    if name == "auto" and "TF_CONFIG" in os.environ:
+    if name == "auto" and os.environ.get("TF_CONFIG"):
         name = "multiworker"
     if name == "multiworker":
-        _check_tf_config()
-        _keep_kernels_apart()
-        # Before anything else: it refuses once the devices have been listed.
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        cluster = read_cluster(os.environ.get("TF_CONFIG", ""))
+        if len(cluster.addresses) > 1:
+            wait_for_cluster(cluster, worker_timeout, report)
+            return _multi_worker_strategy(cluster)
+        name = "auto"  # A cluster of one is a single machine.
     gpus = tf.config.list_logical_devices("GPU")
     if name == "auto" and "TPU_NAME" in os.environ:
         name = "tpu"
@@ -64,6 +82,65 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 def num_processes(strategy: tf.distribute.Strategy) -> int:
     """How many processes train together."""
     return getattr(strategy.extended, "_num_workers", 1)
+
+
+def meet(strategy: tf.distribute.Strategy, value: int = 0) -> list[int]:
+    """Waits until every process calls this; returns what each gave, the chief's first.
+
+    Args:
+        strategy: As returned by `make_strategy`.
+        value: What the others are to know, in 64 bits.
+    """
+    if num_processes(strategy) == 1:
+        return [value]
+
+    @tf.function
+    def gather():
+        return strategy.gather(strategy.run(lambda: tf.constant([value], tf.int64)), 0)
+
+    local_replicas = strategy.num_replicas_in_sync // num_processes(strategy)
+    return gather().numpy().tolist()[::local_replicas]
+
+
+def check_same_run(strategy: tf.distribute.Strategy, record: dict[str, Any]) -> None:
+    """Checks that all processes train the same model on the same data.
+
+    Raises:
+        ValueError: In every process, if they do not. Training would wait for ever, or
+            come to nothing.
+    """
+    options = {k: v for k, v in record["options"].items() if k not in IMMATERIAL}
+    same = [options, record["data"]["fingerprint"], record["versions"]]
+    _check_same(
+        strategy,
+        zlib.crc32(json.dumps(same, sort_keys=True).encode()),
+        "All workers must be started with the same options, data and versions",
+        "Give each the same command, the same data with the same file times, and, to "
+        "resume, the same folder.",
+    )
+
+
+def check_same_step(strategy: tf.distribute.Strategy, step: int, folder: Path) -> None:
+    """Checks that all processes go on from the same checkpoint.
+
+    Raises:
+        ValueError: In every process, if they do not.
+    """
+    _check_same(
+        strategy,
+        step,
+        "All workers must go on from the same checkpoint, at the same step",
+        f"Put {folder} on a file system that all of them share.",
+    )
+
+
+def _check_same(
+    strategy: tf.distribute.Strategy, value: int, rule: str, way_out: str
+) -> None:
+    values = meet(strategy, value)
+    if len({*values}) > 1:
+        received = ", ".join(map(str, values))
+        raise ValueError(f"{rule}. Received (chief first): {received}. {way_out}")
 
 
 def deal(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int = 0):
@@ -105,22 +182,23 @@ def _keep_kernels_apart() -> None:
     tf.config.optimizer.set_experimental_options(dict.fromkeys(names, False))
 
 
-def _check_tf_config() -> None:
-    text = os.environ.get("TF_CONFIG", "")
-    way_out = (
-        'Set it to {"cluster": {"worker": ["host:port", ...]}, "task": {"type": '
-        '"worker", "index": 0}} on each worker, with its own index.'
-    )
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"TF_CONFIG must be JSON. Received: {text!r} ({error}). {way_out}"
-        ) from error
-    if not isinstance(config, dict) or not {"cluster", "task"} <= config.keys():
-        raise ValueError(
-            f"TF_CONFIG must name a cluster and a task. Received: {text}. {way_out}"
+def _multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
+    _keep_kernels_apart()
+    on_terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    # Before anything else: it refuses once the devices have been listed.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(
+        tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec(cluster.jobs),
+            task_type=cluster.task_type,
+            task_id=cluster.task_index,
+            num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+            rpc_layer="grpc",
         )
+    )
+    # Kubernetes ends a pod with SIGTERM, which TensorFlow now catches and ignores.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)
+    return strategy
 
 
 def _tpu_strategy() -> tf.distribute.Strategy:

@@ -123,6 +123,33 @@ def test_an_error_inside_a_graph_shows_its_python_text():
     assert describe(error) == "Cannot read a.png as an image."
 
 
+@pytest.mark.parametrize(
+    ("text", "received"),
+    [
+        # As TensorFlow 2.21 says it: a killed worker, and one that is silent.
+        (
+            "Graph execution error:\n\nDetected at node x, device /job:worker/replica:0"
+            "/task:1\n\nCollective ops is aborted by: Socket closed\nAdditional GRPC "
+            "error information from remote target /job:chief/replica:0/task:0 while "
+            "calling /tensorflow.WorkerService/RecvBuf",
+            "chief 0 is gone.",
+        ),
+        (
+            "Collective ops is aborted by: Error reported from /job:worker/task:1: The "
+            "following tasks are unhealthy (stopped sending heartbeats):\n"
+            "/job:worker/replica:0/task:2\nThe tasks have crashed.",
+            "worker 2 is gone.",
+        ),
+        ("Socket closed", "a lost connection."),
+    ],
+)
+def test_a_lost_worker_is_named_with_the_way_to_go_on(text, received):
+    unavailable = type("UnavailableError", (Exception,), {"__module__": "tensorflow.x"})
+    line = describe(unavailable(text))
+    assert f"Received: {received} Start all of them again with --resume" in line
+    assert "\n" not in line
+
+
 def test_an_interruption_exits_130_and_says_how_to_go_on(failing, capsys):
     failing(Interrupted("Interrupted. To go on: kgen fit vae --resume"))
     assert run(["fail"]) == 130

@@ -5,9 +5,10 @@ scaled a little; the 5,000 validation images are there to choose settings by, an
 10,000 test images for the number that is printed at the end. It writes the weights as
 float16 and prints their accuracy, as they are in the file, and their SHA-256.
 
-Another machine or number of threads rounds differently and so makes another file: it is
-another feature space, whose distances do not compare with those of `kgen-mnist-v1`. If
-one is ever wanted, give it the next version.
+Run again on the same machine (two cores of an AMD EPYC with AVX-512, TensorFlow 2.21)
+it made the same file, bit for bit. Another machine or number of threads may round
+otherwise, and another file is another feature space, whose distances do not compare
+with those of `kgen-mnist-v1`. If one is ever wanted, give it the next version.
 
     python benchmarks/train_digit_classifier.py --data-dir path/to/tensorflow_datasets
 """

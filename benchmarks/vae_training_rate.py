@@ -13,11 +13,8 @@ anew for each epoch. The sides:
 
 Both PyTorch sides use the fused Adam and `zero_grad(set_to_none=True)`.
 
-Each side is a process of its own. It compiles and trains one epoch to warm up, and
-then one epoch whenever it is its turn, while the others sleep: kgen, dataloader,
-compiled, kgen, dataloader ... So a change of the machine's speed meets all sides alike,
-and a ratio is the median of the ratios of each round. An epoch counts from the start of
-its order to the end of its last step.
+An epoch is a turn (see turns.py), from the start of its order to the end of its last
+step.
 
 Run it on a machine with nothing else to do. PyTorch's threads wait for each other after
 each operation and lose far more to other programs than TensorFlow's do: on a busy
@@ -27,29 +24,23 @@ machine the ratios come out too high.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-# Standard library only up here: PyTorch's interpreter need not have kgen, nor kgen's
-# PyTorch.
+import turns
 
 SIDES = ("kgen", "dataloader", "compiled")
-TARGETS = {"dataloader": 1.5, "compiled": 1.2}
+RATIOS = {("kgen", "dataloader"): 1.5, ("kgen", "compiled"): 1.2}
 BATCH_SIZE = 128
-BUSY = 0.5  # programs that compete, on average over the last minute
 
 
 # -- the sides: each yields once when it is ready and then once for each epoch, with the
 # -- number of images and the mean loss
 
 
-def train_with_kgen(options, turns):
+def train_with_kgen(options, turn):
     """Trains in one call of `fit`; a callback waits for the turns."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
@@ -83,19 +74,19 @@ def train_with_kgen(options, turns):
     class Turns(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch:
-                turns.wait()
+                turn.wait()
 
         def on_epoch_end(self, epoch, logs=None):
             if epoch:
                 images = pipeline.steps_per_epoch * BATCH_SIZE
-                turns.report(images, float(np.mean(logs["loss"])))
+                turn.report(images, float(np.mean(logs["loss"])))
             else:
-                turns.ready(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
+                turn.ready(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
 
     training.fit(model, pipeline, epochs=1 + options.rounds, callbacks=[Turns()])
 
 
-def train_with_pytorch(options, turns):
+def train_with_pytorch(options, turn):
     """Trains in a plain loop over a DataLoader, or over indices, compiled."""
     import numpy as np
     import torch
@@ -176,130 +167,11 @@ def train_with_pytorch(options, turns):
         what += f", num_workers={num_workers}"
         batches = loaded(num_workers)
         train_epoch(batches)
-    turns.ready(what)
+    turn.ready(what)
     for _ in range(options.rounds):
-        turns.wait()
+        turn.wait()
         loss = train_epoch(batches)
-        turns.report(steps * BATCH_SIZE, loss)
-
-
-# -- taking turns
-
-
-class Turns:
-    """A worker's end of the pipe: it waits for its turn and reports what it did."""
-
-    def __init__(self):
-        # What libraries print must not end up between the reports.
-        self._output = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
-        self._start = 0.0
-
-    def ready(self, what):
-        """Says that the warm-up is over."""
-        self._write({"what": what})
-
-    def wait(self):
-        """Sleeps until it is this side's turn and starts the clock."""
-        if not sys.stdin.readline():
-            sys.exit("The benchmark has ended.")
-        self._start = time.perf_counter()
-
-    def report(self, images, loss):
-        """Stops the clock and sends rate and mean loss."""
-        rate = images / (time.perf_counter() - self._start)
-        self._write({"rate": rate, "loss": loss})
-
-    def _write(self, record):
-        self._output.write(json.dumps(record) + "\n")
-        self._output.flush()
-
-
-class Worker:
-    """The benchmark's end of the pipe to one side."""
-
-    def __init__(self, side, options, rows, log):
-        python = sys.executable if side == "kgen" else options.torch_python
-        command = [python, __file__, "--worker", side, "--rows", rows]
-        command += ["--rounds", str(options.rounds), "--data", options.data]
-        if options.data_dir:
-            command += ["--data-dir", options.data_dir]
-        self.side, self.log = side, log
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=open(log, "w"),
-            text=True,
-        )
-        self.what = self._read()["what"]
-
-    def train(self):
-        """Lets this side train one epoch; returns images per second and mean loss."""
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        record = self._read()
-        return record["rate"], record["loss"]
-
-    def _read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.side} has failed:\n{Path(self.log).read_text()[-3000:]}")
-        return json.loads(line)
-
-
-def compare(options):
-    """Lets all sides take turns and prints rates and ratios."""
-    load = os.getloadavg()[0]
-    workers, rates, losses = [], {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for side in options.sides:
-                rows = os.path.join(folder, "rows.npy")
-                log = os.path.join(folder, f"{side}.log")
-                workers.append(Worker(side, options, rows, log))
-                rates[side], losses[side] = [], []
-                print(f"{side:<11} {workers[-1].what}", flush=True)
-            print(f"images per second, of {options.rounds} epochs in turn:")
-            for round_ in range(1, options.rounds + 1):
-                for worker in workers:
-                    rate, loss = worker.train()
-                    rates[worker.side].append(rate)
-                    losses[worker.side].append(loss)
-                now = "  ".join(f"{side} {rates[side][-1]:,.0f}" for side in rates)
-                print(f"{round_:>4}  {now}", flush=True)
-        finally:
-            for worker in workers:
-                worker.process.kill()
-                worker.process.wait()
-    print(f"{'':<11} {'median':>9} {'lowest':>9} {'highest':>9}   loss at the end")
-    for side, values in rates.items():
-        middle, low, high = _spread(values)
-        print(
-            f"{side:<11} {middle:>9,.0f} {low:>9,.0f} {high:>9,.0f}   "
-            f"{losses[side][-1]:.2f}"
-        )
-    for side in [side for side in rates if side in TARGETS and "kgen" in rates]:
-        pairs = zip(rates["kgen"], rates[side], strict=True)
-        middle, low, high = _spread([ours / theirs for ours, theirs in pairs])
-        print(
-            f"kgen / {side}: median {middle:.2f} ({low:.2f} to {high:.2f}) of "
-            f"{options.rounds} pairs; highest rates {_highest(rates, side):.2f}; "
-            f"target {TARGETS[side]}"
-        )
-    if load > BUSY:
-        print(
-            f"Warning: other programs were running (load average {load:.1f} at the "
-            "start): the ratios come out too high. Stop them and measure again."
-        )
-
-
-def _spread(values):
-    return statistics.median(values), min(values), max(values)
-
-
-def _highest(rates, side):
-    return max(rates["kgen"]) / max(rates[side])
+        turn.report(steps * BATCH_SIZE, loss)
 
 
 def main():
@@ -325,12 +197,21 @@ def main():
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--rows", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker is None:
-        compare(options)
-    elif options.worker == "kgen":
-        train_with_kgen(options, Turns())
+    if options.worker == "kgen":
+        train_with_kgen(options, turns.Turns())
+    elif options.worker:
+        train_with_pytorch(options, turns.Turns())
     else:
-        train_with_pytorch(options, Turns())
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = ["--rounds", str(options.rounds), "--data", options.data]
+            arguments += ["--rows", os.path.join(folder, "rows.npy")]
+            if options.data_dir:
+                arguments += ["--data-dir", options.data_dir]
+            commands = {}
+            for side in options.sides:
+                python = sys.executable if side == "kgen" else options.torch_python
+                commands[side] = [python, __file__, "--worker", side, *arguments]
+            turns.compare(commands, options.rounds, RATIOS)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from .startup import load_tensorflow
 @click.option(
     "--num-samples",
     type=click.IntRange(min=1),
-    default=5000,
-    show_default=True,
-    help="Importance samples for each image's likelihood.",
+    help="Importance samples for each image's likelihood, of a model that has one; "
+    "default: 5000.",
 )
 @click.option(
     "--limit",
@@ -32,7 +31,7 @@ from .startup import load_tensorflow
     help="Measure on the first images only, this many.",
 )
 @debug_option
-def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
+def command(run: Path, split: str, num_samples: int | None, limit: int | None) -> None:
     """Measure RUN on held-out data and write its metrics.json.
 
     It can take an hour. If it is interrupted, the same command goes on where it was.
@@ -49,6 +48,12 @@ def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
     unfinished = run / "evaluate-unfinished.npz"
     recipe = recipe_of_run(run)
     model = kgen.load(run)
+    options = {} if num_samples is None else {"num_samples": num_samples}
+    if options and not hasattr(model, "log_likelihood"):
+        raise click.UsageError(
+            f"A {type(model).__name__} has no likelihood. Received: --num-samples "
+            f"{num_samples}. Leave it out."
+        )
     with rich.progress.Progress(
         console=rich.console.Console(stderr=True),
         transient=True,
@@ -60,10 +65,10 @@ def command(run: Path, split: str, num_samples: int, limit: int | None) -> None:
                 model,
                 recipe.open_data(),
                 split=split,
-                num_samples=num_samples,
                 limit=limit,
                 progress=lambda done, all: bar.update(task, completed=done, total=all),
                 unfinished=unfinished,
+                **options,
             )
         except KeyboardInterrupt:
             raise Interrupted(

@@ -14,8 +14,14 @@ import math
 import keras
 from keras import layers
 
-from kgen.nn.convolutions import GroupedConv2D, SpectralConv2D, SpectralDense
 from kgen.nn.image_networks import make_inputs, with_labels
+from kgen.nn.layers import (
+    BatchNormalization,
+    GroupedConv2D,
+    LeakyReLU,
+    SpectralConv2D,
+    SpectralDense,
+)
 
 NORMALIZATIONS = ("batch", "group", "spectral", "none")
 SMALLEST, LARGEST = 8, 128  # pixels a side
@@ -51,7 +57,7 @@ def dcgan_discriminator(image_shape, latent_dim, num_classes, width, normalizati
         # The first sees the images themselves, whose statistics it should know.
         norm = "none" if level == 0 and normalization != "spectral" else normalization
         hidden = _conv(level_width, 4, norm, strides=2)(hidden)
-        hidden = layers.LeakyReLU(0.2)(_norm(hidden, norm))
+        hidden = LeakyReLU(0.2)(_norm(hidden, norm))
     return _score(inputs, layers.Flatten()(hidden), labels, normalization)
 
 
@@ -202,9 +208,9 @@ def _bottleneck(values, num_blocks):
         2.0 / (1.0 + 0.2**2) / math.sqrt(num_blocks), "fan_in", "normal"
     )
     hidden = layers.Conv2D(2 * width, 1, kernel_initializer=scaled)(values)
-    hidden = layers.LeakyReLU(0.2)(hidden)
+    hidden = LeakyReLU(0.2)(hidden)
     hidden = GroupedConv2D(math.gcd(2 * width, 16), scaled)(hidden)
-    hidden = layers.LeakyReLU(0.2)(hidden)
+    hidden = LeakyReLU(0.2)(hidden)
     hidden = layers.Conv2D(width, 1, use_bias=False, kernel_initializer="zeros")(hidden)
     return layers.Add()([values, hidden])
 
@@ -231,9 +237,7 @@ def _dense(units, normalization):
 def _norm(values, normalization):
     match normalization:
         case "batch":
-            return layers.BatchNormalization(
-                momentum=0.9, epsilon=1e-5, synchronized=True
-            )(values)
+            return BatchNormalization(momentum=0.9, epsilon=1e-5)(values)
         case "group":
             groups = math.gcd(values.shape[-1], 16)
             return layers.GroupNormalization(groups)(values)

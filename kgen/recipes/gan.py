@@ -80,6 +80,15 @@ class GANRecipe(ImageRecipe):
         10_000, "Of the generator's moving average, in images seen; 0: no average."
     )
 
+    def __post_init__(self) -> None:
+        """Checks what can be checked without the data."""
+        super().__post_init__()
+        rate = self.discriminator_learning_rate
+        if rate is not None and not rate > 0:
+            raise ValueError(
+                f"`discriminator_learning_rate` must be above 0. Received: {rate}"
+            )
+
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.GAN` for these images."""
         from kgen.models import GAN

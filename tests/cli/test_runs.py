@@ -133,18 +133,19 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
     monkeypatch.setitem(sys.modules, "kgen.evaluation", evaluation)
 
     assert run(["evaluate", "made_up", "--limit", "10"]) == 0
-    assert asked == {
-        "data": "the data",
-        "split": "test",
-        "num_samples": 5000,
-        "limit": 10,
-    }
+    assert asked == {"data": "the data", "split": "test", "limit": 10}
     assert capsys.readouterr().out.splitlines() == [
         "a table of ['record']",
         "Written: saved_models/made_up/metrics.json",
     ]
     assert (run_folder / "metrics.json").read_text() == "written"
     assert not list(run_folder.glob("*unfinished*"))
+
+    assert run(["evaluate", "made_up", "--num-samples", "7"]) == 2
+    assert "A MadeUpModel has no likelihood" in capsys.readouterr().err
+    monkeypatch.setattr(MadeUpModel, "log_likelihood", None, raising=False)
+    assert run(["evaluate", "made_up", "--num-samples", "7"]) == 0
+    assert asked["num_samples"] == 7
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 Its `SpectralNormalization` writes the divided kernel over the trained one in every
 forward pass, and its gradient does not know of the division. Its `Conv2D(groups=)` is
-traced into a function of its own, which does not convert to ONNX.
+traced into a function of its own, which does not convert to ONNX. The replicas of its
+`BatchNormalization` exchange three messages a call, and not one. Its `LeakyReLU` keeps
+a convolution from being fused with its bias, and TensorFlow complains of that.
 """
 
 import keras
@@ -76,6 +78,78 @@ def _normalized_kernel(layer, training):
         layer.left.assign(left)
     largest = tf.squeeze(tf.transpose(right) @ matrix @ left)
     return layer._kernel / tf.cast(largest, layer.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization(synchronized=True)` of images, in fewer passes.
+
+    The replicas send each other one message, the sums of what they have, and normalise
+    by the mean and variance of all rows.
+
+    Shapes:
+        [batch, height, width, channels] -> the same
+
+    Reference:
+        Ioffe and Szegedy, 2015, Batch Normalization: Accelerating Deep Network Training
+        by Reducing Internal Covariate Shift.
+    """
+
+    def call(self, inputs, training=False):
+        """Normalises by the batch, or, outside training, by the moving averages."""
+        values = tf.cast(inputs, tf.float32)
+        mean, variance = self.moving_mean.value, self.moving_variance.value
+        if training and self.trainable:
+            mean, variance = _moments_of_all_replicas(values)
+            self._follow(mean, variance)
+        scale = self.gamma.value * tf.math.rsqrt(variance + self.epsilon)
+        outputs = values * scale + (self.beta.value - mean * scale)
+        return tf.cast(outputs, self.compute_dtype)
+
+    def _follow(self, mean, variance):
+        for average, new in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance),
+        ):
+            old = average.value
+            average.assign(self.momentum * old + (1.0 - self.momentum) * new)
+
+
+def _moments_of_all_replicas(values):
+    """Mean and variance of each channel over the rows of all replicas: twice [c]."""
+    count = tf.cast(tf.size(values) / values.shape[-1], tf.float32)
+    sums = [tf.reduce_sum(v, axis=[0, 1, 2]) for v in (values, tf.square(values))]
+    sums = tf.distribute.get_replica_context().all_reduce(
+        tf.distribute.ReduceOp.SUM, tf.concat([[count], *sums], axis=0)
+    )
+    mean, mean_square = tf.split(sums[1:] / sums[0], 2)
+    return mean, tf.maximum(mean_square - tf.square(mean), 0.0)
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class LeakyReLU(keras.layers.LeakyReLU):
+    """`keras.layers.LeakyReLU` whose gradient is taken from the result, not the input.
+
+    Both have the same sign. The convolution before then needs no result of its own, so
+    that TensorFlow can fuse the three, where it otherwise tries, fails and says so.
+    """
+
+    def call(self, inputs):
+        """Multiplies what is negative by the slope, which must be above 0."""
+        slope = self.negative_slope
+
+        @tf.custom_gradient
+        def leaky_relu(values):
+            result = tf.nn.leaky_relu(values, slope)
+
+            def gradient(upstream):
+                return tf.raw_ops.LeakyReluGrad(
+                    gradients=upstream, features=result, alpha=slope
+                )
+
+            return result, gradient
+
+        return leaky_relu(inputs)
 
 
 @keras.saving.register_keras_serializable(package="kgen")

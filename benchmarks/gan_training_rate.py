@@ -1,0 +1,205 @@
+"""Training rate of a 64x64 DCGAN in images per second: kgen against PyTorch.
+
+The same model on all sides: the DCGAN of Radford et al. (2016) for 64x64 RGB images,
+widths 64 to 512, batch norm in both networks (but for the discriminator's first layer),
+100 latents, the non-saturating loss, Adam with a learning rate of 2e-4 and beta_1 of
+0.5 for both, batches of 64, no moving average. One step updates both networks and makes
+the same passes everywhere: the generator once, the discriminator on the real images, on
+the generated ones, and once more on these for the generator.
+
+- `kgen`, `kgen_bfloat16`: `model.fit`, precision `float32` and `mixed_bfloat16`.
+- `pytorch`, `pytorch_bfloat16`: the usual loop, as in PyTorch's own DCGAN example, with
+  channels_last memory, fused Adam and `zero_grad(set_to_none=True)`, in float32 and
+  under bfloat16 autocast. Its last pass computes gradients of the discriminator's
+  weights that nobody uses.
+- `pytorch_frozen`: float32, and without these: `requires_grad_(False)` for that pass.
+
+Images are random bytes that lie in memory, so that only the training is measured; all
+sides shuffle and scale them anew. How the sides take turns: see turns.py. Run it on a
+machine with nothing else to do.
+
+    python benchmarks/gan_training_rate.py --torch-python torch_env/bin/python
+"""
+
+import argparse
+import os
+import sys
+
+import turns
+
+SIDES = ("kgen", "pytorch", "pytorch_frozen", "kgen_bfloat16", "pytorch_bfloat16")
+RATIOS = {
+    ("kgen", "pytorch"): 1.2,
+    ("kgen", "pytorch_frozen"): 1.2,
+    ("kgen_bfloat16", "pytorch_bfloat16"): None,
+    ("kgen_bfloat16", "pytorch"): None,
+}
+BATCH_SIZE = 64
+STEPS = 12  # in a turn
+LATENT_DIM = 100
+WIDTHS = (64, 128, 256, 512)
+
+
+def random_images():
+    """The data of a turn: uint8 [768, 64, 64, 3]."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    shape = (BATCH_SIZE * STEPS, 64, 64, 3)
+    return generator.integers(0, 256, shape, dtype=np.uint8)
+
+
+def train_with_kgen(variant, rounds, turn):
+    """Trains in one call of `fit`; a callback waits for the turns."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+    import tensorflow as tf
+
+    import kgen.data
+    from kgen import training
+    from kgen.models import GAN
+    from kgen.nn.optimizers import Adam
+
+    keras.utils.set_random_seed(0)
+    images = random_images()
+    data = kgen.data.open_images(
+        {"x_train": images, "x_validation": images[:64], "x_test": images[:64]}
+    )
+    pipeline = data.pipeline("train", batch_size=BATCH_SIZE, shuffle=True)
+    model = GAN(
+        image_shape=(64, 64, 3),
+        latent_dim=LATENT_DIM,
+        width=WIDTHS[0],
+        discriminator_normalization="batch",
+        ema_half_life=0,
+        dtype="mixed_bfloat16" if variant == "bfloat16" else "float32",
+    )
+    model.compile(
+        Adam(2e-4, beta_1=0.5), Adam(2e-4, beta_1=0.5), steps_per_execution=STEPS
+    )
+
+    class TakeTurns(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                turn.wait()
+
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch:
+                turn.report(len(images), float(logs["discriminator_loss"]))
+            else:
+                turn.ready(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
+
+    training.fit(model, pipeline, epochs=1 + rounds, callbacks=[TakeTurns()])
+
+
+def train_with_pytorch(variant, rounds, turn):
+    """Trains in a plain loop."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count())
+
+    def block(kind, inputs, outputs, norm, activation):
+        convolution = kind(inputs, outputs, 4, 2, 1, bias=not norm)
+        layers = [convolution, nn.BatchNorm2d(outputs)] if norm else [convolution]
+        return [*layers, activation]
+
+    def leaky():
+        return nn.LeakyReLU(0.2)
+
+    down, up = nn.Conv2d, nn.ConvTranspose2d
+    coarse_to_fine = WIDTHS[::-1]
+    generator = nn.Sequential(
+        nn.Linear(LATENT_DIM, 4 * 4 * WIDTHS[-1], bias=False),
+        nn.Unflatten(1, (WIDTHS[-1], 4, 4)),
+        nn.BatchNorm2d(WIDTHS[-1]),
+        nn.ReLU(),
+        *(
+            layer
+            for inputs, outputs in zip(coarse_to_fine, coarse_to_fine[1:], strict=False)
+            for layer in block(up, inputs, outputs, True, nn.ReLU())
+        ),
+        *block(up, WIDTHS[0], 3, False, nn.Tanh()),
+    ).to(memory_format=torch.channels_last)
+    discriminator = nn.Sequential(
+        *block(down, 3, WIDTHS[0], False, leaky()),
+        *(
+            layer
+            for inputs, outputs in zip(WIDTHS, WIDTHS[1:], strict=False)
+            for layer in block(down, inputs, outputs, True, leaky())
+        ),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * WIDTHS[-1], 1),
+    ).to(memory_format=torch.channels_last)
+    optimizers = [
+        torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
+        for net in (discriminator, generator)
+    ]
+    images = torch.from_numpy(random_images()).permute(0, 3, 1, 2)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def step(batch):
+        real = batch.float() / 127.5 - 1.0
+        with torch.autocast("cpu", torch.bfloat16, enabled=variant == "bfloat16"):
+            fake = generator(torch.randn(len(real), LATENT_DIM))
+            optimizers[0].zero_grad(set_to_none=True)
+            real_logits = discriminator(real)
+            fake_logits = discriminator(fake.detach())
+            loss = functional.softplus(-real_logits) + functional.softplus(fake_logits)
+        loss = loss.mean()
+        loss.backward()
+        optimizers[0].step()
+        with torch.autocast("cpu", torch.bfloat16, enabled=variant == "bfloat16"):
+            optimizers[1].zero_grad(set_to_none=True)
+            discriminator.requires_grad_(variant != "frozen")
+            generator_loss = functional.softplus(-discriminator(fake)).mean()
+        generator_loss.backward()
+        optimizers[1].step()
+        discriminator.requires_grad_(True)
+        return loss.detach()
+
+    def train():
+        order = torch.randperm(len(images))
+        return sum(step(images[rows]) for rows in order.split(BATCH_SIZE)) / STEPS
+
+    train()
+    turn.ready(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    for _ in range(rounds):
+        turn.wait()
+        loss = train()
+        turn.report(len(images), float(loss))
+
+
+def main():
+    """Reads the command line; as a side, trains."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--torch-python",
+        default=sys.executable,
+        help="Python interpreter that has PyTorch, if it is not this one",
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side is None:
+        arguments = [__file__, "--rounds", str(options.rounds), "--side"]
+        pythons = {"kgen": sys.executable, "pytorch": options.torch_python}
+        commands = {
+            side: [pythons[side.split("_")[0]], *arguments, side]
+            for side in options.sides
+        }
+        turns.compare(commands, options.rounds, RATIOS)
+        return
+    library, _, variant = options.side.partition("_")
+    train = train_with_kgen if library == "kgen" else train_with_pytorch
+    train(variant, options.rounds, turns.Turns())
+
+
+if __name__ == "__main__":
+    main()

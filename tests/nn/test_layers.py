@@ -1,0 +1,173 @@
+"""Layers of our own against NumPy and against those of Keras they stand for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kgen.nn import layers
+
+IMAGES = np.random.default_rng(0).normal(1.0, 2.0, (6, 5, 4, 3)).astype(np.float32)
+
+
+def weights_from(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+# -- batch normalisation --------------------------------------------------------
+
+
+def both(values, training):
+    """Outputs, gradients and moving averages of our layer and of Keras's."""
+    found = []
+    for kind in (layers.BatchNormalization, keras.layers.BatchNormalization):
+        layer = kind(momentum=0.9, epsilon=1e-5)
+        layer.build(values.shape)
+        gamma, beta, mean = weights_from(1, 3, 3, 3)
+        layer.set_weights([gamma, beta, mean, np.array([0.5, 1.0, 2.0])])
+        inputs = tf.constant(values)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=training)
+            loss = tf.reduce_sum(outputs**3)
+        watched = [inputs, *(v.value for v in layer.trainable_variables)]
+        gradients = tape.gradient(loss, watched)
+        averages = [v.numpy() for v in layer.non_trainable_variables]
+        found.append([outputs.numpy(), *averages, *(g.numpy() for g in gradients)])
+    return zip(*found, strict=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_is_keras_s(training):
+    for ours, theirs in both(IMAGES, training):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_replicas_normalise_by_the_rows_of_all():
+    """Two replicas with two rows and four give what one gives with six."""
+    script = Path(__file__).with_name("two_replicas_normalise.py")
+    result = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True
+    )
+    found = json.loads(result.stdout.splitlines()[-1])
+    for name, (one, two) in found.items():
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_mixed_precision_keeps_its_statistics_in_float32():
+    layer = layers.BatchNormalization(dtype="mixed_bfloat16")
+    outputs = layer(IMAGES, training=True)
+    assert outputs.dtype == tf.bfloat16
+    mean = IMAGES.mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(layer.moving_mean.numpy(), 0.01 * mean, rtol=0.01)
+    assert layer.moving_mean.dtype == "float32"
+    assert layer(IMAGES).dtype == tf.bfloat16
+
+
+# -- leaky ReLU -----------------------------------------------------------------
+
+
+def test_leaky_relu_and_its_first_and_second_gradient():
+    values = tf.constant([-3.0, -1.0, 0.5, 2.0])
+    layer = layers.LeakyReLU(0.2)
+    with tf.GradientTape() as outer:
+        outer.watch(values)
+        with tf.GradientTape() as inner:
+            inner.watch(values)
+            outputs = layer(values)
+            loss = tf.reduce_sum(outputs**2)  # slope^2 x^2
+        gradient = inner.gradient(loss, values)
+        squares = tf.reduce_sum(gradient**2)
+    np.testing.assert_allclose(outputs, [-0.6, -0.2, 0.5, 2.0])
+    slopes = np.array([0.04, 0.04, 1.0, 1.0])
+    np.testing.assert_allclose(gradient, 2 * slopes * values, rtol=1e-6)
+    second = outer.gradient(squares, values)
+    np.testing.assert_allclose(second, 8 * slopes**2 * values, rtol=1e-6)
+
+
+def test_a_convolution_with_leaky_relu_trains_without_complaint():
+    """TensorFlow's graph optimizer gives up on Keras's layer, with a line on stderr."""
+    program = """
+import keras, numpy as np
+from kgen.nn.layers import LeakyReLU
+model = keras.Sequential([keras.layers.Conv2D(8, 3), LeakyReLU(0.2)])
+model.compile("sgd", "mse")
+model.fit(np.ones([4, 8, 8, 3]), np.ones([4, 6, 6, 8]), verbose=0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "remapper" not in result.stderr
+
+
+# -- spectral norm --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "values"),
+    [
+        (layers.SpectralConv2D(7, 3, padding="same"), IMAGES),
+        (layers.SpectralDense(7), IMAGES[:, 0, 0]),
+    ],
+    ids=["conv", "dense"],
+)
+def test_spectral_layers_divide_by_the_largest_singular_value(layer, values):
+    layer.build(values.shape)
+    kernel = layer.kernel.numpy()
+    for _ in range(50):
+        layer(values, training=True)
+    matrix = kernel.reshape(-1, 7)
+    largest = np.linalg.svd(matrix, compute_uv=False)[0]
+    plain = layer.__class__.__bases__[0].from_config(layer.get_config())
+    plain.build(values.shape)
+    plain.set_weights([kernel / largest, np.zeros(7)])
+    np.testing.assert_allclose(layer(values), plain(values), rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(layer.kernel.numpy(), kernel)  # stays as trained
+
+
+def test_the_gradient_of_a_spectral_kernel_flows_through_the_division():
+    """Scaling the kernel changes nothing, so its gradient is orthogonal to it."""
+    values = IMAGES[:, 0, 0]
+    layer = layers.SpectralDense(7)
+    layer.build(values.shape)
+    for _ in range(50):
+        layer(values, training=True)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(values) ** 3)
+    gradient = tape.gradient(loss, layer.kernel.value).numpy()
+    kernel = layer.kernel.numpy()
+    cosine = (gradient * kernel).sum()
+    cosine /= np.linalg.norm(gradient) * np.linalg.norm(kernel)
+    assert abs(cosine) < 1e-4
+
+
+def test_the_singular_vector_moves_in_training_alone():
+    layer = layers.SpectralDense(7)
+    layer(IMAGES[:, 0, 0])
+    before = layer.left.numpy()
+    layer(IMAGES[:, 0, 0])
+    np.testing.assert_array_equal(layer.left.numpy(), before)
+    layer(IMAGES[:, 0, 0], training=True)
+    assert (layer.left.numpy() != before).any()
+
+
+# -- groups ---------------------------------------------------------------------
+
+
+def test_groups_of_channels_do_not_see_each_other():
+    values = np.random.default_rng(0).normal(size=(2, 6, 5, 8)).astype(np.float32)
+    layer = layers.GroupedConv2D(group_size=2)
+    outputs = layer(values).numpy()
+    kernel = layer.kernel.numpy()
+    for group in range(4):
+        channels = slice(2 * group, 2 * group + 2)
+        alone = tf.nn.conv2d(
+            values[..., channels], kernel[..., channels], strides=1, padding="SAME"
+        )
+        np.testing.assert_allclose(outputs[..., channels], alone, rtol=1e-4, atol=1e-5)

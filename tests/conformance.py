@@ -141,18 +141,29 @@ def epoch_means(row, shared):
 @check("scale", "two replicas = one device: weights after 16 steps of SGD, 1e-6")
 def one_device_equals_two(row, shared):
     arrays = shared.devices
-    moved = arrays[f"{row.name}/none/moved"].max()
+    moved = arrays[f"{row.name}/none/sgd/moved"].max()
     require(moved > 1e-2, f"no evidence: training moved the weights by {moved:.1g}")
-    logs = [arrays[f"{row.name}/{name}/logs"] for name in ("none", "mirrored")]
+    logs = [arrays[f"{row.name}/{name}/sgd/logs"] for name in ("none", "mirrored")]
     np.testing.assert_allclose(*logs, rtol=1e-5, atol=1e-5)
-    one = part_of(arrays, f"{row.name}/none/weights")
-    two = part_of(arrays, f"{row.name}/mirrored/weights")
+    one = part_of(arrays, f"{row.name}/none/sgd/weights")
+    two = part_of(arrays, f"{row.name}/mirrored/sgd/weights")
     return within("weights", largest_difference(two, one), 1e-6)
+
+
+@check("scale", "likewise with Adam: every log of both epochs, 1e-4")
+def one_device_equals_two_with_adam(row, shared):
+    logs = [
+        shared.devices[f"{row.name}/{name}/adam/logs"] for name in ("none", "mirrored")
+    ]
+    scale = np.maximum(1.0, abs(logs[0]))
+    return within(
+        "logs", largest_difference([logs[1] / scale], [logs[0] / scale]), 1e-4
+    )
 
 
 @check("scale", "two worker processes = two replicas: weights and logs, bit for bit")
 def two_workers_equal_two_replicas(row, shared):
-    replicas = part_of(shared.devices, f"{row.name}/mirrored/")
+    replicas = part_of(shared.devices, f"{row.name}/mirrored/sgd/")
     workers = part_of(shared.workers, f"{row.name}/")
     return within("weights and logs", largest_difference(workers, replicas), 0.0)
 

@@ -3,11 +3,12 @@
 Logical devices and TF_CONFIG have to be there before TensorFlow starts, and only a
 fresh process shows what a file holds. Each process serves all rows at once.
 
-Usage: python conformance_processes.py devices|worker|reload FOLDER
+Usage: python conformance_processes.py devices|worker|reload FOLDER COUNT ROW...
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -28,6 +29,7 @@ import kgen.models
 from conformance_rows import BATCH_SIZE, ROWS, SEEDS, Row
 from kgen import training
 from kgen.models import GenerativeModel
+from kgen.nn import optimizers
 from kgen.training.strategies import is_chief, num_processes
 
 Arrays = dict[str, np.ndarray]
@@ -55,34 +57,52 @@ class Shared:
     @functools.cached_property
     def devices(self) -> Arrays:
         """One device and two replicas, trained by a process with two devices."""
-        return self._results("devices", [{}])
+        return self.train_on_devices(2, ROWS)
 
     @functools.cached_property
     def workers(self) -> Arrays:
         """Two processes that train together; the results of the chief."""
-        # Both sockets are open until both ports are known, so the ports differ.
-        with socket.socket() as first, socket.socket() as second:
-            for listening in (first, second):
-                listening.bind(("localhost", 0))
-            ports = [opened.getsockname()[1] for opened in (first, second)]
-        cluster = {"worker": [f"localhost:{port}" for port in ports]}
-        tasks = [{"type": "worker", "index": index} for index in (0, 1)]
-        configs = [json.dumps({"cluster": cluster, "task": task}) for task in tasks]
-        return self._results("worker", [{"TF_CONFIG": config} for config in configs])
+        return self.train_with_workers(2, ROWS)
 
     @functools.cached_property
     def reloaded(self) -> Arrays:
         """What a fresh process finds in the saved models, and generates with them."""
         for row in ROWS:
             self.trained(row).save(self.model_file(row))
-        return self._results("reload", [{}])
+        return self._results("reload", 1, ROWS, [{}])
+
+    def train_on_devices(self, count: int, rows: Sequence[Row]) -> Arrays:
+        """One device and `count` replicas."""
+        return self._results("devices", count, rows, [{}])
+
+    def train_with_workers(self, count: int, rows: Sequence[Row]) -> Arrays:
+        """So many processes that train together; the results of the chief."""
+        # All sockets are open until all ports are known, so the ports differ.
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+            for listening in sockets:
+                listening.bind(("localhost", 0))
+            ports = [opened.getsockname()[1] for opened in sockets]
+        cluster = {"worker": [f"localhost:{port}" for port in ports]}
+        tasks = [{"type": "worker", "index": index} for index in range(count)]
+        configs = [json.dumps({"cluster": cluster, "task": task}) for task in tasks]
+        return self._results(
+            "worker", count, rows, [{"TF_CONFIG": config} for config in configs]
+        )
 
     def model_file(self, row: Row) -> Path:
         """Where the model of a row is saved."""
         return model_file(self.folder, row)
 
-    def _results(self, task: str, environments: Sequence[dict[str, str]]) -> Arrays:
-        run_processes([task, str(self.folder)], environments)
+    def _results(
+        self,
+        task: str,
+        count: int,
+        rows: Sequence[Row],
+        environments: Sequence[dict[str, str]],
+    ) -> Arrays:
+        indices = [str(ROWS.index(row)) for row in rows]
+        run_processes([task, str(self.folder), str(count), *indices], environments)
         with np.load(self.folder / f"{task}.npz") as arrays:
             return dict(arrays)
 
@@ -147,18 +167,28 @@ class Records(keras.callbacks.Callback):
         self.rows.append([float(np.reshape(value, ())) for value in logs.values()])
 
 
-def train_sixteen_steps(row: Row, strategy: tf.distribute.Strategy) -> Arrays:
-    """Two epochs of eight steps with SGD: where they end, and what they logged."""
+def train_sixteen_steps(
+    row: Row, strategy: tf.distribute.Strategy, count: int, optimizer: Any = None
+) -> Arrays:
+    """Two epochs of eight steps, with SGD: where they end, and what they logged.
+
+    Args:
+        row: What to train.
+        strategy: On what.
+        count: Replicas that a batch has to be divisible by.
+        optimizer: Makes another one.
+    """
+    batch_size = BATCH_SIZE // count * count
     with strategy.scope():
-        model = row.model()
+        model = row.model(optimizer)
     before = model.get_weights()
     records = Records()
     training.fit(
         model,
-        row.pipeline(8 * BATCH_SIZE, shuffle=True, drop_remainder=True),
+        row.pipeline(8 * batch_size, batch_size, shuffle=True, drop_remainder=True),
         epochs=2,
         # The last batch is dealt unevenly.
-        validation=row.pipeline(2 * BATCH_SIZE - 3),
+        validation=row.pipeline(2 * batch_size - 3, batch_size),
         strategy=strategy,
         callbacks=[training.StopOnNonFinite(), records],
     )
@@ -172,38 +202,40 @@ def train_sixteen_steps(row: Row, strategy: tf.distribute.Strategy) -> Arrays:
     return weights | {"logs": np.array(records.rows), "moved": np.array(moved)}
 
 
-def train_on_devices(folder: Path) -> Arrays:
-    """One device, and two replicas."""
+def train_on_devices(folder: Path, count: int, rows: Sequence[Row]) -> Arrays:
+    """One device, and `count` replicas: with SGD, and once more with Adam."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+        cpu, [tf.config.LogicalDeviceConfiguration()] * count
     )
     strategies = {name: training.make_strategy(name) for name in ("none", "mirrored")}
+    kinds = {"sgd": None, "adam": functools.partial(optimizers.Adam, 1e-3)}
     return {
-        f"{row.name}/{name}/{key}": value
-        for row in ROWS
+        f"{row.name}/{name}/{kind}/{key}": value
+        for row in rows
         for name, strategy in strategies.items()
-        for key, value in train_sixteen_steps(row, strategy).items()
+        for kind, optimizer in kinds.items()
+        for key, value in train_sixteen_steps(row, strategy, count, optimizer).items()
     }
 
 
-def train_as_worker(folder: Path) -> Arrays | None:
-    """One of two processes, as TF_CONFIG says."""
+def train_as_worker(folder: Path, count: int, rows: Sequence[Row]) -> Arrays | None:
+    """One of `count` processes, as TF_CONFIG says."""
     strategy = training.make_strategy("auto")
-    if num_processes(strategy) != 2:
-        raise RuntimeError(f"{num_processes(strategy)} processes instead of two")
+    if num_processes(strategy) != count:
+        raise RuntimeError(f"{num_processes(strategy)} processes instead of {count}")
     results = {
         f"{row.name}/{key}": value
-        for row in ROWS
-        for key, value in train_sixteen_steps(row, strategy).items()
+        for row in rows
+        for key, value in train_sixteen_steps(row, strategy, count).items()
     }
     return results if is_chief(strategy) else None
 
 
-def reload_models(folder: Path) -> Arrays:
+def reload_models(folder: Path, count: int, rows: Sequence[Row]) -> Arrays:
     """Everything in the saved models, and what they generate."""
     results = {}
-    for row in ROWS:
+    for row in rows:
         model = kgen.models.load(model_file(folder, row))
         for index, value in enumerate(state(model)):
             results[f"{row.name}/state/{index:03d}"] = value
@@ -224,9 +256,10 @@ TASKS: dict[str, Any] = {
 }
 
 
-def main(task: str, folder: str) -> None:
-    """Runs a task and writes its arrays to FOLDER/TASK.npz."""
-    results = TASKS[task](Path(folder))
+def main(task: str, folder: str, count: str, *indices: str) -> None:
+    """Runs a task on these rows and writes its arrays to FOLDER/TASK.npz."""
+    rows = [ROWS[int(index)] for index in indices]
+    results = TASKS[task](Path(folder), int(count), rows)
     if results is not None:
         np.savez(Path(folder) / f"{task}.npz", **results)
 

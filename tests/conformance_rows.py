@@ -63,14 +63,16 @@ class Row:
         model.compile(**optimizers, **self.options, **options, seed=3)
         return model
 
-    def pipeline(self, num_rows: int, **options: Any) -> data.Pipeline:
+    def pipeline(
+        self, num_rows: int, batch_size: int = BATCH_SIZE, **options: Any
+    ) -> data.Pipeline:
         """Batches of the training data."""
         arrays = self.make_rows(num_rows)
 
         def read(rows, epoch, places):
             return {name: tf.gather(array, rows) for name, array in arrays.items()}
 
-        return data.Pipeline(num_rows, read, batch_size=BATCH_SIZE, seed=5, **options)
+        return data.Pipeline(num_rows, read, batch_size=batch_size, seed=5, **options)
 
     def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
         """What these of the eight rows generate."""

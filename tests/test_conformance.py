@@ -5,7 +5,14 @@ import re
 import numpy as np
 import pytest
 
-from conformance import CHECKS, TABLE, largest_difference, rows_stand_alone, within
+from conformance import (
+    CHECKS,
+    TABLE,
+    largest_difference,
+    part_of,
+    rows_stand_alone,
+    within,
+)
 from conformance_processes import Shared, run_processes
 from conformance_rows import ROWS
 
@@ -19,6 +26,28 @@ def shared(tmp_path_factory):
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_promise(check, row, shared):
     check.function(row, shared)
+
+
+@pytest.fixture(scope="session")
+def gan():
+    return next(row for row in ROWS if row.name.startswith("GAN"))
+
+
+def test_a_gan_on_four_devices_is_the_same_as_on_one(gan, tmp_path):
+    arrays = Shared(tmp_path).train_on_devices(4, [gan])
+    one, four = (
+        part_of(arrays, f"{gan.name}/{name}/sgd/weights")
+        for name in ("none", "mirrored")
+    )
+    within("weights", largest_difference(four, one), 1e-6)
+
+
+def test_a_gan_of_three_workers_is_that_of_one_device(gan, tmp_path):
+    """Not bit for bit that of three replicas: what three sum depends on the order."""
+    shared = Shared(tmp_path)
+    one = part_of(shared.train_on_devices(3, [gan]), f"{gan.name}/none/sgd/weights")
+    three = part_of(shared.train_with_workers(3, [gan]), f"{gan.name}/weights")
+    within("weights", largest_difference(three, one), 1e-6)
 
 
 def test_the_table_in_the_docs_has_these_lines_and_columns():
@@ -52,4 +81,4 @@ def test_a_model_whose_rows_depend_on_their_batch_fails():
 
 def test_a_process_that_fails_stops_the_others(tmp_path):
     with pytest.raises(AssertionError, match="KeyError: 'no such task'"):
-        run_processes(["no such task", str(tmp_path)], [{}])
+        run_processes(["no such task", str(tmp_path), "1"], [{}])

@@ -140,7 +140,7 @@ class LeakyReLU(keras.layers.LeakyReLU):
 
         @tf.custom_gradient
         def leaky_relu(values):
-            result = tf.nn.leaky_relu(values, slope)
+            result = tf.nn.leaky_relu(tf.stop_gradient(values), slope)
 
             def gradient(upstream):
                 return tf.raw_ops.LeakyReluGrad(

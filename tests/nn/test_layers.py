@@ -91,14 +91,42 @@ def test_leaky_relu_and_its_first_and_second_gradient():
     np.testing.assert_allclose(second, 8 * slopes**2 * values, rtol=1e-6)
 
 
-def test_a_convolution_with_leaky_relu_trains_without_complaint():
+def gradient_of_a_penalty(activation):
+    """Of |d score / d image|^2 by two kernels, in a graph as in training."""
+    first, second = weights_from(2, (3, 3, 3, 8), (3, 3, 8, 1))
+
+    @tf.function
+    def compute(images, first, second):
+        with tf.GradientTape() as outer:
+            outer.watch([first, second])
+            with tf.GradientTape() as inner:
+                inner.watch(images)
+                hidden = activation(tf.nn.conv2d(images, first, 1, "SAME"))
+                scores = tf.nn.conv2d(hidden, second, 1, "SAME") ** 2
+            penalty = tf.reduce_sum(inner.gradient(scores, images) ** 2)
+            loss = penalty + tf.reduce_sum(scores)
+        return outer.gradient(loss, [first, second])
+
+    return [gradient.numpy() for gradient in compute(IMAGES, first, second)]
+
+
+def test_penalties_have_the_gradient_they_have_with_keras_s_layer():
+    ours = gradient_of_a_penalty(layers.LeakyReLU(0.2))
+    theirs = gradient_of_a_penalty(keras.layers.LeakyReLU(0.2))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * abs(other).max())
+
+
+@pytest.mark.parametrize("penalty", ["", "r1_weight=1.0, r2_weight=1.0"])
+def test_a_gan_trains_without_complaint(penalty):
     """TensorFlow's graph optimizer gives up on Keras's layer, with a line on stderr."""
-    program = """
-import keras, numpy as np
-from kgen.nn.layers import LeakyReLU
-model = keras.Sequential([keras.layers.Conv2D(8, 3), LeakyReLU(0.2)])
-model.compile("sgd", "mse")
-model.fit(np.ones([4, 8, 8, 3]), np.ones([4, 6, 6, 8]), verbose=0)
+    program = f"""
+import numpy as np
+from kgen.models import GAN
+gan = GAN(image_shape=(8, 8, 1), latent_dim=2, width=4, network="dcgan",
+    adversarial_loss="relativistic", discriminator_normalization="none", {penalty})
+gan.compile()
+gan.fit(np.ones([4, 8, 8, 1]), batch_size=2, verbose=0)
 """
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import kgen
+from kgen import training
 from kgen.models import GAN
 from kgen.nn import losses
 from kgen.nn.adversarial_networks import NETWORKS, sizes_that_work
@@ -368,3 +369,33 @@ def test_labels_outside_of_the_classes_change_nothing():
         np.testing.assert_array_equal(old, weight.numpy(), weight.path)
     with pytest.raises(ValueError, match="needs labels"):
         model.train_on_batch({"images": images()})
+
+
+def test_a_loss_that_turns_nan_is_named_and_leaves_the_last_good_checkpoint(tmp_path):
+    """A critic without norm and penalty, whose weights grow and grow."""
+
+    def make():
+        model = small(
+            adversarial_loss="wasserstein", discriminator_normalization="none"
+        )
+        model.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(10.0))
+        return model
+
+    rows = tf.constant(images())
+    pipeline = kgen.data.Pipeline(
+        50 * 8,
+        lambda numbers, *_: {"images": tf.gather(rows, numbers % 8)},
+        batch_size=8,
+    )
+    checkpointer = training.Checkpointer(tmp_path / "state.npz", every_seconds=0)
+    with pytest.raises(FloatingPointError, match="_loss` became NaN or infinite"):
+        training.fit(
+            make(),
+            pipeline,
+            epochs=1,
+            callbacks=[training.StopOnNonFinite(), checkpointer],
+        )
+    saved = make()
+    assert checkpointer.restore(saved)
+    assert 0 < int(saved.step.numpy()) < 50
+    assert all(np.isfinite(weight).all() for weight in saved.get_weights())

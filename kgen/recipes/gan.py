@@ -135,4 +135,37 @@ class GANRecipe(ImageRecipe):
 
 PRESETS = {
     "digits": GANRecipe(name="gan-digits"),
+    "mnist": GANRecipe(
+        name="gan-mnist",
+        data="mnist",
+        conditional=True,
+        epochs=22,
+        batch_size=64,
+        latent_dim=64,
+    ),
+    "fashion_mnist": GANRecipe(
+        name="gan-fashion-mnist",
+        data="fashion_mnist",
+        conditional=True,
+        epochs=22,
+        batch_size=64,
+        latent_dim=64,
+    ),
+    "stacked_mnist": GANRecipe(
+        name="gan-stacked-mnist",
+        data="stacked_mnist",
+        epochs=20,
+        batch_size=64,
+    ),
+    "celeba_64": GANRecipe(
+        name="gan-celeba-64",
+        data="celeb_a",
+        image_size=64,
+        epochs=70,
+        width=32,
+        learning_rate=3e-4,
+        r1_weight=1.0,
+        r2_weight=1.0,
+        final_penalty=0.2,
+    ),
 }

@@ -24,6 +24,18 @@ def commands():
     return [shlex.split(line, comments=True)[1:] for line in lines if "kgen " in line]
 
 
+def run_python(script, folder):
+    """Runs it in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, request):
     """A folder with the run that the first command leaves, shortened to two epochs."""
@@ -70,14 +82,7 @@ def test_a_command_of_the_readme_works(folder, words, monkeypatch, capsys):
 
 def test_another_process_loads_the_model(folder):
     script = "import kgen; print(type(kgen.load('saved_models/vae').optimizer))"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python(script, folder)
     shown = "<class 'kgen.nn.optimizers.Adam'>\n"
     assert (done.returncode, done.stdout) == (0, shown), done.stderr
 
@@ -103,25 +108,19 @@ def test_a_folder_of_images_trains(folder, monkeypatch, capsys):
     assert (folder / "saved_models" / "mine" / "vae.onnx").exists()
 
 
-def test_the_python_example_works(folder):
-    [example, serving] = blocks("python")
+def test_the_example_of_own_networks_works(folder):
+    [_, example, _] = blocks("python")
     example = example.replace("epochs=10", "epochs=1, verbose=0")
-    done = subprocess.run(
-        [sys.executable, "-c", example],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python(example + "\nprint(int(gan.step.numpy()))", folder)
+    # 1,439 images in batches of 32, twice.
+    assert (done.returncode, done.stdout) == (0, "88\n"), done.stderr
+
+
+def test_the_python_example_works(folder):
+    [example, _, serving] = blocks("python")
+    example = example.replace("epochs=10", "epochs=1, verbose=0")
+    done = run_python(example, folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "exports" / "vae" / "1" / "saved_model.pb").exists()
-    done = subprocess.run(
-        [sys.executable, "-c", serving + "\nprint(images.shape)"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_python(serving + "\nprint(images.shape)", folder)
     assert done.stdout == "(64, 8, 8, 1)\n", done.stderr

@@ -143,23 +143,19 @@ class GANRecipe(ImageRecipe):
         return model
 
 
+_MNIST = GANRecipe(
+    name="gan-mnist",
+    data="mnist",
+    conditional=True,
+    epochs=22,
+    batch_size=64,
+    latent_dim=64,
+)
 PRESETS = {
     "digits": GANRecipe(name="gan-digits"),
-    "mnist": GANRecipe(
-        name="gan-mnist",
-        data="mnist",
-        conditional=True,
-        epochs=22,
-        batch_size=64,
-        latent_dim=64,
-    ),
-    "fashion_mnist": GANRecipe(
-        name="gan-fashion-mnist",
-        data="fashion_mnist",
-        conditional=True,
-        epochs=22,
-        batch_size=64,
-        latent_dim=64,
+    "mnist": _MNIST,
+    "fashion_mnist": dataclasses.replace(
+        _MNIST, name="gan-fashion-mnist", data="fashion_mnist", epochs=12
     ),
     "stacked_mnist": GANRecipe(
         name="gan-stacked-mnist",

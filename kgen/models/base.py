@@ -284,8 +284,9 @@ class GenerativeModel(keras.Model):
         if context.num_replicas_in_sync == 1 or known_num_rows is not None:
             return tf.cast(replica, tf.int64) * num_rows  # all have the same
         # The last batch of a pass may be dealt unevenly.
-        counts = context.all_gather(num_rows[None], axis=0)
-        return tf.reduce_sum(counts[:replica])
+        replicas = tf.range(context.num_replicas_in_sync)
+        own = tf.where(replicas > replica, num_rows, 0)  # for those after this one
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, own)[replica]
 
     def minimize(self, compute_loss, variables=None, optimizer=None) -> Any:
         """One optimizer step on a mean loss; see `kgen.nn.gradients.minimize`."""

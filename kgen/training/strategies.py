@@ -94,12 +94,16 @@ def meet(strategy: tf.distribute.Strategy, value: int = 0) -> list[int]:
     if num_processes(strategy) == 1:
         return [value]
 
-    @tf.function
-    def gather():
-        return strategy.gather(strategy.run(lambda: tf.constant([value], tf.int64)), 0)
+    num_replicas = strategy.num_replicas_in_sync
 
-    local_replicas = strategy.num_replicas_in_sync // num_processes(strategy)
-    return gather().numpy().tolist()[::local_replicas]
+    def give():  # each puts its own at its place in a sum
+        context = tf.distribute.get_replica_context()
+        at = tf.range(num_replicas) == context.replica_id_in_sync_group
+        own = tf.where(at, tf.constant(value, tf.int64), 0)
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+    [given, *_] = strategy.experimental_local_results(tf.function(strategy.run)(give))
+    return given.numpy().tolist()[:: num_replicas // num_processes(strategy)]
 
 
 def check_same_run(strategy: tf.distribute.Strategy, record: dict[str, Any]) -> None:

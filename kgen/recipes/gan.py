@@ -33,6 +33,23 @@ class GANRecipe(ImageRecipe):
     precision 0.66. In 3 or 4 epochs: with labels 1.04; without labels and with
     spectral norm and the hinge loss at a rate of 2e-4 10.8, with penalties of 0.05 that
     fall to a tenth 4.7.
+
+    `kgen fit gan --preset stacked_mnist`: 41 min on one core beside other work. 26,000
+    images: 1,000 of 1,000 modes, KL divergence 0.076 nats. 10,000 images in
+    `kgen-mnist-v1`, channel by channel: Frechet distance 11.5 (11.5 to 11.6; floor 0.51;
+    independent pixels 214), precision 0.38, recall 0.72.
+
+    `kgen fit gan --preset celeba_64 --data DIR`, DIR with 5,270 faces of CelebA (4,155
+    for training): 43 min on one core beside other work. 550 images in `kgen-random-v1`:
+    Frechet distance 0.085 (0.075 to 0.085; floor 0.023; the VAE below 0.625;
+    independent pixels 2.58), precision 0.88, recall 0.74, density 0.89, coverage 0.91.
+    Looked at: a grid of faces, with hair, eyes and smiles; about a third are smeared or
+    have eyes of two kinds, backgrounds are blotched. Neither preset was tuned.
+    The VAE: `kgen fit vae --data DIR --image-size 64 --latent-dim 64 --epochs 16
+    --prior normal --likelihood discretized_logistic --learning-rate 5e-4
+    --warmup-steps 200 --gradient-clip-norm 100`, 5 min on one core.
+
+    `fashion_mnist` has the options of `mnist`; not measured yet.
     """
 
     recipe_name: ClassVar[str] = "gan"

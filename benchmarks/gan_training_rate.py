@@ -21,7 +21,7 @@ machine with nothing else to do.
     python benchmarks/gan_training_rate.py --torch-python torch_env/bin/python
 """
 
-import argparse
+import itertools
 import os
 import sys
 
@@ -53,10 +53,8 @@ def train_with_kgen(variant, rounds, turn):
     """Trains in one call of `fit`; a callback waits for the turns."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
-    import tensorflow as tf
 
     import kgen.data
-    from kgen import training
     from kgen.models import GAN
     from kgen.nn.optimizers import Adam
 
@@ -78,18 +76,7 @@ def train_with_kgen(variant, rounds, turn):
         Adam(2e-4, beta_1=0.5), Adam(2e-4, beta_1=0.5), steps_per_execution=STEPS
     )
 
-    class TakeTurns(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch:
-                turn.wait()
-
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch:
-                turn.report(len(images), float(logs["discriminator_loss"]))
-            else:
-                turn.ready(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
-
-    training.fit(model, pipeline, epochs=1 + rounds, callbacks=[TakeTurns()])
+    turns.fit_in_turns(turn, model, pipeline, rounds, loss="discriminator_loss")
 
 
 def train_with_pytorch(variant, rounds, turn):
@@ -110,7 +97,6 @@ def train_with_pytorch(variant, rounds, turn):
         return nn.LeakyReLU(0.2)
 
     down, up = nn.Conv2d, nn.ConvTranspose2d
-    coarse_to_fine = WIDTHS[::-1]
     generator = nn.Sequential(
         nn.Linear(LATENT_DIM, 4 * 4 * WIDTHS[-1], bias=False),
         nn.Unflatten(1, (WIDTHS[-1], 4, 4)),
@@ -118,7 +104,7 @@ def train_with_pytorch(variant, rounds, turn):
         nn.ReLU(),
         *(
             layer
-            for inputs, outputs in zip(coarse_to_fine, coarse_to_fine[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(reversed(WIDTHS))
             for layer in block(up, inputs, outputs, True, nn.ReLU())
         ),
         *block(up, WIDTHS[0], 3, False, nn.Tanh()),
@@ -127,7 +113,7 @@ def train_with_pytorch(variant, rounds, turn):
         *block(down, 3, WIDTHS[0], False, leaky()),
         *(
             layer
-            for inputs, outputs in zip(WIDTHS, WIDTHS[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(WIDTHS)
             for layer in block(down, inputs, outputs, True, leaky())
         ),
         nn.Flatten(),
@@ -174,19 +160,7 @@ def train_with_pytorch(variant, rounds, turn):
 
 def main():
     """Reads the command line; as a side, trains."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--torch-python",
-        default=sys.executable,
-        help="Python interpreter that has PyTorch, if it is not this one",
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = turns.parser_of_sides(__doc__.split("\n")[0], SIDES).parse_args()
     if options.side is None:
         arguments = [__file__, "--rounds", str(options.rounds), "--side"]
         pythons = {"kgen": sys.executable, "pytorch": options.torch_python}

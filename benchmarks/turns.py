@@ -1,12 +1,15 @@
 """Two or more programs that train in turn, and how they compare.
 
-Each side is a process of its own. It compiles and warms up, and then trains a piece
-whenever it is its turn, while the others sleep. So a change of the machine's speed
-meets all sides alike, and a ratio is the median of the ratios of each round.
+Each side is a process of its own, or several that train together. It compiles and warms
+up, and then trains a piece whenever it is its turn, while the others sleep. So a change
+of the machine's speed meets all sides alike, and a ratio is the median of the ratios of
+each round.
 
-Standard library only: PyTorch's interpreter need not have kgen, nor kgen's PyTorch.
+Standard library only up here: PyTorch's interpreter need not have kgen, nor kgen's
+PyTorch.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -38,8 +41,8 @@ class Turns:
             sys.exit("The benchmark has ended.")
         self._start = time.perf_counter()
 
-    def report(self, images, loss):
-        """Stops the clock and sends rate and mean loss."""
+    def report(self, images, loss=None):
+        """Stops the clock and sends the rate and, for a look, the mean loss."""
         rate = images / (time.perf_counter() - self._start)
         self._write({"rate": rate, "loss": loss})
 
@@ -48,36 +51,97 @@ class Turns:
         self._output.flush()
 
 
-class _Side:
-    """The benchmark's end of the pipe."""
+def fit_in_turns(turn, model, pipeline, rounds, loss=None, **options):
+    """Kgen's side: one call of `fit`, whose epochs after the first are the turns.
 
-    def __init__(self, name, command, log):
+    Args:
+        turn: This side's `Turns`.
+        model: A compiled model.
+        pipeline: Its training data.
+        rounds: Turns to take.
+        loss: The log to report, or None.
+        **options: Of `kgen.training.fit`.
+    """
+    import keras
+    import tensorflow as tf
+
+    from kgen import training
+
+    class Epochs(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                turn.wait()
+
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch:
+                images = pipeline.steps_per_epoch * pipeline.batch_size
+                turn.report(images, loss and float(tf.reduce_mean(logs[loss])))
+            else:
+                turn.ready(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
+
+    training.fit(model, pipeline, epochs=1 + rounds, callbacks=[Epochs()], **options)
+
+
+def parser_of_sides(description, sides):
+    """A parser of what benchmarks against PyTorch have in common.
+
+    `side` is None in the process that compares, and its name in that of a side.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--torch-python",
+        default=sys.executable,
+        help="Python interpreter that has PyTorch, if it is not this one",
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
+    parser.add_argument("--sides", nargs="+", default=list(sides), choices=sides)
+    parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
+    return parser
+
+
+class _Side:
+    """The benchmark's end of the pipes."""
+
+    def __init__(self, name, command, environments, log):
         self.name, self.log = name, log
         self.rates, self.losses = [], []
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=open(log, "w"),
-            text=True,
-        )
-        print(f"{name:<17} {self._read()['what']}", flush=True)
+        with open(log, "w") as errors:
+            self.processes = [
+                subprocess.Popen(
+                    command,
+                    env=os.environ | environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                )
+                for environment in environments
+            ]
+        print(f"{name:<17} {self._read()[0]['what']}", flush=True)
 
     def train(self):
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        record = self._read()
-        self.rates.append(record["rate"])
-        self.losses.append(record["loss"])
+        for process in self.processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        records = self._read()
+        self.rates.append(min(record["rate"] for record in records))
+        self.losses.append(records[0]["loss"])
+
+    def end(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
     def _read(self):
-        line = self.process.stdout.readline()
-        if not line:
+        lines = [process.stdout.readline() for process in self.processes]
+        if not all(lines):
             sys.exit(f"{self.name} has failed:\n{Path(self.log).read_text()[-3000:]}")
-        return json.loads(line)
+        return [json.loads(line) for line in lines]
 
 
-def compare(commands, rounds, ratios):
+def compare(commands, rounds, ratios, environments=None):
     """Lets all sides take turns and prints rates and ratios.
 
     Args:
@@ -85,6 +149,8 @@ def compare(commands, rounds, ratios):
         rounds: Turns of each side.
         ratios: By a pair of sides, the target of the first's rate over the second's, or
             None if it is only measured. Pairs that do not take part are left out.
+        environments: By the name of a side, a dict of environment variables for each of
+            its processes; the rate is that of the slowest. By default there is one.
     """
     load = os.getloadavg()[0]
     sides = {}
@@ -92,7 +158,8 @@ def compare(commands, rounds, ratios):
         try:
             for name, command in commands.items():
                 log = os.path.join(folder, f"{name}.log")
-                sides[name] = _Side(name, command, log)
+                each = (environments or {}).get(name, [{}])
+                sides[name] = _Side(name, command, each, log)
             print(f"images per second, {rounds} rounds in turn:")
             for round_ in range(1, rounds + 1):
                 for side in sides.values():
@@ -101,14 +168,13 @@ def compare(commands, rounds, ratios):
                 print(f"{round_:>4}  {'  '.join(now)}", flush=True)
         finally:
             for side in sides.values():
-                side.process.kill()
-                side.process.wait()
+                side.end()
     print(f"{'':<17} {'median':>9} {'lowest':>9} {'highest':>9}   loss at the end")
     for side in sides.values():
         middle, low, high = _spread(side.rates)
         print(
-            f"{side.name:<17} {middle:>9,.0f} {low:>9,.0f} {high:>9,.0f}   "
-            f"{side.losses[-1]:.2f}"
+            f"{side.name:<17} {middle:>9,.0f} {low:>9,.0f} {high:>9,.0f}"
+            + ("" if side.losses[-1] is None else f"   {side.losses[-1]:.2f}")
         )
     for (first, second), target in ratios.items():
         if first in sides and second in sides:

@@ -43,11 +43,8 @@ BATCH_SIZE = 128
 def train_with_kgen(options, turn):
     """Trains in one call of `fit`; a callback waits for the turns."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
     import numpy as np
-    import tensorflow as tf
 
-    from kgen import training
     from kgen.recipes.vae import VAERecipe
 
     recipe = VAERecipe(
@@ -71,19 +68,7 @@ def train_with_kgen(options, turn):
     pipeline, _ = recipe.pipelines(data)
     model = recipe.make_model(data, pipeline.steps_per_epoch)
 
-    class Turns(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch:
-                turn.wait()
-
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch:
-                images = pipeline.steps_per_epoch * BATCH_SIZE
-                turn.report(images, float(np.mean(logs["loss"])))
-            else:
-                turn.ready(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
-
-    training.fit(model, pipeline, epochs=1 + options.rounds, callbacks=[Turns()])
+    turns.fit_in_turns(turn, model, pipeline, options.rounds, loss="loss")
 
 
 def train_with_pytorch(options, turn):
@@ -122,7 +107,7 @@ def train_with_pytorch(options, turn):
     steps = len(images) // BATCH_SIZE
     model = VAE()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    compute_loss = torch.compile(model) if options.worker == "compiled" else model
+    compute_loss = torch.compile(model) if options.side == "compiled" else model
 
     def indexed():
         order = torch.randperm(len(images))[: steps * BATCH_SIZE]
@@ -158,7 +143,7 @@ def train_with_pytorch(options, turn):
         return time.perf_counter() - start
 
     what = f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"
-    if options.worker == "compiled":
+    if options.side == "compiled":
         batches = indexed
         train_epoch(batches)
     else:
@@ -176,10 +161,7 @@ def train_with_pytorch(options, turn):
 
 def main():
     """Reads the command line; as a worker, trains one side."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = turns.parser_of_sides(__doc__.split("\n")[0], SIDES)
     test_data = os.environ.get("KGEN_TEST_DATA")
     parser.add_argument("--data", default="mnist", help="28x28 grey images")
     parser.add_argument(
@@ -187,19 +169,11 @@ def main():
         default=os.path.join(test_data, "tfds") if test_data else None,
         help="folder of prepared tensorflow-datasets",
     )
-    parser.add_argument(
-        "--torch-python",
-        default=sys.executable,
-        help="Python interpreter that has PyTorch, if it is not this one",
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="epochs of each side")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--rows", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker == "kgen":
+    if options.side == "kgen":
         train_with_kgen(options, turns.Turns())
-    elif options.worker:
+    elif options.side:
         train_with_pytorch(options, turns.Turns())
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +184,7 @@ def main():
             commands = {}
             for side in options.sides:
                 python = sys.executable if side == "kgen" else options.torch_python
-                commands[side] = [python, __file__, "--worker", side, *arguments]
+                commands[side] = [python, __file__, "--side", side, *arguments]
             turns.compare(commands, options.rounds, RATIOS)
 
 

@@ -7,10 +7,7 @@ machine to gain from. Each side is as `kgen fit` makes it, its data pipeline inc
 without callbacks and validation; one process takes `--steps-per-execution` steps a
 call, workers one.
 
-All processes are started at once and take turns, an epoch each, so both sides are warm
-and meet the same machine; the others wait meanwhile. The first epochs, which compile,
-are dropped. Rates are those of the epochs; the result is the median of the paired
-ratios, with their range.
+An epoch is a turn (see turns.py); the rate of several processes is the slowest one's.
 
     python benchmarks/workers.py vae
     python benchmarks/workers.py --rounds 20 vae --batch-size 256 --network conv
@@ -21,13 +18,11 @@ import dataclasses
 import json
 import os
 import socket
-import statistics
-import subprocess
 import sys
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import turns
 from click.core import ParameterSource
 
 from kgen import recipes
@@ -49,10 +44,8 @@ def make_recipe(words):
 
 
 def train(recipe, rounds):
-    """Is one of the processes: takes an epoch for each line it reads.
-
-    Prints the images per second of each.
-    """
+    """Is one of the processes: takes an epoch for each turn."""
+    turn = turns.Turns()
     import keras
 
     from kgen import training
@@ -64,57 +57,7 @@ def train(recipe, rounds):
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope():
         model = recipe.make_model(data, pipeline.steps_per_epoch)
-    images = pipeline.steps_per_epoch * pipeline.batch_size
-
-    class Turns(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            sys.stdin.readline()
-            self.started = time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs=None):
-            print(images / (time.perf_counter() - self.started), flush=True)
-
-    training.fit(
-        model, pipeline, epochs=rounds + 1, strategy=strategy, callbacks=[Turns()]
-    )
-
-
-class Side:
-    """The processes of one side.
-
-    Args:
-        arguments: Of this script.
-        configs: TF_CONFIG of each process; None for a single one.
-    """
-
-    def __init__(self, arguments, configs):
-        common = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--child", *arguments],
-                env=common | ({"TF_CONFIG": json.dumps(config)} if config else {}),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for config in configs
-        ]
-
-    def rate(self):
-        """Has an epoch trained; returns the rate of the slowest process."""
-        for process in self.processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        lines = [process.stdout.readline() for process in self.processes]
-        if not all(lines):
-            raise RuntimeError("a process ended; what it said is above")
-        return min(map(float, lines))
-
-    def end(self):
-        """Ends all processes."""
-        for process in self.processes:
-            process.kill()
-            process.wait()
+    turns.fit_in_turns(turn, model, pipeline, rounds, strategy=strategy)
 
 
 def cluster(num_workers):
@@ -142,35 +85,15 @@ def main():
     if arguments.child:
         train(recipe, arguments.rounds)
         return
-    load = os.getloadavg()[0]
-    sides = {
-        "one process": Side(sys.argv[1:], [None]),
-        f"{arguments.workers} workers": Side(sys.argv[1:], cluster(arguments.workers)),
+    command = [sys.executable, __file__, "--child", *sys.argv[1:]]
+    one, several = "one process", f"{arguments.workers} workers"
+    configs = map(json.dumps, cluster(arguments.workers))
+    environments = {
+        one: [{"TF_CONFIG": ""}],
+        several: [{"TF_CONFIG": config} for config in configs],
     }
-    try:
-        for side in sides.values():
-            side.rate()  # the first epoch compiles
-        pairs = [
-            [side.rate() for side in sides.values()] for _ in range(arguments.rounds)
-        ]
-    finally:
-        for side in sides.values():
-            side.end()
-    print(
-        f"images per second, {arguments.rounds} epochs each in turn, batches of "
-        f"{recipe.batch_size}:"
-    )
-    for name, rates in zip(sides, zip(*pairs, strict=True), strict=True):
-        print(
-            f"{name:<12} median {statistics.median(rates):,.0f} "
-            f"({min(rates):,.0f} to {max(rates):,.0f})"
-        )
-    ratios = [workers / one for one, workers in pairs]
-    print(
-        f"workers / one: median {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f})"
-    )
-    print(f"load average at the start: {load:.1f}; a quiet machine has less than 0.5")
+    commands = dict.fromkeys(environments, command)
+    turns.compare(commands, arguments.rounds, {(several, one): None}, environments)
 
 
 if __name__ == "__main__":

@@ -209,9 +209,9 @@ def train_on_devices(folder: Path, count: int, rows: Sequence[Row]) -> Arrays:
         cpu, [tf.config.LogicalDeviceConfiguration()] * count
     )
     strategies = {name: training.make_strategy(name) for name in ("none", "mirrored")}
-    kinds = {"sgd": None, "adam": functools.partial(optimizers.Adam, 1e-3)}
-    if count > 2:
-        del kinds["adam"]
+    kinds: dict[str, Any] = {"sgd": None}
+    if count == 2:
+        kinds["adam"] = functools.partial(optimizers.Adam, 1e-3)
     return {
         f"{row.name}/{name}/{kind}/{key}": value
         for row in rows

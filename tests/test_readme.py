@@ -109,7 +109,7 @@ def test_a_folder_of_images_trains(folder, monkeypatch, capsys):
 
 
 def test_the_example_of_own_networks_works(folder):
-    [_, example, _] = blocks("python")
+    [_, _, example] = blocks("python")
     example = example.replace("epochs=10", "epochs=1, verbose=0")
     done = run_python(example + "\nprint(int(gan.step.numpy()))", folder)
     # 1,439 images in batches of 32, twice.
@@ -117,7 +117,7 @@ def test_the_example_of_own_networks_works(folder):
 
 
 def test_the_python_example_works(folder):
-    [example, _, serving] = blocks("python")
+    [example, serving, _] = blocks("python")
     example = example.replace("epochs=10", "epochs=1, verbose=0")
     done = run_python(example, folder)
     assert done.returncode == 0, done.stderr

@@ -82,10 +82,10 @@ def _normalized_kernel(layer, training):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization(synchronized=True)` of images, in fewer passes.
+    """`keras.layers.BatchNormalization(synchronized=True)` of images, with one message.
 
-    The replicas send each other one message, the sums of what they have, and normalise
-    by the mean and variance of all rows.
+    The replicas tell each other the sums of what they have, and normalise by the mean
+    and variance of all rows.
 
     Shapes:
         [batch, height, width, channels] -> the same

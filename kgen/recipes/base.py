@@ -83,18 +83,9 @@ class Recipe:
                 raise ValueError(
                     f"`{name}` must be 1 or more. Received: {getattr(self, name)}"
                 )
-        for name in ("learning_rate", "worker_timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"`{name}` must be above 0. Received: {getattr(self, name)}"
-                )
+        self._check_above_0("learning_rate", "worker_timeout", "gradient_clip_norm")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be in [0, 2**63). Received: {self.seed}")
-        if self.gradient_clip_norm is not None and not self.gradient_clip_norm > 0:
-            raise ValueError(
-                "`gradient_clip_norm` must be above 0. Received: "
-                f"gradient_clip_norm={self.gradient_clip_norm}"
-            )
         if self.name and (Path(self.name).name != self.name or self.name == ".."):
             raise ValueError(
                 "`name` must be the name of a folder, without a path to it: that is "
@@ -362,6 +353,13 @@ class Recipe:
             if value not in bundled and Path(value).expanduser().exists():
                 changed[name] = str(Path(value).expanduser().absolute())
         return dataclasses.replace(self, **changed)
+
+    def _check_above_0(self, *names: str) -> None:
+        """Refuses these options where they are given and not above 0."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` must be above 0. Received: {name}={value}")
 
     def _schedule(self, peak: float, steps_per_epoch: int) -> Any:
         """A learning rate over the whole run: it rises, and falls to 0 by a cosine."""

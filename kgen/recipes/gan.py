@@ -110,11 +110,7 @@ class GANRecipe(ImageRecipe):
     def __post_init__(self) -> None:
         """Checks what can be checked without the data."""
         super().__post_init__()
-        rate = self.discriminator_learning_rate
-        if rate is not None and not rate > 0:
-            raise ValueError(
-                f"`discriminator_learning_rate` must be above 0. Received: {rate}"
-            )
+        self._check_above_0("discriminator_learning_rate")
 
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.GAN` for these images."""

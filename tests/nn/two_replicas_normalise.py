@@ -1,26 +1,23 @@
 """What `test_layers.py` runs in a process of its own: two logical CPU devices.
 
-Devices must be made before TensorFlow starts. Prints one JSON object: by name, what one
-device computes from six rows, and what two compute from two and four of them.
+Prints one JSON object: by name, what one device computes from six rows, and what two
+compute from two and four of them.
 """
 
 import json
 
+from two_replicas import deal, strategy  # isort: skip  # makes the devices
+
 import numpy as np
 import tensorflow as tf
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
-
-from kgen.nn.layers import BatchNormalization  # noqa: E402
+from kgen.nn.layers import BatchNormalization
 
 IMAGES = np.random.default_rng(0).normal(1.0, 2.0, (6, 5, 4, 3)).astype(np.float32)
 
 
-def measure(strategy, shares):
-    """Outputs, moving averages and the gradient of the inputs, on these shares."""
+def measure(strategy, share):
+    """Outputs, moving averages and gradients of the inputs, on a share of the rows."""
     with strategy.scope():
         layer = BatchNormalization(momentum=0.9)
         layer.build(IMAGES.shape)
@@ -33,10 +30,7 @@ def measure(strategy, shares):
             loss = tf.reduce_sum(outputs**3)
         return outputs, tape.gradient(loss, values)
 
-    dealt = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(shares[context.replica_id_in_sync_group])
-    )
-    results = tf.function(strategy.run)(step, args=(dealt,))
+    results = tf.function(strategy.run)(step, args=(share,))
     outputs, gradients = (
         np.concatenate(strategy.experimental_local_results(result)).tolist()
         for result in results
@@ -45,6 +39,6 @@ def measure(strategy, shares):
     return {"outputs": outputs, "gradients": gradients, "averages": averages}
 
 
-one = measure(tf.distribute.get_strategy(), [(0, 6)])
-two = measure(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), [(0, 2), (2, 6)])
+one = measure(tf.distribute.get_strategy(), tf.constant([0, 6]))
+two = measure(strategy, deal(np.array([[0, 2], [2, 6]])))
 print(json.dumps({name: (one[name], two[name]) for name in one}))

@@ -9,6 +9,7 @@ from kgen.recipes.base import option
 from kgen.recipes.images import ImageRecipe
 
 SMALL_DATA = 10_000  # training images up to which augmentation pays
+SMALL_IMAGE = 16  # pixels a side; below, the other kinds leave too little of an image
 Normalization = Literal["batch", "group", "spectral", "none"]
 
 
@@ -100,8 +101,9 @@ class GANRecipe(ImageRecipe):
     )
     augmentation: tuple[str, ...] | None = option(
         None,
-        "Of color, translation, cutout, with commas between; '' for none. Default: all "
-        f"for up to {SMALL_DATA:,} training images.",
+        "Of color, translation, cutout, with commas between; '' for none. Default: for "
+        f"up to {SMALL_DATA:,} training images all, or translation below "
+        f"{SMALL_IMAGE} pixels.",
     )
     ema_half_life: int = option(
         10_000, "Of the generator's moving average, in images seen; 0: no average."
@@ -119,8 +121,7 @@ class GANRecipe(ImageRecipe):
 
         augmentation = self.augmentation
         if augmentation is None:
-            small = data.splits["train"] <= SMALL_DATA
-            augmentation = ("color", "translation", "cutout") if small else ()
+            augmentation = _default_augmentation(data)
         model = GAN(
             image_shape=data.image_shape,
             latent_dim=self.latent_dim,
@@ -156,6 +157,14 @@ class GANRecipe(ImageRecipe):
         return model
 
 
+def _default_augmentation(data: Any) -> tuple[str, ...]:
+    if data.splits["train"] > SMALL_DATA:
+        return ()
+    if min(data.image_shape[:2]) < SMALL_IMAGE:
+        return ("translation",)
+    return ("color", "translation", "cutout")
+
+
 _MNIST = GANRecipe(
     name="gan-mnist",
     data="mnist",
@@ -168,7 +177,7 @@ PRESETS = {
     "digits": GANRecipe(name="gan-digits"),
     "mnist": _MNIST,
     "fashion_mnist": dataclasses.replace(
-        _MNIST, name="gan-fashion-mnist", data="fashion_mnist", epochs=12
+        _MNIST, name="gan-fashion-mnist", data="fashion_mnist"
     ),
     "stacked_mnist": GANRecipe(
         name="gan-stacked-mnist",

@@ -47,6 +47,8 @@ class VAERecipe(ImageRecipe):
 
     recipe_name: ClassVar[str] = "vae"
 
+    # Without it, the first steps of larger RGB images throw the posterior off for good.
+    warmup_steps: int = option(200, "Steps over which the learning rate rises from 0.")
     binarize: Literal["auto", "none", "dynamic", "static"] = option(
         "auto",
         "Draw black or white pixels: anew each time (dynamic) or once (static); auto: "
@@ -138,7 +140,6 @@ PRESETS = {
         epochs=120,
         batch_size=128,
         learning_rate=4e-3,
-        warmup_steps=200,
         latent_dim=40,
         kl_warmup_epochs=1.0,
         steps_per_execution=16,
@@ -151,6 +152,7 @@ PRESETS = {
         epochs=1000,
         batch_size=64,
         learning_rate=2e-3,
+        warmup_steps=0,
         kl_warmup_epochs=10.0,
         network="mlp",
         hidden_units=(200, 200),

@@ -1,7 +1,9 @@
 """The options of `kgen fit gan`: what the recipe makes of them, and what it refuses."""
 
+import numpy as np
 import pytest
 
+from kgen.data import open_images
 from kgen.recipes.gan import PRESETS, GANRecipe
 
 
@@ -20,10 +22,12 @@ def test_each_network_has_its_own_rate():
 
 def test_small_data_is_augmented_unless_told_otherwise():
     recipe = GANRecipe(width=4)
-    data = recipe.open_data()
-    every = ("color", "translation", "cutout")
-    assert recipe.make_model(data, 10).augmentation == every
+    data = recipe.open_data()  # 8x8
+    assert recipe.make_model(data, 10).augmentation == ("translation",)
     assert GANRecipe(width=4, augmentation=()).make_model(data, 10).augmentation == ()
+    larger = open_images(np.zeros([30, 16, 16, 1], np.uint8))
+    every = ("color", "translation", "cutout")
+    assert recipe.make_model(larger, 10).augmentation == every
     data.splits["train"] = 10_001
     assert recipe.make_model(data, 10).augmentation == ()
 

@@ -9,7 +9,7 @@ from kgen.recipes.base import option
 from kgen.recipes.images import ImageRecipe
 
 SMALL_DATA = 10_000  # training images up to which augmentation pays
-SMALL_IMAGE = 16  # pixels a side; below, the other kinds leave too little of an image
+TINY = 16  # pixels a side, below which an image is too small to lose some
 Normalization = Literal["batch", "group", "spectral", "none"]
 
 
@@ -65,8 +65,9 @@ class GANRecipe(ImageRecipe):
     adam_beta: float = option(
         0.5, "Decay of Adam's mean gradient, in [0, 1); 0 and 0.5 are usual."
     )
-    network: Literal["dcgan", "residual", "r3gan"] = option(
-        "dcgan", "Kind of generator and discriminator."
+    network: Literal["auto", "dcgan", "residual", "r3gan"] = option(
+        "auto",
+        f"Kind of generator and discriminator; auto: residual below {TINY} pixels.",
     )
     latent_dim: int = option(128, "Length of a noise vector, 1 or more.")
     width: int = option(
@@ -101,9 +102,8 @@ class GANRecipe(ImageRecipe):
     )
     augmentation: tuple[str, ...] | None = option(
         None,
-        "Of color, translation, cutout, with commas between; '' for none. Default: for "
-        f"up to {SMALL_DATA:,} training images all, or translation below "
-        f"{SMALL_IMAGE} pixels.",
+        "Of color, translation, cutout, with commas between; '' for none. Default: all "
+        f"for up to {SMALL_DATA:,} training images, if they have {TINY} pixels a side.",
     )
     ema_half_life: int = option(
         10_000, "Of the generator's moving average, in images seen; 0: no average."
@@ -119,13 +119,18 @@ class GANRecipe(ImageRecipe):
         from kgen.models import GAN
         from kgen.nn import optimizers
 
+        tiny = min(data.image_shape[:2]) < TINY
         augmentation = self.augmentation
         if augmentation is None:
-            augmentation = _default_augmentation(data)
+            small = data.splits["train"] <= SMALL_DATA and not tiny
+            augmentation = ("color", "translation", "cutout") if small else ()
+        network = self.network
+        if network == "auto":
+            network = "residual" if tiny else "dcgan"
         model = GAN(
             image_shape=data.image_shape,
             latent_dim=self.latent_dim,
-            network=self.network,
+            network=network,
             width=self.width,
             generator_normalization=self.generator_normalization,
             discriminator_normalization=self.discriminator_normalization,
@@ -155,14 +160,6 @@ class GANRecipe(ImageRecipe):
             **self._compile_options(steps_per_epoch),
         )
         return model
-
-
-def _default_augmentation(data: Any) -> tuple[str, ...]:
-    if data.splits["train"] > SMALL_DATA:
-        return ()
-    if min(data.image_shape[:2]) < SMALL_IMAGE:
-        return ("translation",)
-    return ("color", "translation", "cutout")
 
 
 _MNIST = GANRecipe(

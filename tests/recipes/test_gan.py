@@ -22,14 +22,23 @@ def test_each_network_has_its_own_rate():
 
 def test_small_data_is_augmented_unless_told_otherwise():
     recipe = GANRecipe(width=4)
-    data = recipe.open_data()  # 8x8
-    assert recipe.make_model(data, 10).augmentation == ("translation",)
-    assert GANRecipe(width=4, augmentation=()).make_model(data, 10).augmentation == ()
-    larger = open_images(np.zeros([30, 16, 16, 1], np.uint8))
+    data = open_images(np.zeros([30, 16, 16, 1], np.uint8))
     every = ("color", "translation", "cutout")
-    assert recipe.make_model(larger, 10).augmentation == every
+    assert recipe.make_model(data, 10).augmentation == every
+    assert GANRecipe(width=4, augmentation=()).make_model(data, 10).augmentation == ()
     data.splits["train"] = 10_001
     assert recipe.make_model(data, 10).augmentation == ()
+
+
+def test_tiny_images_get_residual_networks_and_no_augmentation():
+    recipe = GANRecipe(width=4)
+    tiny = recipe.make_model(recipe.open_data(), 10)  # 8x8
+    larger = recipe.make_model(open_images(np.zeros([30, 16, 16, 1], np.uint8)), 10)
+    assert (tiny.network, larger.network) == ("residual", "dcgan")
+    assert tiny.augmentation == ()
+    chosen = GANRecipe(width=4, network="r3gan", augmentation=("cutout",))
+    model = chosen.make_model(recipe.open_data(), 10)
+    assert (model.network, model.augmentation) == ("r3gan", ("cutout",))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

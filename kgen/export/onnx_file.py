@@ -158,6 +158,7 @@ def _describe(proto: Any, signature: Signature, model_name: str) -> None:
         "kgen_version": kgen.__version__,
         "model": model_name,
         "signature": signature.name,
+        **signature.metadata,
     }
     if "image" in signature.outputs.values() or "images" in signature.inputs:
         metadata["image_range"] = "[0, 1]"

@@ -27,7 +27,11 @@ def load_saved_model(path: str) -> Run:
     def run(signature, inputs):
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
         outputs = loaded.signatures[signature](**tensors)
-        return {name: value.numpy() for name, value in outputs.items()}
+        arrays = {name: value.numpy() for name, value in outputs.items()}
+        return {  # Text is stored as bytes of one length, not as pickled objects.
+            name: array.astype(np.bytes_) if array.dtype == object else array
+            for name, array in arrays.items()
+        }
 
     return run
 

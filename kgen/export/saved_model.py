@@ -85,6 +85,7 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
         endpoints[signature.name] = endpoint
     module = tf.Module()
     module.tracked = list(tracked.values())
+    module.tables = [table for one in signatures for table in one.resources]
     endpoints.setdefault("serving_default", endpoints[signatures[0].name])
     try:
         tf.saved_model.save(module, path, signatures=endpoints)

@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.inputs import assert_values
 from kgen.nn import gradients, random
 from kgen.nn.image_networks import make_inputs
 
@@ -30,12 +29,15 @@ class Signature:
         function: Takes the inputs as keyword tensors and returns a dict of outputs;
             TensorFlow operations over `layers` only.
         inputs: Specification of each input, the batch first and of any size.
-        outputs: Kind of each output: "image", "latent", "scores" or "tokens".
+        outputs: Kind of each output: "image", "latent", "scores", "tokens", or "items":
+            ids by falling scores, which are the signature's "scores".
         layers: The Keras layers the function uses: all that an export holds.
         example: Makes valid inputs of n rows, for the exporter's proof.
         runtimes: Where it exists.
         tolerance: Largest difference from Keras that an export may show: absolute for
             values up to 1, relative for larger ones.
+        resources: Lookup tables that the function uses.
+        metadata: What an ONNX file says besides its name and kind.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Signature:
     example: Callable[[int], dict[str, np.ndarray]]
     runtimes: tuple[str, ...] = ("saved_model", "onnx")
     tolerance: float = 1e-5
+    resources: tuple[Any, ...] = ()
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class GenerativeModel(keras.Model):
@@ -54,7 +58,12 @@ class GenerativeModel(keras.Model):
     A subclass defines `train_step`, `test_step` and `signatures`, keeps each argument
     of its constructor under its own name, and adds one metric for each key of its logs
     with `add_log_metrics`.
+
+    Attributes:
+        batch_names: Standard names of what a batch holds: what it must, what it may.
     """
+
+    batch_names: tuple[str, str] = ("images", "labels")
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -195,7 +204,7 @@ class GenerativeModel(keras.Model):
     def log(
         self, values: dict[str, tf.Tensor], *, training: bool
     ) -> dict[str, tf.Tensor]:
-        """Updates the metrics of these names and returns the logs so far.
+        """Updates the metrics of these names and returns their logs so far.
 
         Per-row values ([batch]) are averaged over rows, so that an epoch's mean is
         right although its last batch is smaller.
@@ -205,7 +214,11 @@ class GenerativeModel(keras.Model):
             if training:
                 finite = tf.reduce_all(tf.math.is_finite(value))
                 self._non_finite[name].update_state(tf.cast(~finite, tf.float32))
-        logs = {name: metric.result() for name, metric in self.log_metrics.items()}
+        logs = {
+            name: metric.result()
+            for name, metric in self.log_metrics.items()
+            if name in values
+        }
         if tf.distribute.has_strategy():
             # Keras reduces the replicas' logs over axis 0, which a scalar lacks
             # (keras issue 20585).
@@ -299,28 +312,30 @@ class GenerativeModel(keras.Model):
         )
 
     def unpack(self, data: Any) -> dict[str, tf.Tensor]:
-        """Turns what `fit` feeds into a batch of named tensors.
+        """Turns what `fit` feeds into a batch of named tensors, and checks it.
 
-        Takes a dict with the standard names, a bare tensor of images, or a pair of
-        images and labels.
+        Takes a dict with the standard names, or the tensor of the first name alone, or
+        a pair of the first and the second.
 
         Raises:
-            ValueError: If there are no images, or they or the labels have another
-                shape or type.
-            tf.errors.InvalidArgumentError: When the step runs, on floats outside
-                [0, 1], NaN included, or labels outside [0, num_classes).
+            ValueError: If the first is missing, or one has another shape or type.
+            tf.errors.InvalidArgumentError: When the step runs, on values out of range.
         """
-        inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        batch = dict(inputs) if isinstance(inputs, dict) else {"images": inputs}
-        if labels is not None:
-            batch["labels"] = labels
-        if "images" not in batch:
+        first, second = self.batch_names
+        values, others, _ = keras.utils.unpack_x_y_sample_weight(data)
+        batch = dict(values) if isinstance(values, dict) else {first: values}
+        if others is not None:
+            batch[second] = others
+        if first not in batch:
             raise ValueError(
-                'A batch is a dict with "images" (and "labels"), or a tensor of '
-                f"images. Received a dict with the keys {sorted(batch)}."
+                f'A batch is a dict with "{first}" (and "{second}"), or a tensor of '
+                f"{first}. Received a dict with the keys {sorted(batch)}."
             )
-        num_classes = getattr(self, "num_classes", None)
-        return assert_values(batch, self.image_shape, num_classes)
+        return self.check_batch(batch)
+
+    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Returns the batch, whose values wait until they have been found right."""
+        raise NotImplementedError(f"{type(self).__name__} checks no batches.")
 
     def one_hot_labels(self, labels: Any) -> tf.Tensor | None:
         """What the networks get: [batch, num_classes], or None without classes.

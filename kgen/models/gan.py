@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kgen.models.base import GenerativeModel, Signature, layers_of_policy
 from kgen.models.inputs import (
+    assert_images,
     check_labels,
     check_latents,
     check_seeds,
@@ -177,6 +178,10 @@ class GAN(GenerativeModel):
         )
 
     # -- the game -----------------------------------------------------------
+
+    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Refuses images and labels that do not fit."""
+        return assert_images(batch, self.image_shape, self.num_classes)
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores a batch of images: the discriminator's logits, [batch, 1]."""

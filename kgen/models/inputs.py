@@ -16,7 +16,7 @@ def scale_images(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(images, tf.float32)
 
 
-def assert_values(
+def assert_images(
     batch: dict[str, tf.Tensor],
     image_shape: tuple[int, ...],
     num_classes: int | None,
@@ -31,7 +31,7 @@ def assert_values(
     asserts = []
     if images.dtype.is_floating:
         message = "`images` must be uint8, or floats in [0, 1]. Received floats from"
-        asserts.append(_assert_range(images, 0, 1, message))
+        asserts.append(assert_range(images, 0, 1, message))
     if num_classes is not None and batch.get("labels") is not None:
         labels = tf.convert_to_tensor(batch["labels"])
         if not (labels.dtype.is_integer and labels.shape.is_compatible_with([None])):
@@ -41,13 +41,16 @@ def assert_values(
             )
         labels = tf.cast(labels, tf.int64)
         message = f"`labels` must lie in [0, {num_classes}). Received values from"
-        asserts.append(_assert_range(labels, 0, num_classes - 1, message))
+        asserts.append(assert_range(labels, 0, num_classes - 1, message))
     # Whatever uses the images waits: a refused batch changes no weight.
     with tf.control_dependencies(asserts):
         return batch | {"images": tf.identity(images)}
 
 
-def _assert_range(values, low, high, message):
+def assert_range(
+    values: tf.Tensor, low: float, high: float, message: str
+) -> tf.Operation:
+    """Returns an operation that fails, with this message, on a value out of range."""
     kept = tf.reduce_all((values >= low) & (values <= high))
     received = [message, tf.reduce_min(values), "to", tf.reduce_max(values)]
     return tf.debugging.Assert(kept, received)

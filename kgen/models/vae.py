@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
 from kgen.models.inputs import (
+    assert_images,
     check_images,
     check_labels,
     check_latents,
@@ -154,6 +155,10 @@ class VAE(GenerativeModel):
         self.built = True
 
     # -- the bound ----------------------------------------------------------
+
+    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Refuses images and labels that do not fit."""
+        return assert_images(batch, self.image_shape, self.num_classes)
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Reconstructs a batch from its posterior means, without noise."""

@@ -1,0 +1,233 @@
+"""The items of a recommender: original ids in, original ids out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kgen.models.base import Signature, trace
+from kgen.models.inputs import assert_range
+from kgen.nn.item_rows import best_items, rows_of_padded
+
+EXPORTED_ITEMS = 100  # so many items, at most, come out of the signature `recommend`
+
+ScoreRows = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Recommendations(NamedTuple):
+    """Items for people, the best first.
+
+    Attributes:
+        item_ids: Original ids, [people, k]; "" or -1 where no unseen item is left.
+        scores: float32 [people, k]; minus infinity there.
+    """
+
+    item_ids: np.ndarray
+    scores: np.ndarray
+
+
+class Catalogue:
+    """The items that a model scores, in the order of its columns.
+
+    Args:
+        item_ids: Whole numbers or strings, each once.
+        item_counts: How many people of the training data have each item: what people
+            without a history are recommended by. None: all alike.
+
+    Raises:
+        ValueError: If there are no ids, an id comes twice, ids are of several kinds,
+            or there is not one count for each.
+    """
+
+    def __init__(
+        self, item_ids: Sequence[Any], item_counts: Sequence[int] | None = None
+    ):
+        ids = np.asarray(item_ids)
+        kind = ids.dtype.kind
+        if ids.ndim != 1 or not ids.size or kind not in "iuU":
+            raise ValueError(
+                "`item_ids` must be a list of whole numbers or of strings, one for "
+                f"each item. Received: shape {ids.shape}, type {ids.dtype}."
+            )
+        if len(np.unique(ids)) < len(ids) or (kind == "U" and "" in ids):
+            raise ValueError(
+                "`item_ids` must name each item once, and none by an empty text. "
+                f"Received: {len(ids)} ids, {len(np.unique(ids))} of them different."
+            )
+        counts = np.zeros(len(ids)) if item_counts is None else np.asarray(item_counts)
+        if counts.shape != ids.shape or (counts < 0).any():
+            raise ValueError(
+                "`item_counts` must be a number of people for each item, 0 or more. "
+                f"Received: shape {counts.shape} for {len(ids)} items."
+            )
+        self.num_items = len(ids)
+        self.is_text = kind == "U"
+        self.item_ids = ids if self.is_text else ids.astype(np.int64)
+        self.item_counts = counts.astype(np.float32)
+        self._positions = {item: i for i, item in enumerate(self.item_ids.tolist())}
+
+    def positions(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
+        """Maps original ids to positions, padded with -1: int64 [people, longest].
+
+        Raises:
+            ValueError: If an id is unknown, or `histories` is not a list of lists.
+        """
+        rows = []
+        for history in histories:
+            if isinstance(history, (str, bytes)) or np.ndim(history) != 1:
+                raise ValueError(
+                    "`histories` must be a list of lists of item ids, one list for "
+                    f"each person. Received: {history!r} in it."
+                )
+            items = np.asarray(history).tolist()
+            unknown = [item for item in items if item not in self._positions]
+            if unknown:
+                raise ValueError(
+                    "`histories` must hold items that the model was trained on, "
+                    f"{self.num_items:,} of them. Received: {unknown[0]!r}"
+                    + (f" and {len(unknown) - 1} more." if unknown[1:] else ".")
+                    + " Leave out what is unknown."
+                )
+            rows.append([self._positions[item] for item in items])
+        columns = list(itertools.zip_longest(*rows, fillvalue=-1))
+        return np.array(columns, np.int64).reshape(-1, len(rows)).T
+
+    def recommend(
+        self,
+        graphs: dict[str, Any],
+        score_rows: ScoreRows,
+        histories: Sequence[Sequence[Any]],
+        k: int,
+        remove_seen: bool,
+    ) -> Recommendations:
+        """Finds the best items for each history; `graphs` keeps what is traced."""
+        if not isinstance(k, (int, np.integer)) or not 1 <= k <= self.num_items:
+            raise ValueError(
+                f"`k` must be a whole number in [1, {self.num_items}], the number of "
+                f"items. Received: k={k}"
+            )
+        positions = self.positions(histories)
+        key = f"recommend/{k}/{remove_seen}"
+        if key not in graphs:
+            graphs[key] = trace(
+                lambda items: self._best(score_rows, items, int(k), remove_seen),
+                items=tf.TensorSpec([None, None], tf.int64),
+            )
+        ids = np.zeros([0, k], self.item_ids.dtype)
+        scores = np.zeros([0, k], np.float32)
+        for start in range(0, len(positions), 256):  # bounds the memory
+            part = tf.constant(positions[start : start + 256])
+            best, columns = (tensor.numpy() for tensor in graphs[key](items=part))
+            found = self.item_ids[columns]
+            found[best == -np.inf] = "" if self.is_text else -1
+            ids, scores = np.concatenate([ids, found]), np.concatenate([scores, best])
+        return Recommendations(ids, scores)
+
+    def signatures(
+        self, score_rows: ScoreRows, layers: tuple[keras.layers.Layer, ...]
+    ) -> list[Signature]:
+        """`recommend`, by original ids in SavedModel and by positions in ONNX.
+
+        ONNX has no tables of strings: its metadata hold the list of ids instead.
+        """
+        k = min(EXPORTED_ITEMS, self.num_items)
+        blank = "" if self.is_text else -1
+        table = _position_table(self.item_ids)
+
+        def recommend_ids(item_ids):
+            # What it does not know, the padding included, is passed over.
+            scores, columns = self._best(score_rows, table.lookup(item_ids), k, True)
+            found = tf.gather(tf.constant(self.item_ids), columns)
+            found = tf.where(
+                tf.math.is_inf(scores), tf.constant(blank, found.dtype), found
+            )
+            return {"item_ids": found, "scores": scores}
+
+        def recommend_positions(items):
+            scores, columns = self._best(score_rows, items, k, True)
+            found = tf.where(tf.math.is_inf(scores), -1, columns)
+            return {"recommended": found, "scores": scores}
+
+        def example_positions(num_rows):
+            rng = np.random.default_rng(num_rows)
+            longest = min(20, self.num_items)
+            rows = [rng.permutation(self.num_items)[:longest] for _ in range(num_rows)]
+            keep = rng.integers(0, longest + 1, num_rows)[:, None]
+            return np.where(np.arange(longest) < keep, np.array(rows, np.int64), -1)
+
+        def example_ids(num_rows):
+            positions = example_positions(num_rows)
+            return np.where(positions < 0, blank, self.item_ids[positions])
+
+        matrix = [None, None]
+        return [
+            Signature(
+                "recommend",
+                recommend_ids,
+                {"item_ids": tf.TensorSpec(matrix, table.key_dtype)},
+                {"item_ids": "items", "scores": "scores"},
+                layers,
+                lambda num_rows: {"item_ids": example_ids(num_rows)},
+                runtimes=("saved_model",),
+                resources=(table,),
+            ),
+            Signature(
+                "recommend",
+                recommend_positions,
+                {"items": tf.TensorSpec(matrix, tf.int64)},
+                {"recommended": "items", "scores": "scores"},
+                layers,
+                lambda num_rows: {"items": example_positions(num_rows)},
+                runtimes=("onnx",),
+                metadata={"item_ids": json.dumps(self.item_ids.tolist())},
+            ),
+        ]
+
+    def _best(self, score_rows, items, k, remove_seen):
+        rows = rows_of_padded(items, self.num_items)
+        scores = score_rows(rows)
+        empty = tf.reduce_max(rows, axis=1, keepdims=True) == 0
+        scores = tf.where(empty, tf.constant(self.item_counts), scores)
+        return best_items(scores, rows if remove_seen else None, k)
+
+
+def _position_table(item_ids: np.ndarray) -> tf.lookup.StaticHashTable:
+    """A table from original ids to positions; -1 for what it does not know."""
+    positions = tf.range(len(item_ids), dtype=tf.int64)
+    pairs = tf.lookup.KeyValueTensorInitializer(tf.constant(item_ids), positions)
+    table = tf.lookup.StaticHashTable(pairs, default_value=-1)
+    # TensorFlow notes a None for it in the graph of its first version, of which it
+    # complains whenever something is converted to ONNX.
+    noted = tf.compat.v1.get_collection_ref(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS)
+    noted[:] = [operation for operation in noted if operation is not None]
+    return table
+
+
+def assert_items(
+    batch: dict[str, tf.RaggedTensor], num_items: int
+) -> dict[str, tf.RaggedTensor]:
+    """Refuses inside a compiled step what is no ragged batch of positions."""
+    checked = dict(batch)
+    for name in ("items", "targets"):
+        if name not in batch:
+            continue
+        items = batch[name]
+        ragged = isinstance(items, tf.RaggedTensor)
+        if not ragged or items.shape.rank != 2 or not items.dtype.is_integer:
+            raise ValueError(
+                f"`{name}` must be a RaggedTensor of whole numbers [batch, None], the "
+                "positions of the items of each person, as `kgen.data.ratings` makes "
+                f"them. Received: {type(items).__name__} {items.dtype.name} "
+                f"{items.shape}."
+            )
+        flat = tf.concat([items.values, tf.zeros([1], items.dtype)], axis=0)
+        message = f"`{name}` must lie in [0, {num_items}). Received values from"
+        with tf.control_dependencies([assert_range(flat, 0, num_items - 1, message)]):
+            checked[name] = items.with_values(tf.identity(items.values))
+    return checked

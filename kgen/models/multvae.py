@@ -1,0 +1,276 @@
+"""Mult-VAE and Mult-DAE: recommendation by an autoencoder of what people have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
+from kgen.models.catalogue import Catalogue, Recommendations, assert_items
+from kgen.nn import losses, random
+from kgen.nn.item_rows import dense_rows, ndcg
+from kgen.nn.schedules import linear_ramp
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class MultVAE(GenerativeModel):
+    """Variational autoencoder of people's items, with a multinomial likelihood.
+
+    A person is the set of items he or she has. The encoder sees it with some items left
+    out, and the decoder spreads one unit of probability over all items; the loss is
+    minus the log-probability of the items the person has, and the weighted KL, in nats
+    per person.
+
+    Args:
+        item_ids: Original ids of the items, whole numbers or strings, in the order of
+            their positions.
+        item_counts: People of the training data that have each item: the scores of
+            those without a history. None: all alike.
+        hidden_units: Widths of the encoder's hidden layers; the decoder mirrors them.
+        latent_dim: Length of a latent vector, at least 1.
+        variational: False: Mult-DAE, a denoising autoencoder whose code is one more
+            hidden layer, without noise and KL.
+        input_dropout: Share of a person's items that the encoder does not see, in [0,
+            1).
+        kl_weight: Factor of the KL term: beta.
+        kl_warmup_steps: Optimizer steps over which the factor rises from 0.
+        weight_decay: Factor of the squared weights, summed, that are added to the mean
+            loss; biases are left out.
+        activation: Name of a Keras activation.
+
+    Shapes:
+        items, targets: ragged whole numbers [batch, None], positions in `item_ids`
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> model = MultVAE(item_ids=[10, 20, 30, 40], latent_dim=2, hidden_units=(8,))
+        >>> model.compile()
+        >>> model.fit(tf.data.Dataset.from_tensors(tf.ragged.constant([[0, 1], [2]])))
+        >>> best = model.recommend([[10, 30]], k=2)  # item_ids, scores: [1, 2]
+
+    Reference:
+        Liang et al., 2018, Variational Autoencoders for Collaborative Filtering.
+    """
+
+    batch_names = ("items", "targets")
+
+    def __init__(
+        self,
+        *,
+        item_ids: Sequence[Any],
+        item_counts: Sequence[int] | None = None,
+        hidden_units: Sequence[int] = (600,),
+        latent_dim: int = 200,
+        variational: bool = True,
+        input_dropout: float = 0.5,
+        kl_weight: float = 0.2,
+        kl_warmup_steps: int = 0,
+        weight_decay: float = 0.0,
+        activation: str = "tanh",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.catalogue = Catalogue(item_ids, item_counts)
+        self.hidden_units = tuple(hidden_units)
+        self.latent_dim = latent_dim
+        self.variational = variational
+        self.input_dropout = input_dropout
+        self.kl_weight = kl_weight
+        self.kl_warmup_steps = kl_warmup_steps
+        self.weight_decay = weight_decay
+        self.activation = activation
+        self._check_arguments()
+
+        num_items = self.catalogue.num_items
+        with layers_of_policy(self.dtype_policy):
+            code = (
+                layers.Dense(2 * latent_dim)
+                if variational
+                else layers.Dense(latent_dim, activation)
+            )
+            self.encoder = keras.Sequential(
+                [
+                    keras.Input((num_items,)),
+                    *(layers.Dense(n, activation) for n in self.hidden_units),
+                    code,
+                ],
+                name="encoder",
+            )
+            self.decoder = keras.Sequential(
+                [
+                    keras.Input((latent_dim,)),
+                    *(layers.Dense(n, activation) for n in reversed(self.hidden_units)),
+                    layers.Dense(num_items),
+                ],
+                name="decoder",
+            )
+        names = ("kl", "reconstruction", "loss", "ndcg")
+        self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
+        self.built = True
+
+    @property
+    def item_ids(self) -> list[Any]:
+        """Original ids, in the order of the positions."""
+        return self.catalogue.item_ids.tolist()
+
+    @property
+    def item_counts(self) -> list[float]:
+        """People of the training data that have each item."""
+        return self.catalogue.item_counts.tolist()
+
+    # -- the bound ----------------------------------------------------------
+
+    def check_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Refuses items that are not positions."""
+        return assert_items(batch, self.catalogue.num_items)
+
+    def call(self, data: Any, training: bool = False) -> tf.Tensor:
+        """Scores all items for a batch of people: logits [batch, num_items]."""
+        items = self.unpack(data)["items"]
+        return self._score_rows(dense_rows(items, self.catalogue.num_items))
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Takes one step on the weighted bound."""
+        items = self.unpack(data)["items"]
+
+        def compute_loss():
+            kl_weight = self.kl_weight * linear_ramp(
+                self.step.value, self.kl_warmup_steps
+            )
+            terms, _ = self._bound(items, kl_weight, training=True)
+            loss = tf.reduce_mean(terms["loss"])
+            if self.weight_decay:
+                loss += self.weight_decay * self._squared_weights()
+            return loss, terms
+
+        terms = self.minimize(compute_loss)
+        self.step.assign_add(1)
+        return self.log(terms, training=True)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """The bound without dropout or warm-up, and NDCG@100 of hidden items."""
+        batch = self.unpack(data)
+        terms, logits = self._bound(batch["items"], self.kl_weight, training=False)
+        if "targets" in batch:
+            seen, targets = (
+                dense_rows(batch[name], self.catalogue.num_items)
+                for name in self.batch_names
+            )
+            terms["ndcg"] = ndcg(logits, seen, targets, k=100)
+        return self.log(terms, training=False)
+
+    def _bound(self, items, kl_weight, training):
+        """Loss and its parts, one number per person, and the logits."""
+        num_items = self.catalogue.num_items
+        counts = tf.cast(items.row_lengths(), tf.float32)
+        # The input has length 1 before items are left out; what stays is scaled up.
+        weights = tf.gather(tf.math.rsqrt(counts), items.value_rowids())
+        noise = None
+        if training:
+            keys = self.noise_keys(counts, random.STREAM_TRAIN)
+            weights *= self._dropout(items, keys)
+            noise = random.normal(keys, (self.latent_dim,))
+        code = self._encode(dense_rows(items, num_items, weights), training)
+        kl = tf.zeros_like(counts)
+        if self.variational:
+            mean, log_variance = tf.split(code, 2, axis=1)
+            kl = tf.reduce_sum(losses.gaussian_kl(mean, log_variance), axis=1)
+            code = mean
+            if noise is not None:
+                code += tf.exp(0.5 * log_variance) * noise
+        logits = self._decode(code, training)
+        shares = tf.gather(1.0 / counts, items.value_rowids())
+        reconstruction = counts * tf.nn.softmax_cross_entropy_with_logits(
+            dense_rows(items, num_items, shares), logits
+        )
+        loss = reconstruction + kl_weight * kl
+        return {"loss": loss, "reconstruction": reconstruction, "kl": kl}, logits
+
+    def _dropout(self, items, keys):
+        """0 for items that are left out, by noise of the person and the item."""
+        keys = tf.gather(random.fold_in(keys, 1), items.value_rowids())
+        noise = random.uniform(random.fold_in(keys, items.values), ())
+        kept = tf.cast(noise >= self.input_dropout, tf.float32)
+        return kept / (1.0 - self.input_dropout)
+
+    def _squared_weights(self):
+        kernels = [v.value for v in self.trainable_variables if len(v.shape) > 1]
+        return tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
+
+    def _score_rows(self, rows):
+        """Logits of people by their rows of ones, [batch, num_items]."""
+        code = self._encode(tf.math.l2_normalize(rows, axis=1))
+        if self.variational:
+            code = tf.split(code, 2, axis=1)[0]
+        return self._decode(code)
+
+    def _encode(self, rows, training=False):
+        return tf.cast(self.encoder(rows, training=training), tf.float32)
+
+    def _decode(self, code, training=False):
+        return tf.cast(self.decoder(code, training=training), tf.float32)
+
+    # -- use ----------------------------------------------------------------
+
+    def recommend(
+        self, histories: Sequence[Sequence[Any]], k: int = 10, remove_seen: bool = True
+    ) -> Recommendations:
+        """Finds the best items for people, whom the model need not have seen before.
+
+        Args:
+            histories: The original ids of the items of each person. Who has none gets
+                the most popular items.
+            k: How many for each.
+            remove_seen: Whether items of the history are left out.
+
+        Raises:
+            ValueError: If an item is unknown, or `k` above the number of items.
+        """
+        return self.catalogue.recommend(
+            self._graphs, self._score_rows, histories, k, remove_seen
+        )
+
+    def score(self, rows: Any) -> np.ndarray:
+        """Scores all items for people by their rows of ones: float32 [n, num_items].
+
+        Args:
+            rows: A NumPy or SciPy sparse array [n, num_items].
+        """
+        if "score" not in self._graphs:
+            spec = tf.TensorSpec([None, self.catalogue.num_items], tf.float32)
+            self._graphs["score"] = trace(self._score_rows, rows=spec)
+        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
+        scores = self._graphs["score"](rows=tf.constant(dense, tf.float32))
+        return scores.numpy()
+
+    def signatures(self) -> list[Signature]:
+        """`recommend`: items of people in, the best other items out."""
+        return self.catalogue.signatures(self._score_rows, (self.encoder, self.decoder))
+
+    def health(self, logs: dict[str, float]) -> list[str]:
+        """Names posterior collapse: everybody is recommended the same."""
+        if not self.variational or logs.get("kl", 1.0) > 0.1:
+            return []
+        return [
+            f"posterior collapse: the KL is {logs['kl']:.3f} nats, so everybody is "
+            "recommended the same. Try a KL warm-up (kl_warmup_steps) or a smaller "
+            "kl_weight."
+        ]
+
+    def _check_arguments(self) -> None:
+        check = self.check_argument
+        check("hidden_units", min(self.hidden_units, default=1) >= 1, "be at least 1")
+        check("latent_dim", self.latent_dim >= 1, "be at least 1")
+        check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
+        check("kl_weight", self.kl_weight >= 0, "be 0 or more")
+        check("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more")
+        check("weight_decay", self.weight_decay >= 0, "be 0 or more")
+        known = hasattr(keras.activations, self.activation)
+        check("activation", known, "name an activation of Keras, such as tanh")

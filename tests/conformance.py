@@ -121,15 +121,16 @@ def epoch_means(row, shared):
     totals = {
         name: 0.0
         for name, metric in model.log_metrics.items()
-        if type(metric) is keras.metrics.Mean
+        if type(metric) is keras.metrics.Mean and name in history
     }
     require(row.loss in totals, f"no mean loss among {sorted(model.log_metrics)}")
     again = row.model()
     for batch in row.pipeline(num_rows).dataset():
         again.reset_metrics()
         logs = again.train_on_batch(batch, return_dict=True)
+        num_batch_rows = int(tf.shape(next(iter(batch.values())))[0])
         for name in totals:
-            totals[name] += float(logs[name]) * len(next(iter(batch.values())))
+            totals[name] += float(logs[name]) * num_batch_rows
     means = {name: total / num_rows for name, total in totals.items()}
     differences = [
         abs(history[name][0] - mean) / max(1.0, abs(mean))
@@ -329,18 +330,11 @@ def largest_proof(model, runtime, proofs) -> str:
 
 @check("errors", "a wrong call is a ValueError that says what it received: how many")
 def wrong_calls(row, shared):
-    model, arrays = shared.trained(row), row.make_rows(4)
-    conditions = {name: arrays[name] for name in row.conditions}
-    calls = {
-        "fractional seeds": lambda: model.generate([0.5] * 4, **conditions),
-        "seeds in a square": lambda: model.generate([[1, 2], [3, 4]], **conditions),
+    model = shared.trained(row)
+    calls = row.wrong_calls(model) | {
         "a negative seed": lambda: model.compile(seed=-1),
-        "a batch of unknown names": lambda: model.train_step({"pictures": arrays}),
+        "a batch of unknown names": lambda: model.train_step({"pictures": [0]}),
     }
-    for name, array in conditions.items():
-        short = conditions | {name: array[:2]}
-        calls[f"no {name}"] = lambda: model.generate(range(4))
-        calls[f"two {name}"] = lambda short=short: model.generate(range(4), **short)
     for name, call in calls.items():
         try:
             call()

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen import data, evaluation
-from kgen.models import GAN, VAE, GenerativeModel
+from kgen.models import GAN, VAE, GenerativeModel, MultVAE
 
 BATCH_SIZE = 16
 SEEDS = np.array([0, 1, 2, 2**40 + 3, -5, 63, 7, 8], np.int64)
@@ -80,8 +80,55 @@ class Row:
         conditions = {name: arrays[name][rows] for name in self.conditions}
         return model.generate(SEEDS[rows], **conditions)
 
+    def wrong_calls(self, model: GenerativeModel) -> dict[str, Callable[[], Any]]:
+        """Calls that must be refused, by what is wrong with them."""
+        arrays = self.make_rows(4)
+        conditions = {name: arrays[name] for name in self.conditions}
+        calls: dict[str, Callable[[], Any]] = {
+            "fractional seeds": lambda: model.generate([0.5] * 4, **conditions),
+            "seeds in a square": lambda: model.generate([[1, 2], [3, 4]], **conditions),
+        }
+        for name, array in conditions.items():
+            short = conditions | {name: array[:2]}
+            calls[f"no {name}"] = lambda: model.generate(range(4))
+            calls[f"two {name}"] = lambda short=short: model.generate(range(4), **short)
+        return calls
+
     def _sgd(self) -> keras.optimizers.Optimizer:
         return keras.optimizers.SGD(self.learning_rate)
+
+
+class RecommenderRow(Row):
+    """A model that recommends items to people in place of generating from seeds."""
+
+    def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
+        """Scores and ids of the best items for these of the eight rows."""
+        histories = self.make_rows(len(SEEDS))["items"].to_list()
+        best = model.recommend([histories[row] for row in rows], k=5)
+        return np.stack([best.scores, best.item_ids.astype(np.float32)], axis=1)
+
+    def wrong_calls(self, model: GenerativeModel) -> dict[str, Callable[[], Any]]:
+        """Calls that must be refused, by what is wrong with them."""
+        return {
+            "an unknown item": lambda: model.recommend([[0, NUM_ITEMS]], k=1),
+            "one history for a list of them": lambda: model.recommend([0, 1], k=1),
+            "nothing asked for": lambda: model.recommend([[0]], k=0),
+            "more than there is": lambda: model.recommend([[0]], k=NUM_ITEMS + 1),
+            "items that are no rows": lambda: model.train_step({"items": tf.range(3)}),
+        }
+
+
+NUM_ITEMS = 24
+
+
+def item_rows(num_rows: int) -> dict[str, tf.RaggedTensor]:
+    """People who like one third of the items, and have two to eight of them."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for row in range(num_rows):
+        liked = rng.permutation(NUM_ITEMS // 3) + row % 3 * (NUM_ITEMS // 3)
+        rows.append(np.sort(liked[: rng.integers(2, 9)]))
+    return {"items": tf.ragged.constant(rows, dtype=tf.int32)}
 
 
 def labelled_images(image_shape, num_classes=None):
@@ -201,5 +248,19 @@ ROWS = [
         r2_weight=1.0,
         final_penalty=0.1,
         penalty_decay_images=200,
+    ),
+    RecommenderRow(
+        name="MultVAE: annealed, weight decay",
+        make=functools.partial(
+            MultVAE,
+            item_ids=range(NUM_ITEMS),
+            hidden_units=(16,),
+            latent_dim=4,
+            kl_warmup_steps=10,
+            weight_decay=1e-4,
+        ),
+        make_rows=item_rows,
+        evaluate=lambda model, arrays: [],
+        learning_rate=0.05,
     ),
 ]

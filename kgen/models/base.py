@@ -225,8 +225,22 @@ class GenerativeModel(keras.Model):
             logs = {name: tf.reshape(value, [1]) for name, value in logs.items()}
         return logs
 
+    def get_metrics_result(self) -> dict[str, Any]:
+        """The logs of the pass so far, over all replicas: what `log` was given.
+
+        Keras takes these for an epoch's logs where the names are those of the steps.
+        """
+        return {
+            name: metric.result()
+            for name, metric in self.log_metrics.items()
+            if float(tf.convert_to_tensor(metric.count.value)) > 0
+        }
+
     def add_log_metrics(self, *metrics: keras.metrics.Metric) -> None:
-        """Adds the metrics behind the logs: the terms of the loss before the loss."""
+        """Adds the metrics behind the logs: the terms of the loss before the loss.
+
+        Each has a variable `count`, which is 0 as long as it has been given nothing.
+        """
         for metric in metrics:
             self.log_metrics[metric.name] = metric
             self._non_finite[metric.name] = keras.metrics.Sum()

@@ -128,7 +128,7 @@ class ItemKNN(Baseline):
             )
         self.num_neighbors = num_neighbors
         self.shrinkage = shrinkage
-        self.name = f"item KNN ({num_neighbors} neighbours, shrinkage {shrinkage:g})"
+        self.name = f"item KNN (neighbours {num_neighbors}, shrinkage {shrinkage:g})"
 
     def _fit(self, train: sparse.csr_array) -> None:
         train = train.astype(np.float64)

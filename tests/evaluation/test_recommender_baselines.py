@@ -41,6 +41,12 @@ def test_popularity_counts_the_users_of_each_item():
     np.testing.assert_array_equal(scores, [[1, 0, 2], [1, 0, 2]])
 
 
+def test_a_pair_that_is_stored_twice_is_one_user():
+    twice = sparse.csr_array((np.ones(3), [1, 1, 0], [0, 3, 3]), shape=(2, 2))
+    assert twice.nnz == 3
+    np.testing.assert_array_equal(Popularity().fit(twice).score(twice), [[1, 1]] * 2)
+
+
 # -- item KNN -----------------------------------------------------------------
 
 
@@ -118,6 +124,16 @@ def test_ease_is_the_constrained_least_squares_solution(l2, float64_items, monke
     scores = ease.score(history)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, history.toarray() @ expected, atol=1e-5)
+
+
+def test_few_items_are_inverted_in_float64():
+    # 30,000 users and a penalty of 0.01, which float32 sums to 30,000.01 or so.
+    x = np.tile(random_users(60, 18, seed=0).toarray() * 1.0, (500, 1))
+    x[:, 1] = x[:, 0]
+    x[7, 1] = 1 - x[7, 1]
+    found = weights(EASE(l2=0.01).fit(sparse.csr_array(x)))
+    expected = constrained_least_squares(x, 0.01)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_ease_says_where_rounding_ate_the_penalty(monkeypatch):

@@ -44,6 +44,7 @@ setup(
         "rich>=13.0",
         "pillow>=11.0",
         "scikit-learn>=1.5",
+        "scipy>=1.15",
         "tensorboard>=2.20",
     ],
     extras_require={

@@ -14,6 +14,7 @@ HEAVY = (
     "keras",
     "numpy",
     "PIL",
+    "scipy",
     "sklearn",
     "rich",
     "onnx",

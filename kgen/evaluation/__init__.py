@@ -17,6 +17,13 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "table",
             "write_records",
         ],
+        "recommender_baselines": [
+            "EASE",
+            "ContentKNN",
+            "ItemKNN",
+            "Popularity",
+            "choose",
+        ],
         "speed": ["sampling_speed"],
     },
 )

@@ -1,0 +1,359 @@
+"""Recommenders without a network, which every network has to beat."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Self
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import get_lapack_funcs
+
+from kgen.evaluation.ranking import top_items
+
+# Rows of a dense block: 256 of 21,000 items in float64 are 43 MB.
+_BLOCK = 256
+# EASE inverts a matrix of items by items: up to this many in float64, which is 800 MB,
+# and above in float32, in which 21,000 items take 1.8 GB and not 3.5.
+_FLOAT64_ITEMS = 10_000
+
+
+class Baseline:
+    """Scores all items for users of whom only a history is known.
+
+    A subclass has `_fit` and `_score`, which get matrices that are checked: csr_array
+    in float32, without duplicates or stored zeros.
+
+    Attributes:
+        name: What it is and with which options: tells it apart in a table.
+    """
+
+    name: str
+    _num_items: int | None = None
+
+    def fit(self, train: sparse.csr_array) -> Self:
+        """Learns from what training users have.
+
+        Args:
+            train: Not zero where a user has an item, and then above 0, usually 1:
+                [training users, items].
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If a value is below 0 or not finite, or the matrix is empty.
+        """
+        train = _checked(train, "train")
+        if 0 in train.shape:
+            raise ValueError(
+                "`train` must have at least one user and one item. Received: "
+                f"shape={train.shape}"
+            )
+        self._fit(train)
+        self._num_items = train.shape[1]
+        return self
+
+    def score(self, history: sparse.csr_array) -> np.ndarray:
+        """Scores every item, those of the history included.
+
+        Args:
+            history: What each user has, as in `fit`: [users, items].
+
+        Returns:
+            The higher, the better: float32 [users, items].
+
+        Raises:
+            ValueError: Before `fit`, or for another number of items.
+        """
+        history = _checked(history, "history")
+        if self._num_items is None:
+            raise ValueError(f"Call `fit` before `score`. Received: {self.name}.")
+        if history.shape[1] != self._num_items:
+            raise ValueError(
+                f"`history` must have the {self._num_items} items of `fit`. Received: "
+                f"{history.shape[1]} items."
+            )
+        return self._score(history).astype(np.float32, copy=False)
+
+    def _fit(self, train: sparse.csr_array) -> None:
+        raise NotImplementedError
+
+    def _score(self, history: sparse.csr_array) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Popularity(Baseline):
+    """Recommends the same to all: what most training users have."""
+
+    name = "popularity"
+
+    def _fit(self, train: sparse.csr_array) -> None:
+        self._counts = np.bincount(train.indices, minlength=train.shape[1])
+
+    def _score(self, history: sparse.csr_array) -> np.ndarray:
+        return np.tile(self._counts.astype(np.float32), (history.shape[0], 1))
+
+
+class ItemKNN(Baseline):
+    """Recommends the neighbours of what a user has: items that the same users have.
+
+    The similarity of two items is the cosine of their columns in the training matrix,
+    shrunk towards 0 where few users stand behind it: x.y / (|x| |y| + shrinkage). The
+    score of an item is the sum of the similarities to those of its nearest neighbours
+    that are in the history. Memory: a block of 256 items by all, and the neighbours.
+
+    Args:
+        num_neighbors: How many neighbours of each item count. An item is none of its
+            own.
+        shrinkage: In users, at least 0. The defaults of both were the best for
+            validation users of ML-100K; choose them by `choose`.
+
+    Reference:
+        Deshpande and Karypis, 2004, Item-Based Top-N Recommendation Algorithms (without
+        their normalisation of similarities); the shrinkage as in Ferrari Dacrema et
+        al., 2019, Are We Really Making Much Progress?
+    """
+
+    def __init__(self, *, num_neighbors: int = 100, shrinkage: float = 10.0):
+        if num_neighbors < 1:
+            raise ValueError(
+                "`num_neighbors` must be at least 1. Received: "
+                f"num_neighbors={num_neighbors}"
+            )
+        if not 0 <= shrinkage < np.inf:
+            raise ValueError(
+                f"`shrinkage` must be at least 0. Received: shrinkage={shrinkage}"
+            )
+        self.num_neighbors = num_neighbors
+        self.shrinkage = shrinkage
+        self.name = f"item KNN (neighbours {num_neighbors}, shrinkage {shrinkage:g})"
+
+    def _fit(self, train: sparse.csr_array) -> None:
+        train = train.astype(np.float64)
+        norms = np.sqrt(train.power(2).sum(axis=0))
+        blocks = []
+        for block, products in _products(train):
+            scales = np.outer(norms[block], norms) + self.shrinkage
+            similarity = np.divide(
+                products, scales, out=np.zeros_like(products), where=scales > 0
+            )
+            itself = sparse.eye_array(*products.shape, k=block.start, format="csr")
+            nearest = top_items(similarity, itself, self.num_neighbors)
+            rows, places = np.nonzero(nearest >= 0)
+            columns = nearest[rows, places]
+            values = similarity[rows, columns].astype(np.float32)
+            blocks.append(
+                sparse.csr_array((values, (rows, columns)), shape=products.shape)
+            )
+        similarities = sparse.vstack(blocks, format="csr")
+        similarities.eliminate_zeros()
+        # From an item to those of which it is a neighbour: [items, items].
+        self._weights = similarities.T.tocsr()
+
+    def _score(self, history: sparse.csr_array) -> np.ndarray:
+        return (history @ self._weights).toarray()
+
+
+class EASE(Baseline):
+    """Predicts each item from all others, by one ridge regression in closed form.
+
+    The weights B are those with the smallest |X - X B|^2 + l2 |B|^2 and a diagonal of
+    zeros: of P = (X'X + l2 I)^-1 they are B_ij = -P_ij / P_jj. Memory: one matrix of
+    items by items, made, inverted and kept in place; in float64 up to 10,000 items and
+    in float32 above. Time: the cube of the number of items.
+
+    Args:
+        l2: Strength of the penalty, above 0. It grows with the number of users and
+            falls with that of items: choose it by `choose`.
+
+    Raises:
+        ValueError: In `fit`, where `l2` is so small that rounding leaves nothing of it.
+
+    Reference:
+        Steck, 2019, Embarrassingly Shallow Autoencoders for Sparse Data, which takes
+        500 for ML-20M.
+    """
+
+    def __init__(self, *, l2: float = 500.0):
+        if not 0 < l2 < np.inf:
+            raise ValueError(f"`l2` must be above 0. Received: l2={l2}")
+        self.l2 = l2
+        self.name = f"EASE (l2 {l2:g})"
+
+    def _fit(self, train: sparse.csr_array) -> None:
+        num_items = train.shape[1]
+        dtype = np.float64 if num_items <= _FLOAT64_ITEMS else np.float32
+        matrix = np.empty((num_items, num_items), dtype)
+        for block, products in _products(train.astype(dtype)):
+            matrix[block] = products
+        matrix[np.diag_indices(num_items)] += self.l2
+        try:
+            _invert_in_place(matrix)
+        except np.linalg.LinAlgError as error:
+            raise ValueError(
+                f"`l2` must be larger for these data. Received: l2={self.l2}, with "
+                "which the matrix of items by items cannot be inverted."
+            ) from error
+        matrix /= -np.diag(matrix)
+        np.fill_diagonal(matrix, 0)
+        self._weights = matrix.astype(np.float32, copy=False)
+
+    def _score(self, history: sparse.csr_array) -> np.ndarray:
+        return history @ self._weights
+
+
+class ContentKNN(Baseline):
+    """Recommends what resembles a user's history, also items that nobody has had.
+
+    Features are weighted by TF-IDF, the value times ln(items / items with the feature),
+    and each item's are scaled to length 1. The score of an item is its mean cosine to
+    the items of the history, weighted by the history's values. What training users have
+    is of no account.
+
+    Args:
+        features: Of each item, such as 1 for each of its genres, or counts of words:
+            [items, features], finite and at least 0.
+
+    Raises:
+        ValueError: On other features, and in `fit` for another number of items.
+
+    Reference:
+        Salton and Buckley, 1988, Term-Weighting Approaches in Automatic Text Retrieval;
+        Lops et al., 2011, Content-based Recommender Systems: State of the Art.
+    """
+
+    name = "content KNN"
+
+    def __init__(self, features: sparse.csr_array):
+        self.features = _checked(features, "features")
+        num_items, num_features = self.features.shape
+        num_with = np.bincount(self.features.indices, minlength=num_features)
+        rarity = np.log(num_items / np.maximum(num_with, 1))
+        weighted = self.features @ sparse.diags_array(rarity)
+        self._vectors = _scaled_rows(weighted, np.sqrt(weighted.power(2).sum(axis=1)))
+
+    def _fit(self, train: sparse.csr_array) -> None:
+        if train.shape[1] != self.features.shape[0]:
+            raise ValueError(
+                "`features` must have one row for each item of `train`. Received: "
+                f"{self.features.shape[0]} rows for {train.shape[1]} items."
+            )
+
+    def _score(self, history: sparse.csr_array) -> np.ndarray:
+        means = _scaled_rows(history, history.sum(axis=1)) @ self._vectors
+        return (means @ self._vectors.T).toarray()
+
+
+def choose(
+    baselines: Iterable[Baseline],
+    train: sparse.csr_array,
+    history: sparse.csr_array,
+    targets: sparse.csr_array,
+    measure: Callable[[np.ndarray, sparse.csr_array], np.ndarray],
+    *,
+    k: int = 100,
+) -> tuple[Baseline, dict[str, float]]:
+    """Fits each baseline to training users, and finds the best for validation users.
+
+    Options such as EASE's `l2` are chosen by this, and never on test users.
+
+    Args:
+        baselines: Those to choose from, with different names. They stay as they are:
+            what is fitted are copies, of which two at most are in memory.
+        train: What training users have: [training users, items].
+        history: What is shown of validation users: [validation users, items].
+        targets: What is held out of them: [validation users, items].
+        measure: Of `kgen.evaluation.ranking`, the higher, the better: takes the lists
+            and the targets and returns one number for each user.
+        k: Length of the lists.
+
+    Returns:
+        The best, fitted, the first of equals; and the mean that each reached, by name.
+
+    Raises:
+        ValueError: Without a baseline or a user, on two baselines with one name, or on
+            data that do not fit.
+    """
+    if not history.shape[0]:
+        raise ValueError("There must be a validation user. Received: no history.")
+    best = None
+    reached: dict[str, float] = {}
+    for baseline in baselines:
+        if baseline.name in reached:
+            raise ValueError(
+                "Baselines must have different names. Received twice: "
+                f"{baseline.name!r}"
+            )
+        fitted = copy.copy(baseline).fit(train)
+        reached[fitted.name] = float(
+            measure(_lists(fitted, history, k), targets).mean()
+        )
+        if best is None or reached[fitted.name] > reached[best.name]:
+            best = fitted
+    if best is None:
+        raise ValueError("There must be a baseline to choose. Received: none.")
+    return best, reached
+
+
+def _lists(baseline: Baseline, history: sparse.csr_array, k: int) -> np.ndarray:
+    """Recommends k items that are not in the history, in blocks of users."""
+    blocks = [
+        history[start : start + _BLOCK] for start in range(0, history.shape[0], _BLOCK)
+    ]
+    return np.concatenate([top_items(baseline.score(seen), seen, k) for seen in blocks])
+
+
+def _checked(matrix: sparse.csr_array, name: str) -> sparse.csr_array:
+    """Returns a copy in float32, without duplicates or stored zeros.
+
+    Raises:
+        ValueError: If a value is below 0 or not finite.
+    """
+    matrix = sparse.csr_array(matrix, dtype=np.float32, copy=True)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    if not ((matrix.data >= 0) & (matrix.data < np.inf)).all():
+        raise ValueError(
+            f"The values of `{name}` must be finite and at least 0. Received: values "
+            f"from {matrix.data.min()} to {matrix.data.max()}. Ratings become such "
+            "values by a threshold: 1 for those of at least 4."
+        )
+    return matrix
+
+
+def _scaled_rows(matrix: sparse.csr_array, lengths: np.ndarray) -> sparse.csr_array:
+    """Divides each row by its length; rows of length 0 are empty, and stay so."""
+    scales = np.divide(1, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
+    return (sparse.diags_array(scales) @ matrix).tocsr()
+
+
+def _products(train: sparse.csr_array) -> Iterator[tuple[slice, np.ndarray]]:
+    """The products of items' columns: blocks of items, and theirs with all items."""
+    by_item = train.T.tocsr()
+    for start in range(0, train.shape[1], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        yield block, (by_item[block] @ train).toarray()
+
+
+def _invert_in_place(matrix: np.ndarray) -> None:
+    """Puts the inverse of a symmetric, positive definite matrix in its place.
+
+    `numpy.linalg.inv` would hold three of them.
+
+    Raises:
+        numpy.linalg.LinAlgError: If the matrix is not positive definite.
+    """
+    factorise, invert = get_lapack_funcs(("potrf", "potri"), (matrix,))
+    # LAPACK wants columns one after the other: the transpose, which is the same matrix.
+    factor, failed = factorise(matrix.T, lower=True, clean=False, overwrite_a=True)
+    if failed:
+        raise np.linalg.LinAlgError("The matrix is not positive definite.")
+    invert(factor, lower=True, overwrite_c=True)
+    # Only the triangle below the transpose's diagonal is the inverse's: mirror it.
+    for start in range(0, len(matrix), _BLOCK):
+        block, below = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+        square = matrix[block, block]
+        square[:] = np.triu(square) + np.triu(square, 1).T
+        matrix[below, block] = matrix[block, below].T

@@ -44,6 +44,8 @@ setup(
         "rich>=13.0",
         "pillow>=11.0",
         "scikit-learn>=1.5",
+        "scipy>=1.14",
+        "pyarrow>=18.0",
         "tensorboard>=2.20",
     ],
     extras_require={

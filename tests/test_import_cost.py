@@ -14,6 +14,8 @@ HEAVY = (
     "keras",
     "numpy",
     "PIL",
+    "pyarrow",
+    "scipy",
     "sklearn",
     "rich",
     "onnx",

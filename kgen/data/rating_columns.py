@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 ROLES = ("user", "item", "rating", "time")
+NO_PAIR = "There must be at least one (user, item) pair. Received: none in {}."
 _ITEM_WORDS = (
     "item",
     "movie",
@@ -168,10 +169,7 @@ class RatingColumns:
             if pieces
         }
         if not len(columns.get("user", ())):
-            raise ValueError(
-                "There must be at least one (user, item) pair. Received: none in "
-                f"{self._origin}."
-            )
+            raise ValueError(NO_PAIR.format(self._origin))
         user_ids, columns["user"] = _ascending(self._codes["user"], columns["user"])
         item_ids, columns["item"] = _ascending(self._codes["item"], columns["item"])
         last = _last_of_each(columns["user"], columns["item"], len(item_ids))

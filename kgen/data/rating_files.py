@@ -15,11 +15,13 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
 from kgen.data.item_titles import read_titles
 from kgen.data.rating_columns import (
+    NO_PAIR,
     ROLES,
     RatingColumns,
     RatingTable,
@@ -131,10 +133,15 @@ class _Layout(NamedTuple):
     header_lines: int
 
 
-def _open(file: TableFile) -> IO[bytes]:
-    if file.name.lower().endswith(".gz"):
-        return gzip.open(file.open("rb"))  # type: ignore[return-value]
-    return file.open("rb")
+@contextmanager
+def _open(file: TableFile) -> Iterator[IO[bytes]]:
+    """Opens the text of a file, also of one that is gzipped."""
+    with file.open("rb") as stream:
+        if file.name.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=stream) as text:
+                yield text
+        else:
+            yield stream
 
 
 def _read_lines(file: TableFile, columns: RatingColumns) -> list[str]:
@@ -179,7 +186,7 @@ def _read_lines(file: TableFile, columns: RatingColumns) -> list[str]:
                     role: batch.column(index * step)
                     for role, index in layout.roles.items()
                 }
-                _check_others(batch, layout, columns, first)
+                _check_lines(batch, layout, columns, first)
                 columns.add(used, first)
                 first += batch.num_rows
     except pa.ArrowInvalid:
@@ -187,7 +194,7 @@ def _read_lines(file: TableFile, columns: RatingColumns) -> list[str]:
             raise
         row = broken[0]
         columns.refuse(
-            row.number,
+            _line_number(file, row),
             f"Each line must have {len(layout.names)} values, separated by "
             f"{layout.separator!r}, as the first line has.",
             f"{row.text!r:.200}",
@@ -198,21 +205,31 @@ def _read_lines(file: TableFile, columns: RatingColumns) -> list[str]:
     ]
 
 
-def _check_others(
+def _line_number(file: TableFile, row: Any) -> int:
+    """Returns the line of a broken row.
+
+    It is the number of the row, unless a value before it, in quotes, has line breaks.
+    """
+    beginning = row.text.split("\n")[0].rstrip("\r").encode()
+    with _open(file) as stream:
+        for number, line in enumerate(stream, 1):
+            if number >= row.number and line.rstrip(b"\r\n") == beginning:
+                return number
+    return row.number
+
+
+def _check_lines(
     batch: Any, layout: _Layout, columns: RatingColumns, first: int
 ) -> None:
-    """Refuses text between two characters of a separator, and quoted line breaks.
+    """Refuses quoted line breaks, and text between two characters of a separator.
 
     A quotation mark without its partner swallows the lines up to the next one, and
     what follows would have other numbers.
     """
-    step = len(layout.separator)
-    used = {index * step for index in layout.roles.values()}
-    for index in set(range(batch.num_columns)) - used:
-        column = batch.column(index)
-        wrong = "." if index % step else "\n"
-        found = pa.compute.match_substring_regex(column, wrong)
-        if pa.compute.any(found).as_py():
+    for index, column in enumerate(batch.columns):
+        wrong = "." if index % len(layout.separator) else "\n"
+        found = pyarrow.compute.match_substring_regex(column, wrong)
+        if pyarrow.compute.any(found).as_py():
             row = int(np.argmax(found.to_numpy(zero_copy_only=False)))
             columns.refuse(
                 first + row,
@@ -233,12 +250,10 @@ def _find_layout(head: bytes, origin: str) -> _Layout:
             "A table must be text (CSV, TSV, MovieLens) in UTF-8, or Parquet with a "
             f"name that ends in .parquet. Received: {origin}, which is neither."
         )
-    lines = head.decode("utf-8-sig", "replace").replace("\r\n", "\n").split("\n")
+    lines = [line.decode("utf-8-sig", "replace") for line in head.splitlines()]
     filled = [number for number, line in enumerate(lines) if line.strip()]
     if not filled:
-        raise ValueError(
-            f"There must be at least one (user, item) pair. Received: none in {origin}."
-        )
+        raise ValueError(NO_PAIR.format(origin))
     first = lines[filled[0]]
     separator = next((sign for sign in _SEPARATORS if sign in first), None)
     if separator is None or first.lstrip().startswith(("{", "[")):
@@ -249,6 +264,8 @@ def _find_layout(head: bytes, origin: str) -> _Layout:
     values = _split(first, separator)
     roles = find_roles(values)
     if "user" in roles and "item" in roles:
+        if len(filled) == 1:
+            raise ValueError(NO_PAIR.format(origin))
         roles = {role: index for role, index in roles.items() if role in ROLES}
         return _Layout(separator, values, roles, filled[0] + 1)
     below = _split(lines[filled[1]], separator) if len(filled) > 1 else []

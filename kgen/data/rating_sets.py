@@ -368,7 +368,9 @@ class RatingSet:
         if table.ratings is None and min_rating is not None:
             notes.append("no ratings: every pair is positive")
         if left_out:
-            notes.append(f"left out, users with fewer than {min_items} items: {left_out:,}")
+            notes.append(
+                f"left out, users with fewer than {min_items} items: {left_out:,}"
+            )
         if table.times is None and split == "leave-one-out":
             notes.append("no times: the last item of a user is a random one")
         trained = np.unique(self._pairs.items[parts["train"].history])

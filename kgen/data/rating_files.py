@@ -134,7 +134,7 @@ class _Layout(NamedTuple):
 
 
 @contextmanager
-def _open(file: TableFile) -> Iterator[IO[bytes]]:
+def _open(file: TableFile) -> Iterator[IO[bytes] | gzip.GzipFile]:
     """Opens the text of a file, also of one that is gzipped."""
     with file.open("rb") as stream:
         if file.name.lower().endswith(".gz"):

@@ -395,7 +395,7 @@ class RatingSet:
         notes = "".join(f"; {note}" for note in self.notes)
         return (
             f"{self.name}: {self.num_users:,} users, {self.num_items:,} items, "
-            f"{self.num_pairs:,} pairs{self._rated} ({share:.2g} % of all); "
+            f"{self.num_pairs:,} pairs{self._rated} ({share:.3g} % of all); "
             f"{self._kind} split, users: {counts}{notes}"
         )
 
@@ -592,7 +592,7 @@ class RatingSet:
         """
         kind: type = int if self.item_ids.dtype.kind == "i" else str
         known = {item: index for index, item in enumerate(self.item_ids.tolist())}
-        wanted = np.asarray(original_ids).reshape(-1).tolist()
+        wanted = np.asarray(original_ids, object).reshape(-1).tolist()
         found = [known.get(_as_id(one, kind)) for one in wanted]
         unknown = [one for one, at in zip(wanted, found, strict=True) if at is None]
         if unknown:

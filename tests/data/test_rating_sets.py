@@ -425,7 +425,11 @@ def test_a_model_of_keras_takes_the_batches():
 
     class Counts(keras.Model):
         def train_step(self, batch):
-            return {"items": tf.reduce_mean(tf.cast(batch["items"].row_lengths(), "f"))}
+            return {
+                "items": tf.reduce_mean(
+                    tf.cast(batch["items"].row_lengths(), tf.float32)
+                )
+            }
 
     model = Counts()
     model.compile()

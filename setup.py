@@ -45,6 +45,7 @@ setup(
         "pillow>=11.0",
         "scikit-learn>=1.5",
         "scipy>=1.15",
+        "pyarrow>=18.0",
         "tensorboard>=2.20",
     ],
     extras_require={

@@ -14,6 +14,7 @@ HEAVY = (
     "keras",
     "numpy",
     "PIL",
+    "pyarrow",
     "scipy",
     "sklearn",
     "rich",

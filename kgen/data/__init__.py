@@ -7,5 +7,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "image_sets": ["ImageSet", "images", "open_images"],
         "pipeline": ["Pipeline"],
+        "rating_sets": ["RatingSet", "open_ratings", "ratings"],
     },
 )

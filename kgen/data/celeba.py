@@ -12,10 +12,9 @@ from kgen.data.image_folders import (
     FoundFiles,
     ImageFile,
     not_read,
-    open_root,
-    visible,
     walk,
 )
+from kgen.data.zip_files import open_root, visible
 
 _IMAGES = ("img_align_celeba", "img_align_celeba.zip")
 _PARTITION = "list_eval_partition.txt"

@@ -27,7 +27,7 @@ from kgen.data.image_rows import (
     gather_rows,
     size_text,
 )
-from kgen.data.zip_files import ZipEntry, open_zip
+from kgen.data.zip_files import ZipEntry, visible
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SPLIT_FOLDERS = {
@@ -37,7 +37,6 @@ SPLIT_FOLDERS = {
     "valid": "validation",
     "test": "test",
 }
-_LEFT_BEHIND = ("thumbs.db", "desktop.ini", "__macosx")  # by systems, not by people
 
 # How many channels an image of each Pillow mode has here. Alpha is no channel.
 _CHANNELS = {
@@ -104,19 +103,6 @@ def open_image_files(
         identity="\n".join(reader.identity(path) for reader in readers.values()),
         notes=notes,
     )
-
-
-def open_root(path: Path) -> ImageFile:
-    """Returns a folder as it is, and a zip as the folder that it unpacks to.
-
-    A folder that is all there is in a zip stands for it: what packs a folder may put
-    the folder itself in, or what is in it.
-    """
-    if path.is_dir():
-        return path
-    root = open_zip(path)
-    top = visible(root)
-    return top[0] if len(top) == 1 and top[0].is_dir() else root
 
 
 def find_image_files(folder: ImageFile) -> FoundFiles:
@@ -210,16 +196,6 @@ def walk(path: ImageFile, others: Counter[str]) -> list[ImageFile]:
         return [path]
     others[path.suffix.lower() or "no suffix"] += 1
     return []
-
-
-def visible(folder: ImageFile) -> list[ImageFile]:
-    """Returns what people put into a folder, by name."""
-    children = [
-        child
-        for child in folder.iterdir()
-        if not child.name.startswith(".") and child.name.lower() not in _LEFT_BEHIND
-    ]
-    return sorted(children, key=lambda child: child.name)
 
 
 def not_read(others: Counter[str]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,18 +20,18 @@ from kgen.data.image_arrays import (
     open_npz,
     open_python_arrays,
 )
-from kgen.data.image_folders import find_image_files, open_image_files, open_root
+from kgen.data.image_folders import find_image_files, open_image_files
 from kgen.data.image_rows import Size, Source, Split, is_in_memory, size_text
+from kgen.data.named_builders import NAME
 from kgen.data.named_images import open_named_images
 from kgen.data.pipeline import SPLIT_STREAM, Batch, Pipeline, permutation
 from kgen.data.stacked_images import stack_channels
+from kgen.data.zip_files import open_root
 from kgen.nn import random
 
 SPLITS = ("train", "validation", "test")
 CARVED_LIMIT = 5000  # 5,000 rows estimate a mean error rate of 2 % to 0.2 %
 
-# name, name/config, name:version or name/config:version of tensorflow-datasets.
-_NAME = re.compile(r"\w+(/[\w-]+)?(:[\w.*]+)?")
 _CACHES = ("auto", "memory", "disk", "none")
 _BINARIZE_STREAMS = {
     "dynamic": random.STREAM_BINARIZE,
@@ -215,7 +214,7 @@ def open_images(
             f"{path}. Other sources are a folder of image files, a folder of IDX "
             "files, digits, stacked_mnist, and the names of tensorflow-datasets."
         )
-    if not isinstance(source, str) or not _NAME.fullmatch(source):
+    if not isinstance(source, str) or not NAME.fullmatch(source):
         raise FileNotFoundError(f"There is no file or folder {path}.")
     folder = None if data_dir is None else Path(data_dir).expanduser()
     if source == "stacked_mnist":

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +26,10 @@ from kgen.data.image_rows import (
     fit_image,
     gather_rows,
 )
+from kgen.data.named_builders import find_builder, prepare, read_examples
 
 _SPLITS = ("train", "validation", "test")
 _CHUNK_ROWS = 1024
-# tensorflow-datasets tries ten times, which takes minutes where there is no network.
-_DOWNLOAD_RETRIES = 4
 
 
 def open_named_images(
@@ -46,9 +41,9 @@ def open_named_images(
     download: bool,
 ) -> Source:
     """Opens a data set of tensorflow-datasets; see `open_images` for the errors."""
-    builder = _find_builder(name, data_dir)
+    builder = find_builder(name, data_dir, ("digits", "stacked_mnist"))
     examples = _Examples(builder, name, size, channels)
-    _prepare(builder, name, download)
+    prepare(builder, name, download)
     rows = {
         split: builder.info.splits[split].num_examples
         for split in _SPLITS
@@ -142,7 +137,9 @@ class _Examples:
 
     def images(self, split: str, labels: list[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields all images of a split, uint8, some at a time; appends their labels."""
-        dataset = self._read(split, {"image": True, "label": bool(self.class_names)})
+        dataset = read_examples(
+            self._builder, split, {"image": True, "label": bool(self.class_names)}
+        )
         if self._as_stored:
             for chunk in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
                 if self.class_names is not None:
@@ -158,130 +155,14 @@ class _Examples:
 
     def labels(self, split: str) -> Iterator[np.ndarray]:
         """Yields all labels of a split, int32, some at a time; decodes no image."""
-        dataset = self._read(split, {"label": True}).batch(_CHUNK_ROWS)
+        dataset = read_examples(self._builder, split, {"label": True}).batch(
+            _CHUNK_ROWS
+        )
         for example in dataset.as_numpy_iterator():
             yield example["label"].astype(np.int32)
-
-    def _read(self, split: str, features: dict[str, bool]) -> Any:
-        import tensorflow_datasets as tfds
-
-        # One file after the other: the order is part of what a row number means.
-        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        with _muted("absl", "`FeatureConnector.dtype`"):  # deprecated, and used there
-            return self._builder.as_dataset(
-                split=split,
-                decoders=tfds.decode.PartialDecoding(features),
-                read_config=config,
-                shuffle_files=False,
-            )
 
     def _fit(self, example: dict[str, np.ndarray]) -> np.ndarray:
         pixels = example["image"]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         name = f"an image of {self._builder.name}"
         return fit_image(image, self._size, self._channels, name)
-
-
-def _find_builder(name: str, data_dir: Path | None) -> Any:
-    """Returns the builder of a data set, whether or not its files are there."""
-    import tensorflow_datasets as tfds
-
-    try:
-        with _muted("absl", "Variant folder"):  # what a download that failed left
-            return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        known = [
-            "digits",
-            "stacked_mnist",
-            *tfds.list_builders(with_community_datasets=False),
-        ]
-        near = difflib.get_close_matches(name, known)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"There is no file or folder {name}, and no data set of that name. A "
-            "source is digits, stacked_mnist, the name of a data set of "
-            f"tensorflow-datasets, or a path. Received: {name!r}.{hint}"
-        ) from error
-    except Exception as error:  # configurations and versions: of many types
-        raise ValueError(
-            f"tensorflow-datasets cannot open {name!r}: {_first_line(error)}"
-        ) from error
-
-
-def _prepare(builder: Any, name: str, download: bool) -> None:
-    """Downloads and prepares a data set unless its files are there."""
-    with _muted("absl", "Variant folder"):
-        if builder.is_prepared():
-            return
-    data_path = Path(builder.data_path)
-    data_dir = data_path.parents[len(Path(builder.info.full_name).parts) - 1]
-    if not download:
-        raise FileNotFoundError(
-            f"The data set {name} is not in {data_path}, and nothing is downloaded "
-            "where `download` is False, as in a dry run. Name the folder it was "
-            "prepared in with `data_dir`, or allow the download."
-        )
-    missing = [
-        path
-        for path in (data_dir / "downloads", data_path, *data_path.parents)
-        if not path.exists()
-    ]
-    import tensorflow_datasets as tfds
-
-    # For good: threads of a download that failed go on trying for a while.
-    logging.getLogger("urllib3.connectionpool").addFilter(_all_but("Retrying"))
-    if not sys.stderr.isatty():
-        tfds.disable_progress_bar()
-    try:
-        with _few_retries():
-            builder.download_and_prepare()
-    except Exception as error:  # a builder's own code may raise anything
-        for path in missing:
-            _remove_empty_folders(path)
-        raise FileNotFoundError(
-            f"The data set {name} is not in {data_path} and could not be "
-            f"downloaded ({_first_line(error)}). If it was prepared elsewhere, name "
-            f"the folder that holds {Path(builder.info.full_name).parts[0]}/ with "
-            "`data_dir`."
-        ) from error
-
-
-def _remove_empty_folders(top: Path) -> None:
-    """Removes what a failed download made; what it did download stays."""
-    for path, _, _ in os.walk(top, topdown=False):
-        with suppress(OSError):  # not empty
-            os.rmdir(path)
-
-
-@contextmanager
-def _few_retries() -> Iterator[None]:
-    """Gives up a hopeless download in seconds."""
-    from tensorflow_datasets.core.download import downloader
-
-    retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, _DOWNLOAD_RETRIES
-    try:
-        yield
-    finally:
-        downloader.MAX_RETRIES = retries
-
-
-@contextmanager
-def _muted(logger_name: str, beginning: str) -> Iterator[None]:
-    """Hides the messages of one logger that begin with these words, and no others."""
-    others = _all_but(beginning)
-    logger = logging.getLogger(logger_name)
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
-
-
-def _all_but(beginning: str) -> Callable[[logging.LogRecord], bool]:
-    """Returns a filter of messages that begin with these words."""
-    return lambda record: not record.getMessage().startswith(beginning)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 400 else f"{lines[0][:400]}..."

@@ -12,10 +12,11 @@ import tensorflow as tf
 
 # What an order is for. Part of its key, so that no two purposes share random bits.
 ORDER_STREAM, SPLIT_STREAM = 0, 3
+USERS_STREAM, HIDDEN_STREAM, LAST_STREAM, PAIRS_STREAM, ITEMS_STREAM = 4, 5, 6, 7, 8
 
 _EPOCH_LIMIT = 2**24  # the key of an order gives the epoch 24 bits
 
-Batch = dict[str, tf.Tensor]
+Batch = dict[str, tf.Tensor | tf.RaggedTensor]
 Read = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Batch]
 
 
@@ -42,10 +43,11 @@ class Pipeline:
     Args:
         num_rows: Rows in the collection, at least 1.
         read: Function `read(rows, epoch, places)` that returns a dict of tensors with
-            leading dimension n for `rows`, int64 [n]. It is traced into the tf.data
-            graph and may be slow (decoding): several calls run at once, their results
-            come in order. `epoch`, an int64 scalar, and `places`, int64 [n], the places
-            of the rows in the pass, are what random draws are keyed by.
+            leading dimension n for `rows`, int64 [n], some of them ragged perhaps. It
+            is traced into the tf.data graph and may be slow (decoding): several calls
+            run at once, their results come in order. `epoch`, an int64 scalar, and
+            `places`, int64 [n], the places of the rows in the pass, are what random
+            draws are keyed by.
         batch_size: Rows in a global batch, over all ranks and replicas.
         seed: Integer in [0, 2**63). Keys the order and the noise.
         shuffle: Whether each epoch has an order (and noise) of its own. If False every
@@ -54,7 +56,7 @@ class Pipeline:
             out. For training only: an evaluation sees every row.
         rows_per_read: About how many rows `read` is called for at a time, in whole
             batches, where all are full. More than a batch pays where reading takes
-            less time than a call.
+            less time than a call. 1 for ragged tensors.
 
     Attributes:
         epoch: None or an integer. None: each dataset counts its own passes, and the

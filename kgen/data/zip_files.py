@@ -8,8 +8,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO, Literal
 
 _ENCRYPTED = 1  # a bit of a member's flags
+_LEFT_BEHIND = ("thumbs.db", "desktop.ini", "__macosx")  # by systems, not by people
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEADER_SIZE = 30  # of a member, before its name; ends with the sizes of name and extra
 
@@ -86,6 +88,20 @@ class ZipEntry:
             raise ValueError(_DAMAGED)
         return content
 
+    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
+        """Opens a file to read it piece by piece, however large it is.
+
+        Slower to open than `read_bytes`: it reads the directory of the archive again.
+
+        Raises:
+            zipfile.BadZipFile: The content is not what was packed. Raised while it is
+                read.
+            OSError: The archive cannot be read, or is not there any more.
+        """
+        member = self._file()
+        with zipfile.ZipFile(self._archive) as archive:
+            return archive.open(member, mode="r")
+
     def _file(self) -> zipfile.ZipInfo:
         if self._member is None:
             raise IsADirectoryError(f"{self} is a folder.")
@@ -139,3 +155,26 @@ def open_zip(path: Path) -> ZipEntry:
     for member in members:
         root._add(member)
     return root
+
+
+def open_root(path: Path) -> Path | ZipEntry:
+    """Returns a folder as it is, and a zip as the folder that it unpacks to.
+
+    A folder that is all there is in a zip stands for it: what packs a folder may put
+    the folder itself in, or what is in it.
+    """
+    if path.is_dir():
+        return path
+    root = open_zip(path)
+    top = visible(root)
+    return top[0] if len(top) == 1 and top[0].is_dir() else root
+
+
+def visible(folder: Path | ZipEntry) -> list[Path | ZipEntry]:
+    """Returns what people put into a folder, by name; nothing that systems left."""
+    children = [
+        child
+        for child in folder.iterdir()
+        if not child.name.startswith(".") and child.name.lower() not in _LEFT_BEHIND
+    ]
+    return sorted(children, key=lambda child: child.name)

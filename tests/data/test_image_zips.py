@@ -15,7 +15,8 @@ import tensorflow as tf
 from PIL import Image
 
 from kgen.data import open_images
-from kgen.data.image_folders import ImageFiles, find_image_files, open_root
+from kgen.data.image_folders import ImageFiles, find_image_files
+from kgen.data.zip_files import open_root
 
 
 def grey(value, height=6, width=5):
@@ -305,7 +306,8 @@ FORKED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from kgen.data.image_folders import ImageFiles, find_image_files, open_root
+from kgen.data.image_folders import ImageFiles, find_image_files
+from kgen.data.zip_files import open_root
 
 found = find_image_files(open_root(Path(sys.argv[1]))).files["train"]
 reader = ImageFiles([file for file, _ in found], None, None)

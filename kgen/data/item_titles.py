@@ -1,0 +1,117 @@
+"""Titles and genres of items: the movie files of MovieLens."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from kgen.data.rating_columns import Titles, find_roles
+from kgen.data.zip_files import ZipEntry
+
+_NO_GENRE = ("unknown", "(no genres listed)")
+
+
+def read_titles(files: dict[str, Path | ZipEntry]) -> Titles | None:
+    """Reads the titles and genres that lie beside ratings.
+
+    Args:
+        files: The files of a folder by their names in lower case. Read is the first of
+            - "u.item" of ml-100k: id|title|date|date|address|flags of genres, whose
+              names are in "u.genre";
+            - "movies.dat" of ml-1m and ml-10m: id::title::genre|genre;
+            - "movies.csv" of all later sets: a header with an item, title and genres,
+              separated by "|".
+
+    Returns:
+        Item id, as text -> title and genres; or None if there is no such file.
+
+    Raises:
+        ValueError: A line is broken. The message names it.
+    """
+    if "u.item" in files:
+        genres = []
+        if "u.genre" in files:
+            lines = _text(files["u.genre"]).splitlines()
+            genres = [line.split("|")[0] for line in lines if line.strip()]
+        return dict(_flagged_titles(files["u.item"], genres))
+    if "movies.dat" in files:
+        return dict(_double_colon_titles(files["movies.dat"]))
+    if "movies.csv" in files:
+        return dict(_csv_titles(files["movies.csv"]))
+    return None
+
+
+def is_genre(name: str) -> bool:
+    """Returns whether a genre says anything: "unknown" does not."""
+    return bool(name) and name.lower() not in _NO_GENRE
+
+
+def _text(file: Path | ZipEntry) -> str:
+    """Returns the text of a file in UTF-8 or, as the older sets are, in Latin-1."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _numbered_lines(file: Path | ZipEntry) -> Iterator[tuple[int, str]]:
+    # Not `splitlines`, which also ends lines where a title has a character U+0085.
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def _flagged_titles(
+    file: Path | ZipEntry, genres: list[str]
+) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+    for number, line in _numbered_lines(file):
+        fields = line.split("|")
+        flags = fields[5:]
+        if len(fields) < 5 or (genres and len(flags) != len(genres)):
+            raise ValueError(
+                "A line of u.item must be id|title|date|date|address, and a flag for "
+                f"each of the {len(genres)} lines of u.genre. Received: {line[:200]!r} "
+                f"in {file}, line {number}."
+            )
+        names = (name for name, flag in zip(genres, flags, strict=False) if flag == "1")
+        yield fields[0], (fields[1], tuple(filter(is_genre, names)))
+
+
+def _double_colon_titles(
+    file: Path | ZipEntry,
+) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+    for number, line in _numbered_lines(file):
+        fields = line.split("::")
+        if len(fields) < 3:
+            raise ValueError(
+                "A line of movies.dat must be id::title::genre|genre. Received: "
+                f"{line[:200]!r} in {file}, line {number}."
+            )
+        title = "::".join(fields[1:-1])
+        yield fields[0], (title, tuple(filter(is_genre, fields[-1].split("|"))))
+
+
+def _csv_titles(
+    file: Path | ZipEntry,
+) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+    rows = csv.reader(io.StringIO(_text(file), newline=""))
+    header = next(rows, [])
+    roles = find_roles(header)
+    if "item" not in roles or "title" not in roles:
+        raise ValueError(
+            "The first line of movies.csv must name the columns, movieId, title and "
+            f"genres. Received: {','.join(header)[:200]!r} in {file}."
+        )
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise ValueError(
+                f"Each line must have {len(header)} values, as the first line has. "
+                f"Received: {len(row)} in {file}, line {rows.line_num}."
+            )
+        genres = row[roles["genres"]].split("|") if "genres" in roles else []
+        yield row[roles["item"]], (row[roles["title"]], tuple(filter(is_genre, genres)))

@@ -1,0 +1,95 @@
+"""Ratings by the names of tensorflow-datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kgen.data.item_titles import is_genre
+from kgen.data.named_builders import find_builder, prepare, read_examples
+from kgen.data.rating_columns import (
+    ROLES,
+    RatingColumns,
+    RatingTable,
+    Titles,
+    describe_names,
+    find_roles,
+)
+
+_CHUNK_ROWS = 2**16
+
+
+def read_named_ratings(name: str, data_dir: Path | None, download: bool) -> RatingTable:
+    """Reads a data set of tensorflow-datasets; see `open_ratings` for the errors.
+
+    Its splits are read one after the other, in the order of its files.
+    """
+    builder = find_builder(name, data_dir, ())
+    features, genre_names = _find_features(builder, name)
+    prepare(builder, name, download)
+    columns = RatingColumns(name, "row")
+    titles: Titles = {}
+    first = 1
+    for split in builder.info.splits:
+        wanted = dict.fromkeys(features.values(), True)
+        examples = read_examples(builder, split, wanted)
+        for chunk in examples.ragged_batch(_CHUNK_ROWS):
+            used = {
+                role: pa.array(chunk[features[role]].numpy())
+                for role in ROLES
+                if role in features
+            }
+            columns.add(used, first)
+            first += len(used["user"])
+            if "title" in features:
+                _add_titles(titles, chunk, features, genre_names)
+    splits = len(builder.info.splits)
+    notes = (f"read as one: its {splits} splits",) if splits > 1 else ()
+    return columns.table(name, titles if "title" in features else None, notes)
+
+
+def _find_features(builder: Any, name: str) -> tuple[dict[str, str], Sequence[str]]:
+    """Returns the feature of each role, and the names of the genres."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    named = isinstance(features, tfds.features.FeaturesDict)
+    found = dict(features.items()) if named else {}
+    names = list(found)
+    roles = {role: names[index] for role, index in find_roles(names).items()}
+    if "user" not in roles or "item" not in roles:
+        raise ValueError(
+            f"The features must be called {describe_names()}, and the first two be "
+            f"there. Received: {name} with {', '.join(names) or 'no named features'}."
+        )
+    genres = found.get(roles.get("genres", ""))
+    if not isinstance(genres, tfds.features.Sequence) or not isinstance(
+        genres.feature, tfds.features.ClassLabel
+    ):
+        roles.pop("genres", None)
+        return roles, ()
+    return roles, genres.feature.names
+
+
+def _add_titles(
+    titles: Titles, chunk: Any, features: dict[str, str], genre_names: Sequence[str]
+) -> None:
+    """Adds the titles and genres of the items that are new in a chunk."""
+    items, rows = np.unique(chunk[features["item"]].numpy(), return_index=True)
+    texts = chunk[features["title"]].numpy()
+    if "genres" in features:
+        flat = chunk[features["genres"]].flat_values.numpy()
+        ends = chunk[features["genres"]].row_splits.numpy()
+    for item, row in zip(items.tolist(), rows.tolist(), strict=True):
+        key = item.decode().strip() if isinstance(item, bytes) else str(item)
+        if key in titles:
+            continue
+        genres: tuple[str, ...] = ()
+        if "genres" in features:
+            numbers = flat[ends[row] : ends[row + 1]]
+            genres = tuple(filter(is_genre, (genre_names[i] for i in numbers)))
+        titles[key] = (texts[row].decode(), genres)

@@ -1,0 +1,339 @@
+"""Columns of (user, item, rating, time): checked piece by piece, then one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ROLES = ("user", "item", "rating", "time")
+NO_PAIR = "There must be at least one (user, item) pair. Received: none in {}."
+_ITEM_WORDS = (
+    "item",
+    "movie",
+    "product",
+    "book",
+    "song",
+    "track",
+    "artist",
+    "business",
+)
+# How a column of each role may be called, in lower case and with letters and digits
+# only; the earlier name counts where a table has two of them.
+_NAMES = {
+    "user": ("userid", "user", "users", "uid"),
+    "item": (
+        *(f"{word}id" for word in _ITEM_WORDS),
+        *_ITEM_WORDS,
+        *("items", "iid", "isbn", "asin"),
+    ),
+    "rating": ("rating", "ratings", "userrating", "bookrating", "stars", "score"),
+    "time": ("timestamp", "time", "times", "datetime", "date"),
+    "title": ("title", "movietitle", "itemtitle", "name"),
+    "genres": ("genres", "moviegenres"),
+}
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # as Python prints it, and int64
+
+# item id, as text -> its title and genres
+Titles = dict[str, tuple[str, tuple[str, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatingTable:
+    """Ratings as they were found at a source, each (user, item) once.
+
+    Attributes:
+        name: What the source is called.
+        user_ids: int64 or str [num_users], ascending: int64 where all are whole
+            numbers.
+        item_ids: The same for the items, [num_items].
+        users: int32 [n], the position in `user_ids` of each rating, in the order of
+            the source.
+        items: int32 [n], the same for the items.
+        ratings: float64 [n], or None where the source has none.
+        times: float64 [n], or None. Only their order has a meaning.
+        titles: A title for each item, "" for an unknown one; None without titles.
+        genres: The genres of each item, or None.
+        notes: What was seen but not used, one phrase each.
+    """
+
+    name: str
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    users: np.ndarray
+    items: np.ndarray
+    ratings: np.ndarray | None
+    times: np.ndarray | None
+    titles: list[str] | None
+    genres: list[tuple[str, ...]] | None
+    notes: tuple[str, ...]
+
+
+def find_roles(names: Sequence[str]) -> dict[str, int]:
+    """Returns which column has which role, as far as the names tell.
+
+    Upper and lower case, spaces and punctuation make no difference: "User-ID" is
+    userid.
+
+    Args:
+        names: The names of all columns.
+
+    Returns:
+        Role (of `ROLES`, and title and genres) -> position in `names`.
+    """
+    plain = [re.sub(r"[\W_]", "", name).lower() for name in names]
+    return {
+        role: plain.index(next(name for name in known if name in plain))
+        for role, known in _NAMES.items()
+        if not set(plain).isdisjoint(known)
+    }
+
+
+def describe_names() -> str:
+    """Returns the names of columns that are understood, for an error."""
+    return (
+        "user (user_id, uid), item (item_id, movie_id, product_id ...), rating (stars, "
+        "score, user_rating) and time (timestamp, date)"
+    )
+
+
+class RatingColumns:
+    """Collects the columns of one source, and refuses what is broken in them.
+
+    Args:
+        origin: What the source is called in an error.
+        unit: What is counted in it: "line" or "row". A line without any value is left
+            out; a row must have values.
+    """
+
+    def __init__(self, origin: str, unit: str):
+        self._origin = origin
+        self._unit = unit
+        self._codes: dict[str, dict[str, int]] = {"user": {}, "item": {}}
+        self._pieces: dict[str, list[np.ndarray]] = {role: [] for role in ROLES}
+        self._time_type: Any = None
+
+    def add(self, columns: Mapping[str, Any], first: int) -> None:
+        """Adds some rows.
+
+        Args:
+            columns: Role -> pyarrow array [n] of text (or UTF-8 bytes), numbers, or,
+                for "time", dates; "user" and "item" at least.
+            first: The number of their first row, counted from 1.
+
+        Raises:
+            ValueError: A missing id, or a rating or time that is none.
+        """
+        texts = {role: _trimmed(column) for role, column in columns.items()}
+        numbers = np.arange(first, first + len(texts["user"]))
+        if self._unit == "line":
+            empty = [
+                pc.equal(column, pa.scalar(b"" if _is_bytes(column) else "")).to_numpy(
+                    zero_copy_only=False
+                )
+                for column in texts.values()
+            ]
+            rows = np.flatnonzero(~np.logical_and.reduce(empty))
+            if len(rows) < len(numbers):
+                texts = {role: column.take(rows) for role, column in texts.items()}
+                numbers = numbers[rows]
+        for role, column in texts.items():
+            if role in self._codes:
+                piece = self._ids(role, column, numbers)
+            else:
+                piece = self._floats(role, column, numbers)
+            self._pieces[role].append(piece)
+
+    def refuse(self, number: int, rule: str, received: str) -> NoReturn:
+        """Raises the error that names a row."""
+        raise ValueError(
+            f"{rule} Received: {received} in {self._origin}, {self._unit} {number}."
+        )
+
+    def table(
+        self, name: str, titles: Titles | None, notes: tuple[str, ...]
+    ) -> RatingTable:
+        """Returns all that was added, each (user, item) as it was added last.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        columns = {
+            role: np.concatenate(pieces)
+            for role, pieces in self._pieces.items()
+            if pieces
+        }
+        if not len(columns.get("user", ())):
+            raise ValueError(NO_PAIR.format(self._origin))
+        user_ids, columns["user"] = _ascending(self._codes["user"], columns["user"])
+        item_ids, columns["item"] = _ascending(self._codes["item"], columns["item"])
+        last = _last_of_each(columns["user"], columns["item"], len(item_ids))
+        repeated = len(columns["user"]) - len(last)
+        if repeated:
+            notes += (f"repeated pairs, of which the last counts: {repeated:,}",)
+            columns = {role: column[last] for role, column in columns.items()}
+        found = None
+        if titles is not None:
+            found = [titles.get(str(item), ("", ())) for item in item_ids.tolist()]
+            unknown = sum(str(item) not in titles for item in item_ids.tolist())
+            if unknown:
+                notes += (f"items without a title: {unknown:,}",)
+        return RatingTable(
+            name=name,
+            user_ids=user_ids,
+            item_ids=item_ids,
+            users=columns["user"],
+            items=columns["item"],
+            ratings=columns.get("rating"),
+            times=columns.get("time"),
+            titles=None if found is None else [title for title, _ in found],
+            genres=None if found is None else [genres for _, genres in found],
+            notes=notes,
+        )
+
+    def _ids(self, role: str, column: Any, numbers: np.ndarray) -> np.ndarray:
+        """Returns int32 [n]: each id as its place in the order of first appearance."""
+        if not _is_text(column) and not pa.types.is_integer(column.type):
+            self.refuse(
+                int(numbers[0]) if len(numbers) else 1,
+                f"The id of each {role} must be text or a whole number.",
+                f"a column of type {column.type}",
+            )
+        encoded = column.dictionary_encode()
+        # A missing value has index -1, which is the last of `codes`.
+        indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        values = encoded.dictionary.to_pylist()
+        codes = np.full(len(values) + 1, -1, np.int32)
+        known = self._codes[role]
+        for index, value in enumerate(values):
+            try:
+                text = value.decode() if isinstance(value, bytes) else str(value)
+            except UnicodeDecodeError:
+                text = "\n"
+            if "\n" in text or "\r" in text:
+                self.refuse(
+                    int(numbers[np.argmax(indices == index)]),
+                    f"The id of each {role} must be UTF-8 text without line breaks.",
+                    _shown(value),
+                )
+            if text:
+                codes[index] = known.setdefault(text, len(known))
+        piece = codes[indices]
+        if (piece < 0).any():
+            self.refuse(
+                int(numbers[np.argmax(piece < 0)]),
+                f"Each {self._unit} must have the id of its {role}.",
+                "none",
+            )
+        return piece
+
+    def _floats(self, role: str, column: Any, numbers: np.ndarray) -> np.ndarray:
+        """Returns float64 [n] of ratings or times."""
+        wanted = pa.float64()
+        if role == "time":
+            if self._time_type is None and len(column):
+                self._time_type = _time_type(column)
+            wanted = self._time_type or wanted
+        try:
+            floats = _as_floats(column, wanted)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            floats = np.array([_float_or_nan(value, wanted) for value in column])
+        if not np.isfinite(floats).all():
+            index = int(np.argmin(np.isfinite(floats)))
+            kind = "finite number"
+            if role == "time":
+                kind = "number" if wanted == pa.float64() else "date like the first"
+            self.refuse(
+                int(numbers[index]),
+                f"Each {role} must be a {kind}, and none may be missing.",
+                _shown(column[index].as_py()),
+            )
+        return floats
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as an error shows it."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return f"{text!r:.200}"
+
+
+def _is_bytes(column: Any) -> bool:
+    return pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+
+
+def _is_text(column: Any) -> bool:
+    kind = column.type
+    return (
+        _is_bytes(column) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    )
+
+
+def _trimmed(column: Any) -> Any:
+    """Returns text without the spaces around it, and other values as they are."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not _is_text(column):
+        return column
+    if _is_bytes(column):  # the functions for text read them as they are
+        text = column.view(
+            pa.large_string() if "large" in str(column.type) else pa.string()
+        )
+        return pc.ascii_trim_whitespace(text).view(column.type)
+    return pc.ascii_trim_whitespace(column)
+
+
+def _time_type(column: Any) -> Any:
+    """Returns what all times are read as: what the first one can be read as."""
+    if not _is_text(column):
+        return pa.float64()
+    for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        if np.isfinite(_float_or_nan(column[0], kind)):
+            return kind
+    return pa.float64()
+
+
+def _as_floats(column: Any, kind: Any) -> np.ndarray:
+    if _is_bytes(column):
+        column = column.cast(pa.string())
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("us"))
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+        column = column.cast(pa.int64())
+    if kind != pa.float64():
+        column = column.cast(kind).cast(pa.int64())
+    floats = column.cast(pa.float64(), safe=False)
+    return floats.fill_null(np.nan).to_numpy(zero_copy_only=False)
+
+
+def _float_or_nan(value: Any, kind: Any) -> float:
+    try:
+        return float(_as_floats(pa.array([value.as_py()], value.type), kind)[0])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return np.nan
+
+
+def _ascending(
+    codes: Mapping[str, int], column: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids in ascending order, and the column as positions in them."""
+    whole = all(_WHOLE_NUMBER.fullmatch(text) for text in codes)
+    ids = np.array([int(text) if whole else text for text in codes])
+    order = np.argsort(ids)
+    positions = np.empty(len(ids), np.int32)
+    positions[order] = np.arange(len(ids), dtype=np.int32)
+    return ids[order], positions[column]
+
+
+def _last_of_each(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
+    """Returns the rows, ascending, of the last occurrence of each (user, item)."""
+    pairs = users.astype(np.int64) * num_items + items
+    order = np.argsort(pairs, kind="stable")
+    pairs = pairs[order]
+    is_last = np.append(pairs[1:] != pairs[:-1], True)
+    return np.sort(order[is_last])

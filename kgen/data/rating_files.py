@@ -1,0 +1,373 @@
+"""Files of ratings: MovieLens as it is published, CSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.parquet
+
+from kgen.data.item_titles import read_titles
+from kgen.data.rating_columns import (
+    NO_PAIR,
+    ROLES,
+    RatingColumns,
+    RatingTable,
+    describe_names,
+    find_roles,
+)
+from kgen.data.zip_files import ZipEntry, open_root, visible
+
+_RATINGS_NAME = re.compile(r"u\.data|ratings\.(dat|csv|tsv|parquet)(\.gz)?")
+_TABLE_NAME = re.compile(r".+\.(csv|tsv|parquet|(csv|tsv)\.gz)")
+_SEPARATORS = ("::", "\t", ";", ",", "|")  # the first of them that line 1 has
+_BLOCK_BYTES = 2**23  # parsed at a time: a fifth of a million lines
+_ROWS_PER_READ = 2**18
+_HEAD_BYTES = 2**16
+
+TableFile = Path | ZipEntry
+
+
+def read_rating_files(path: Path) -> RatingTable:
+    """Reads the ratings of a folder, a zip or a file; see `open_ratings`.
+
+    Args:
+        path: What exists there.
+
+    Raises:
+        FileNotFoundError: A folder or zip without a table of ratings.
+        ValueError: Two tables in one folder; a damaged file, or one that is none of
+            the formats; a broken line. The message names the file and the line.
+    """
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        folder = open_root(path)
+        file = _find_table(folder, path)
+        name = path.resolve().name if path.is_dir() else path.stem
+        titles = read_titles(_files_of(folder))
+    else:
+        file = path
+        name = path.name
+        # A table that MovieLens names lies beside its titles.
+        beside = _RATINGS_NAME.fullmatch(path.name.lower())
+        titles = read_titles(_files_of(path.parent)) if beside else None
+    is_parquet = file.name.lower().endswith(".parquet")
+    columns = RatingColumns(str(file), "row" if is_parquet else "line")
+    with _damage_named(file):
+        if is_parquet:
+            unread = _read_parquet(file, columns)
+        else:
+            unread = _read_lines(file, columns)
+    notes = (f"not read: the columns {', '.join(unread)}",) if unread else ()
+    return columns.table(name, titles, notes)
+
+
+def _files_of(folder: TableFile) -> dict[str, TableFile]:
+    return {file.name.lower(): file for file in visible(folder) if not file.is_dir()}
+
+
+def _find_table(folder: TableFile, path: Path) -> TableFile:
+    """Returns the table of ratings in a folder.
+
+    It is called u.data or ratings.*, or is the only CSV, TSV or Parquet file.
+    """
+    files = _files_of(folder)
+    for pattern in (_RATINGS_NAME, _TABLE_NAME):
+        found = [files[name] for name in files if pattern.fullmatch(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(
+                "A folder of ratings must have one table of them, called u.data, "
+                "ratings.dat, ratings.csv or ratings.parquet. Received: "
+                f"{', '.join(file.name for file in found)} in {path}. Pass the path of "
+                "the file, or leave one in the folder."
+            )
+    raise FileNotFoundError(
+        f"There is no table of ratings in {path}: no u.data, ratings.dat, ratings.csv "
+        "or ratings.parquet, and no other CSV, TSV or Parquet file."
+    )
+
+
+@contextmanager
+def _damage_named(file: TableFile) -> Iterator[None]:
+    try:
+        yield
+    except (
+        pa.ArrowInvalid,
+        gzip.BadGzipFile,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+    ) as error:
+        raise ValueError(
+            f"Cannot read {file}: it is damaged, or of another kind than its name says "
+            f"({str(error).strip()[:400]}). Copy or download it again."
+        ) from error
+
+
+class _Layout(NamedTuple):
+    """How the lines of a table are to be read.
+
+    Attributes:
+        separator: One of `_SEPARATORS`.
+        names: The names of all columns, or what they are by position.
+        roles: Role -> number of its column.
+        header_lines: Lines to skip.
+    """
+
+    separator: str
+    names: list[str]
+    roles: dict[str, int]
+    header_lines: int
+
+
+@contextmanager
+def _open(file: TableFile) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """Opens the text of a file, also of one that is gzipped."""
+    with file.open("rb") as stream:
+        if file.name.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=stream) as text:
+                yield text
+        else:
+            yield stream
+
+
+def _read_lines(file: TableFile, columns: RatingColumns) -> list[str]:
+    """Reads a table of lines; returns the names of the columns that have no role."""
+    with _open(file) as stream:
+        layout = _find_layout(stream.read(_HEAD_BYTES), str(file))
+    # A separator of two characters is, to the parser, an empty column between.
+    step = len(layout.separator)
+    width = (len(layout.names) - 1) * step + 1
+    broken: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        broken.append(row)
+        return "error"
+
+    names = [str(index) for index in range(width)]
+    first = layout.header_lines + 1
+    try:
+        with (
+            _open(file) as stream,
+            pyarrow.csv.open_csv(
+                stream,
+                # Threads would lose count of the lines.
+                read_options=pyarrow.csv.ReadOptions(
+                    use_threads=False,
+                    block_size=_BLOCK_BYTES,
+                    column_names=names,
+                    skip_rows=layout.header_lines,
+                ),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=layout.separator[0],
+                    ignore_empty_lines=False,  # they count as lines
+                    invalid_row_handler=refuse,
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.binary())
+                ),
+            ) as batches,
+        ):
+            for batch in batches:
+                used = {
+                    role: batch.column(index * step)
+                    for role, index in layout.roles.items()
+                }
+                _check_lines(batch, layout, columns, first)
+                columns.add(used, first)
+                first += batch.num_rows
+    except pa.ArrowInvalid:
+        if not broken:
+            raise
+        row = broken[0]
+        columns.refuse(
+            _line_number(file, row),
+            f"Each line must have {len(layout.names)} values, separated by "
+            f"{layout.separator!r}, as the first line has.",
+            f"{row.text!r:.200}",
+        )
+    used_columns = set(layout.roles.values())
+    return [
+        name for index, name in enumerate(layout.names) if index not in used_columns
+    ]
+
+
+def _line_number(file: TableFile, row: Any) -> int:
+    """Returns the line of a broken row.
+
+    It is the number of the row, unless a value before it, in quotes, has line breaks.
+    """
+    beginning = row.text.split("\n")[0].rstrip("\r").encode()
+    with _open(file) as stream:
+        for number, line in enumerate(stream, 1):
+            if number >= row.number and line.rstrip(b"\r\n") == beginning:
+                return number
+    return row.number
+
+
+def _check_lines(
+    batch: Any, layout: _Layout, columns: RatingColumns, first: int
+) -> None:
+    """Refuses quoted line breaks, and text between two characters of a separator.
+
+    A quotation mark without its partner swallows the lines up to the next one, and
+    what follows would have other numbers.
+    """
+    for index, column in enumerate(batch.columns):
+        wrong = "." if index % len(layout.separator) else "\n"
+        found = pyarrow.compute.match_substring_regex(column, wrong)
+        if pyarrow.compute.any(found).as_py():
+            row = int(np.argmax(found.to_numpy(zero_copy_only=False)))
+            columns.refuse(
+                first + row,
+                f"Each value must be on one line, and between {layout.separator!r}.",
+                f"{column[row].as_py().decode(errors='replace')!r:.200}",
+            )
+
+
+def _find_layout(head: bytes, origin: str) -> _Layout:
+    """Finds the separator, and which column is what.
+
+    The first line is a header if it names a user and an item; then the columns are
+    found by their names. Otherwise it is a row, and the columns are user, item, rating
+    and time, of which there may be two, three or four.
+    """
+    if b"\0" in head:
+        raise ValueError(
+            "A table must be text (CSV, TSV, MovieLens) in UTF-8, or Parquet with a "
+            f"name that ends in .parquet. Received: {origin}, which is neither."
+        )
+    lines = [line.decode("utf-8-sig", "replace") for line in head.splitlines()]
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    if not filled:
+        raise ValueError(NO_PAIR.format(origin))
+    first = lines[filled[0]]
+    separator = next((sign for sign in _SEPARATORS if sign in first), None)
+    if separator is None or first.lstrip().startswith(("{", "[")):
+        raise ValueError(
+            "The values of a line must be separated by a comma, a tab, ';', '|' or "
+            f"'::'. Received: {first[:200]!r} in {origin}, line {filled[0] + 1}."
+        )
+    values = _split(first, separator)
+    roles = find_roles(values)
+    if "user" in roles and "item" in roles:
+        if len(filled) == 1:
+            raise ValueError(NO_PAIR.format(origin))
+        roles = {role: index for role, index in roles.items() if role in ROLES}
+        return _Layout(separator, values, roles, filled[0] + 1)
+    below = _split(lines[filled[1]], separator) if len(filled) > 1 else []
+    if not any(map(_is_number, values)) and (roles or any(map(_is_number, below))):
+        raise ValueError(
+            f"A header must name the columns {describe_names()}, the first two at "
+            f"least. Received: {first[:200]!r} in {origin}, line {filled[0] + 1}. "
+            "Rename the columns; or without a header they are, in this order, user, "
+            "item, rating and time."
+        )
+    if not 2 <= len(values) <= len(ROLES):
+        raise ValueError(
+            "Without a header there must be two to four columns: user, item, rating "
+            f"and time. Received: {len(values)} in {origin}, line {filled[0] + 1}. Add "
+            f"a first line that names {describe_names()}."
+        )
+    by_position = {role: index for index, role in enumerate(ROLES[: len(values)])}
+    return _Layout(separator, list(by_position), by_position, 0)
+
+
+def _split(line: str, separator: str) -> list[str]:
+    if len(separator) > 1:
+        return [value.strip() for value in line.split(separator)]
+    return [value.strip() for value in next(csv.reader([line], delimiter=separator))]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(file: TableFile, columns: RatingColumns) -> list[str]:
+    """Reads a Parquet file; returns the names of the columns that have no role."""
+    source = file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
+    with pyarrow.parquet.ParquetFile(source) as table:
+        names = table.schema_arrow.names
+        roles = _table_roles(names, str(file))
+        first = 1
+        for batch in table.iter_batches(
+            _ROWS_PER_READ, columns=[names[index] for index in roles.values()]
+        ):
+            used = {role: batch.column(names[index]) for role, index in roles.items()}
+            columns.add(used, first)
+            first += batch.num_rows
+    return [name for index, name in enumerate(names) if index not in roles.values()]
+
+
+def _table_roles(names: list[str], origin: str) -> dict[str, int]:
+    """Returns which of the named columns is what."""
+    roles = find_roles(names)
+    if "user" not in roles or "item" not in roles:
+        raise ValueError(
+            f"The columns must be called {describe_names()}, and the first two be "
+            f"there. Received: {', '.join(map(str, names))} in {origin}. Rename them."
+        )
+    return {role: index for role, index in roles.items() if role in ROLES}
+
+
+def read_rating_arrays(source: Any) -> RatingTable:
+    """Reads ratings from Python.
+
+    Args:
+        source: A tuple (users, items[, ratings[, times]]), or what has keys and
+            columns, a dict or a data frame, with names as in a file.
+
+    Raises:
+        ValueError: Arrays of different lengths or more than one dimension, unknown
+            names, a missing id, a rating that is no number.
+    """
+    if hasattr(source, "keys"):
+        names = list(source.keys())
+        roles = _table_roles([str(name) for name in names], "`source`")
+        found = {role: source[names[index]] for role, index in roles.items()}
+    else:
+        if not isinstance(source, (tuple, list)) or not 2 <= len(source) <= len(ROLES):
+            raise TypeError(
+                "`source` must be a name, a path, a tuple (users, items[, ratings[, "
+                "times]]) of arrays, or a dict of them. Received: "
+                f"{type(source).__name__}"
+            )
+        found = dict(zip(ROLES, source, strict=False))
+    arrays = {
+        role: np.asarray(values) for role, values in found.items() if values is not None
+    }
+    shapes = {role: array.shape for role, array in arrays.items()}
+    if len(set(shapes.values())) != 1 or len(shapes["user"]) != 1:
+        raise ValueError(
+            "The columns must be one-dimensional and of one length. Received: shapes "
+            f"{', '.join(f'{shape} ({role})' for role, shape in shapes.items())}"
+        )
+    columns = RatingColumns("`source`", "row")
+    converted = {}
+    for role, array in arrays.items():
+        try:
+            converted[role] = pa.array(array, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as e:
+            raise ValueError(
+                f"The {role} column must hold values of one kind, numbers or text. "
+                f"Received: {array.dtype} ({e})"
+            ) from e
+    columns.add(converted, 1)
+    return columns.table("array", None, ())

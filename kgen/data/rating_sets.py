@@ -1,0 +1,780 @@
+"""Sets of ratings: which items each user likes, split, and read as batches."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+import tensorflow as tf
+
+from kgen.data.named_builders import NAME
+from kgen.data.named_ratings import read_named_ratings
+from kgen.data.pipeline import (
+    HIDDEN_STREAM,
+    ITEMS_STREAM,
+    LAST_STREAM,
+    PAIRS_STREAM,
+    USERS_STREAM,
+    Batch,
+    Pipeline,
+    permutation,
+)
+from kgen.data.rating_columns import RatingTable
+from kgen.data.rating_files import read_rating_arrays, read_rating_files
+
+SPLITS = ("train", "validation", "test")
+SPLIT_KINDS = ("strong", "leave-one-out", "random", "held-out-items")
+# As many as Liang et al. (2018) hold out of MovieLens 20M, in validation and in test.
+HELD_OUT_LIMIT = 10_000
+
+_YEAR = re.compile(r"\s*\(\d{4}[-\u2013]?\d*\)\s*$")  # "Heat (1995)"
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+
+
+def ratings(
+    source: Any,
+    *,
+    split_name: str = "train",
+    batch_size: int = 128,
+    min_rating: float | None = 4.0,
+    min_items: int = 5,
+    split: str = "strong",
+    seed: int = 0,
+    held_out_users: int | None = None,
+    hidden_fraction: float = 0.2,
+    shuffle: bool | None = None,
+    drop_remainder: bool | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> tf.data.Dataset:
+    """Returns batches of users, each as the items the user likes.
+
+    Every iteration is one pass. The order of the k-th pass is a pure function of
+    (seed, k); without shuffling all passes are alike.
+
+    Args:
+        source: See `open_ratings`.
+        split_name: "train", "validation" or "test".
+        batch_size: Users in a batch.
+        min_rating: See `open_ratings`.
+        min_items: See `open_ratings`.
+        split: See `open_ratings`.
+        seed: Integer in [0, 2**63), keys the split and the order. The splits of one
+            experiment are disjoint only if all are read with the same seed.
+        held_out_users: See `open_ratings`.
+        hidden_fraction: See `open_ratings`.
+        shuffle: Whether each pass has an order of its own. By default only in
+            training.
+        drop_remainder: Whether a last, smaller batch is left out. By default only in
+            training.
+        data_dir: See `open_ratings`.
+
+    Returns:
+        A dataset of dicts: "items", ragged int32 [batch, None], ascending positions in
+        `RatingSet.item_ids`, and, for validation and test, "targets" likewise.
+
+    Raises:
+        FileNotFoundError: See `open_ratings`.
+        ValueError: See `open_ratings`; and a batch size above the number of training
+            users.
+
+    Example:
+        >>> batches = kgen.data.ratings("ml-100k.zip", batch_size=64)
+        >>> batches.element_spec["items"].shape
+        TensorShape([64, None])
+    """
+    training = split_name == "train"
+    opened = open_ratings(
+        source,
+        min_rating=min_rating,
+        min_items=min_items,
+        split=split,
+        seed=seed,
+        held_out_users=held_out_users,
+        hidden_fraction=hidden_fraction,
+        data_dir=data_dir,
+    )
+    pipeline = opened.pipeline(
+        split_name,
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=training if shuffle is None else shuffle,
+        drop_remainder=training if drop_remainder is None else drop_remainder,
+    )
+    return pipeline.dataset()
+
+
+def open_ratings(
+    source: Any,
+    *,
+    min_rating: float | None = 4.0,
+    min_items: int = 5,
+    split: str = "strong",
+    seed: int = 0,
+    held_out_users: int | None = None,
+    hidden_fraction: float = 0.2,
+    data_dir: str | os.PathLike | None = None,
+    download: bool = True,
+) -> RatingSet:
+    """Opens a set of (user, item) pairs that say what each user likes.
+
+    A pair is positive, and kept, if its rating is at least `min_rating`. Of a pair that
+    occurs more than once, the last one counts, whatever its time. Then users with fewer
+    than `min_items` positive pairs leave, and the items are those that are left: an
+    item that only test users have is an item, of which training says nothing
+    (`notes` counts these). So MovieLens 100K is 938 users, 1,447 items, 55,361 pairs.
+
+    What is evaluated is how well hidden items (the targets) of a user are found again
+    from other items (the history) of the same user. A user of whom there is no history
+    or no target is in no row of that split. The kinds of split, all of them pure
+    functions of the seed and the set:
+
+    - "strong": validation and test have `held_out_users` users each, drawn at random,
+      of whom training sees nothing. Of a user's n items, `hidden_fraction` * n, rounded
+      to the nearest (halves up), at least 1 and at most n - 1, are targets, drawn at
+      random.
+    - "leave-one-out": a user's last item is the target of the test, the one before the
+      target of the validation, as far as one item is left to train on. Last is by time,
+      and among equal times by the order of the source; where there are no times, at
+      random.
+    - "random": `hidden_fraction` of all pairs, drawn at random, are the targets of the
+      test, and a tenth of the others the targets of the validation (both rounded as
+      above).
+    - "held-out-items": a tenth of the items, rounded down and at least 2, are in no
+      history. Drawn at random, half of them (rounded up) are the targets of the test
+      and the others those of the validation: `candidates` are the items to rank.
+
+    The history is all that is trained on, of the user; in the test of "leave-one-out"
+    and "random" the targets of the validation are in it too.
+
+    Args:
+        source: One of
+            - a path (it goes before an equal name) of a folder or a .zip of MovieLens
+              as it is published, whichever edition: u.data, ratings.dat, ratings.csv
+              or ratings.parquet, and the titles and genres of u.item, movies.dat or
+              movies.csv. A zip is read where it is, and never unpacked to disk. The
+              path of the table itself does as well;
+            - a path of another table of users and items, text (CSV, TSV, .gz of them;
+              separated by a tab, comma, ";", "|" or "::") or Parquet, or of a folder or
+              zip with just one. Columns are found by their names: user, user_id, uid;
+              item, item_id, movie_id, product_id and the like; rating, stars, score,
+              user_rating; time, timestamp, date (a number or an ISO 8601 date). The
+              first line of a text is a header if it names a user and an item. If not,
+              the two to four columns are user, item, rating and time;
+            - the name of a data set of tensorflow-datasets with such features:
+              "movielens/100k-ratings" and the like. Its splits are read as one;
+            - a tuple of arrays (users, items[, ratings[, times]]), or a dict of them or
+              a data frame, by the names above.
+            Ids are whole numbers or text. Where all ids of users (or items) are whole
+            numbers without leading zeros they are int64, also if they were text.
+        min_rating: The lowest rating that is positive. None: every pair is. Data
+            without ratings are positive throughout.
+        min_items: Positive pairs that a user must have, at least 1.
+        split: "strong", "leave-one-out", "random" or "held-out-items".
+        seed: Integer in [0, 2**63), keys the split.
+        held_out_users: Users in validation and in test, for "strong" only. By default
+            a tenth of all users, at least 1 and at most 10,000.
+        hidden_fraction: In (0, 1); for "strong" and "random".
+        data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
+            own default, ~/tensorflow_datasets. For names only.
+        download: Whether a data set of tensorflow-datasets that is not there may be
+            downloaded and prepared.
+
+    Raises:
+        FileNotFoundError: A path that does not exist, a folder or zip without ratings,
+            or a data set that is not there and cannot be downloaded.
+        ValueError: An unknown name, a damaged file, a line that is broken, a missing
+            id, a rating that is no finite number, an argument out of range, too few
+            users. The message names the file and the line.
+
+    Example:
+        >>> print(kgen.data.open_ratings("ml-100k.zip"))
+        ml-100k: 938 users, 1,447 items, 55,361 pairs rated 4 or more ...
+
+    Reference: Liang et al., 2018, Variational Autoencoders for Collaborative Filtering
+    (the "strong" split; there the catalogue is that of the training users alone).
+    """
+    _check_arguments(min_rating, min_items, split, seed, hidden_fraction)
+    if held_out_users is not None and split != "strong":
+        raise ValueError(
+            "`held_out_users` is for split='strong' only. Received: "
+            f"held_out_users={held_out_users} and split={split!r}"
+        )
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    return RatingSet(
+        _read(source, folder, download),
+        min_rating=min_rating,
+        min_items=min_items,
+        split=split,
+        seed=seed,
+        held_out_users=held_out_users,
+        hidden_fraction=hidden_fraction,
+    )
+
+
+def _read(source: Any, data_dir: Path | None, download: bool) -> RatingTable:
+    if not isinstance(source, (str, os.PathLike)):
+        return read_rating_arrays(source)
+    path = Path(source).expanduser()
+    if path.exists():
+        return read_rating_files(path)
+    if not isinstance(source, str) or not NAME.fullmatch(source):
+        raise FileNotFoundError(f"There is no file or folder {path}.")
+    return read_named_ratings(source, data_dir, download)
+
+
+def _check_arguments(
+    min_rating: float | None,
+    min_items: int,
+    split: str,
+    seed: int,
+    hidden_fraction: float,
+) -> None:
+    if min_rating is not None and not math.isfinite(min_rating):
+        raise ValueError(
+            f"`min_rating` must be a finite number or None. Received: {min_rating}"
+        )
+    if not isinstance(min_items, (int, np.integer)) or min_items < 1:
+        raise ValueError(
+            "`min_items` must be an integer of at least 1. Received: "
+            f"min_items={min_items}"
+        )
+    if split not in SPLIT_KINDS:
+        raise ValueError(
+            f"`split` must be one of {', '.join(SPLIT_KINDS)}. Received: "
+            f"split={split!r}"
+        )
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(
+            f"`seed` must be an integer in [0, 2**63). Received: seed={seed}"
+        )
+    if not 0 < hidden_fraction < 1:
+        raise ValueError(
+            "`hidden_fraction` must be between 0 and 1, both excluded. Received: "
+            f"hidden_fraction={hidden_fraction}"
+        )
+
+
+class _Pairs(NamedTuple):
+    """Positive pairs, ascending by user and then by item.
+
+    Attributes:
+        users: int32 [n], positions in the ids of the users.
+        items: int32 [n], positions in the ids of the items.
+        times: float64 [n], or None.
+        rows: int64 [n], their places in the source.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray | None
+    rows: np.ndarray
+
+
+class _Part(NamedTuple):
+    """The pairs of one split: bool [n], over all pairs."""
+
+    history: np.ndarray
+    targets: np.ndarray | None = None
+
+
+class RatingSet:
+    """The items that each user likes, with splits; see `open_ratings`.
+
+    Args:
+        table: What a source holds.
+        min_rating: See `open_ratings`, as all others.
+        min_items: Positive pairs that a user must have.
+        split: The kind of split.
+        seed: Keys the split.
+        held_out_users: Users in validation and in test, or None.
+        hidden_fraction: Share of a user's items, or of all pairs, that is hidden.
+
+    Attributes:
+        name: What the set is called.
+        num_users: Number of users.
+        num_items: Number of items.
+        num_pairs: Number of positive pairs.
+        user_ids: int64 or str [num_users], ascending.
+        item_ids: int64 or str [num_items], ascending.
+        item_titles: A title for each item, "" where it is unknown; or None.
+        item_genres: The genres of each item; or None.
+        splits: Number of users in "train", "validation" and "test".
+        notes: What was left out or is out of the ordinary, in words.
+
+    Raises:
+        ValueError: There are too few users, items or pairs to split.
+    """
+
+    def __init__(
+        self,
+        table: RatingTable,
+        *,
+        min_rating: float | None = 4.0,
+        min_items: int = 5,
+        split: str = "strong",
+        seed: int = 0,
+        held_out_users: int | None = None,
+        hidden_fraction: float = 0.2,
+    ):
+        self.name = table.name
+        self._kind = split
+        self._rated = "" if table.ratings is None else _rated(min_rating)
+        self._pairs, users, items, left_out = _positive_pairs(
+            table, min_rating, min_items
+        )
+        self.user_ids = table.user_ids[users]
+        self.item_ids = table.item_ids[items]
+        self.num_users = len(users)
+        self.num_items = len(items)
+        self.num_pairs = len(self._pairs.users)
+        self.item_titles: list[str] | None = None
+        self.item_genres: list[tuple[str, ...]] | None = None
+        if table.titles is not None and table.genres is not None:
+            self.item_titles = [table.titles[item] for item in items]
+            self.item_genres = [table.genres[item] for item in items]
+        held_items: dict[str, np.ndarray] = {}
+        if split == "strong":
+            parts = _split_users(
+                self._pairs, self.num_users, seed, held_out_users, hidden_fraction
+            )
+        elif split == "leave-one-out":
+            parts = _leave_one_out(self._pairs, self.num_users, seed)
+        elif split == "random":
+            parts = _split_pairs(self.num_pairs, seed, hidden_fraction)
+        else:
+            parts, held_items = _split_items(self._pairs, self.num_items, seed)
+        self._parts = parts
+        self._candidates = held_items
+        self._user_rows = {name: self._complete_users(parts[name]) for name in SPLITS}
+        self.splits = {name: len(rows) for name, rows in self._user_rows.items()}
+        empty = [name for name, count in self.splits.items() if not count]
+        if empty:
+            raise ValueError(
+                f"Each split must have a user. Received: none in {' and '.join(empty)} "
+                f"of {self.name}, split {split!r}, with {self.num_users} users and "
+                f"{self.num_pairs} pairs. Take more data, or another split."
+            )
+        notes = list(table.notes)
+        if table.ratings is None and min_rating is not None:
+            notes.append("no ratings: every pair is positive")
+        if left_out:
+            notes.append(
+                f"left out, users with fewer than {min_items} items: {left_out:,}"
+            )
+        if table.times is None and split == "leave-one-out":
+            notes.append("no times: the last item of a user is a random one")
+        trained = np.unique(self._pairs.items[parts["train"].history])
+        if len(trained) < self.num_items:
+            unseen = self.num_items - len(trained)
+            notes.append(f"items unseen in training: {unseen:,}")
+        self.notes = tuple(notes)
+
+    def _complete_users(self, part: _Part) -> np.ndarray:
+        """Returns the users with a history and, if there are any, targets."""
+        complete = np.full(self.num_users, True)
+        for mask in part:
+            if mask is not None:
+                users = self._pairs.users[mask]
+                complete &= np.bincount(users, minlength=self.num_users) > 0
+        return np.flatnonzero(complete)
+
+    def describe(self) -> str:
+        """Returns one line: users, items, pairs, the splits, and the notes."""
+        share = 100 * self.num_pairs / (self.num_users * self.num_items)
+        counts = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
+        notes = "".join(f"; {note}" for note in self.notes)
+        return (
+            f"{self.name}: {self.num_users:,} users, {self.num_items:,} items, "
+            f"{self.num_pairs:,} pairs{self._rated} ({share:.3g} % of all); "
+            f"{self._kind} split, users: {counts}{notes}"
+        )
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the ids, the pairs and the splits."""
+        digest = hashlib.sha256(repr((self._kind, self.splits)).encode())
+        for ids in (self.user_ids, self.item_ids):
+            digest.update("\n".join(map(str, ids.tolist())).encode() + b"\0")
+        digest.update(self._pairs.users.astype("<i4").data)
+        digest.update(self._pairs.items.astype("<i4").data)
+        for split in SPLITS:
+            for mask in self._parts[split]:
+                if mask is not None:
+                    digest.update(np.packbits(mask).data)
+        return digest.hexdigest()
+
+    def user_rows(self, split: str) -> np.ndarray:
+        """Returns int64 [users of the split], ascending positions in `user_ids`."""
+        _check_split(split)
+        return self._user_rows[split]
+
+    def history(self, split: str) -> scipy.sparse.csr_array:
+        """Returns what is known of each user of a split.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            float32 ones, [users of the split, num_items], in the order of
+            `user_rows(split)`, with sorted indices.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        _check_split(split)
+        return self._matrix(split, self._parts[split].history)
+
+    def targets(self, split: str) -> scipy.sparse.csr_array | None:
+        """Returns what is to be found of each user of a split.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            A matrix as `history` returns it, disjoint from it; None for "train".
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        _check_split(split)
+        mask = self._parts[split].targets
+        return None if mask is None else self._matrix(split, mask)
+
+    def candidates(self, split: str) -> np.ndarray | None:
+        """Returns the items to rank in a split, ascending positions in `item_ids`.
+
+        None stands for all items: in "train", and in all splits but "held-out-items".
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        _check_split(split)
+        return self._candidates.get(split)
+
+    def _matrix(self, split: str, mask: np.ndarray) -> scipy.sparse.csr_array:
+        starts, items = self._rows_of(split, mask)
+        return scipy.sparse.csr_array(
+            (np.ones(len(items), np.float32), items, starts.astype(np.int32)),
+            shape=(self.splits[split], self.num_items),
+        )
+
+    def _rows_of(self, split: str, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns where the items of each user of a split start, and all the items."""
+        rows = self._user_rows[split]
+        in_split = np.zeros(self.num_users, bool)
+        in_split[rows] = True
+        chosen = mask & in_split[self._pairs.users]
+        users = self._pairs.users[chosen]
+        counts = np.bincount(users, minlength=self.num_users)[rows]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        return starts, self._pairs.items[chosen]
+
+    def pipeline(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_remainder: bool = False,
+    ) -> Pipeline:
+        """Returns the pipeline that reads one split.
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: Users in a global batch.
+            seed: Integer in [0, 2**63), keys the order.
+            shuffle: Whether each epoch has an order of its own.
+            drop_remainder: Whether a last, smaller batch is left out.
+
+        Returns:
+            A pipeline of dicts: "items", the history, a ragged int32 tensor [batch,
+            None] of ascending positions in `item_ids`; and, for validation and test,
+            "targets" likewise. Unshuffled, row i is row i of `history(split)`.
+
+        Raises:
+            ValueError: An unknown split, or a batch size above the number of users
+                when the remainder is dropped.
+        """
+        _check_split(split)
+        part = self._parts[split]
+        masks = {"items": part.history}
+        if part.targets is not None:
+            masks["targets"] = part.targets
+        with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
+            rows_of = {
+                name: tuple(map(tf.constant, self._rows_of(split, mask)))
+                for name, mask in masks.items()
+            }
+
+        def read(rows: tf.Tensor, epoch: tf.Tensor, places: tf.Tensor) -> Batch:
+            batch = {}
+            for name, (starts, items) in rows_of.items():
+                wanted = tf.ragged.range(
+                    tf.gather(starts, rows), tf.gather(starts, rows + 1)
+                )
+                batch[name] = wanted.with_values(tf.gather(items, wanted.values))
+            return batch
+
+        return Pipeline(
+            self.splits[split],
+            read,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_remainder=drop_remainder,
+        )
+
+    def item_features(self) -> tuple[scipy.sparse.csr_array, list[str]]:
+        """Returns what the titles and genres say about the items.
+
+        Features are the genres, called "genre:Comedy", and the words of the titles in
+        lower case and without the year at the end, called "word:story"; both ascending,
+        genres first. Words that are in one title only are left out.
+
+        Returns:
+            float32 ones, [num_items, num_features], and the names of the features.
+
+        Raises:
+            ValueError: The source has no titles.
+        """
+        if self.item_titles is None or self.item_genres is None:
+            raise ValueError(
+                "Item features are made of titles and genres. Received: "
+                f"{self.name}, which has none. MovieLens has them in u.item, "
+                "movies.dat or movies.csv, beside its ratings."
+            )
+        genres = [{f"genre:{name}" for name in names} for names in self.item_genres]
+        words = [
+            {f"word:{word}" for word in _WORD.findall(_YEAR.sub("", title).lower())}
+            for title in self.item_titles
+        ]
+        titles_with = Counter(word for one in words for word in one)
+        names = sorted(set().union(*genres))
+        names += sorted(word for word, count in titles_with.items() if count > 1)
+        column = {name: index for index, name in enumerate(names)}
+        rows = [
+            sorted(column[name] for name in one | two if name in column)
+            for one, two in zip(genres, words, strict=True)
+        ]
+        starts = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+        columns = np.array([index for row in rows for index in row], np.int32)
+        features = scipy.sparse.csr_array(
+            (np.ones(len(columns), np.float32), columns, starts),
+            shape=(self.num_items, len(names)),
+        )
+        return features, names
+
+    def positions(self, original_ids: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Returns the positions in `item_ids` of items by their ids in the source.
+
+        Args:
+            original_ids: Ids [n], numbers or text, in any order.
+
+        Returns:
+            int32 [n].
+
+        Raises:
+            ValueError: An id that is not in the set.
+        """
+        kind: type = int if self.item_ids.dtype.kind == "i" else str
+        known = {item: index for index, item in enumerate(self.item_ids.tolist())}
+        wanted = np.asarray(original_ids, object).reshape(-1).tolist()
+        found = [known.get(_as_id(one, kind)) for one in wanted]
+        unknown = [one for one, at in zip(wanted, found, strict=True) if at is None]
+        if unknown:
+            near = difflib.get_close_matches(str(unknown[0]), map(str, known), 3)
+            first, last = self.item_ids[0], self.item_ids[-1]
+            hint = f"They run from {first} to {last}."
+            if kind is str and near:
+                hint = f"Did you mean {' or '.join(near)}?"
+            shown = ", ".join(repr(one) for one in unknown[:5])
+            raise ValueError(
+                f"Items must be among the {self.num_items:,} of {self.name}, those "
+                f"with a positive pair. Received: {shown}"
+                f"{', ...' if len(unknown) > 5 else ''} ({len(unknown)} unknown). "
+                f"{hint}"
+            )
+        return np.array(found, np.int32)
+
+
+def _as_id(value: Any, kind: type) -> int | str | None:
+    """Returns an id as the set has it: a number, or text."""
+    if kind is str:
+        return str(value)
+    try:
+        return int(value) if float(value) == int(value) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _rated(min_rating: float | None) -> str:
+    return "" if min_rating is None else f" rated {min_rating:g} or more"
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(
+            f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}"
+        )
+
+
+def _positive_pairs(
+    table: RatingTable, min_rating: float | None, min_items: int
+) -> tuple[_Pairs, np.ndarray, np.ndarray, int]:
+    """Returns the pairs that are kept.
+
+    Returns:
+        The pairs; which users and which items of the table they have, int64,
+        ascending; and how many users had too few.
+    """
+    rows = np.arange(len(table.users))
+    if min_rating is not None and table.ratings is not None:
+        rows = np.flatnonzero(table.ratings >= min_rating)
+    counts = np.bincount(table.users[rows], minlength=len(table.user_ids))
+    rows = rows[counts[table.users[rows]] >= min_items]
+    if not len(rows):
+        best = (
+            "" if table.ratings is None else f", rated {table.ratings.max():g} at most"
+        )
+        raise ValueError(
+            f"There must be a user with {min_items} positive pairs. Received: "
+            f"{table.name} with {len(table.users):,} pairs{best}, and at most "
+            f"{counts.max()} positive ones of a user. Lower `min_rating` or "
+            "`min_items`."
+        )
+    users, user_positions = np.unique(table.users[rows], return_inverse=True)
+    items, item_positions = np.unique(table.items[rows], return_inverse=True)
+    order = np.lexsort((item_positions, user_positions))
+    pairs = _Pairs(
+        users=user_positions[order].astype(np.int32),
+        items=item_positions[order].astype(np.int32),
+        times=None if table.times is None else table.times[rows[order]],
+        rows=rows[order],
+    )
+    return pairs, users, items, len(table.user_ids) - len(users)
+
+
+def _rounded(numbers: Any) -> Any:
+    """Returns the nearest integers, int64; halves go up."""
+    return np.floor(np.asarray(numbers) + 0.5).astype(np.int64)
+
+
+def _places_of_users(
+    pairs: _Pairs, num_users: int, keys: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks the pairs of each user.
+
+    Args:
+        pairs: All pairs.
+        num_users: Number of users.
+        keys: What to sort the pairs of a user by; the last key goes first.
+
+    Returns:
+        int64 [n], the place of each pair among those of its user, from 0; and int64
+        [n], the number of pairs of that user.
+    """
+    counts = np.bincount(pairs.users, minlength=num_users)
+    starts = np.cumsum(counts) - counts
+    order = np.lexsort((*keys, pairs.users))
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order)) - starts[pairs.users]
+    return places, counts[pairs.users]
+
+
+def _split_users(
+    pairs: _Pairs,
+    num_users: int,
+    seed: int,
+    held_out_users: int | None,
+    hidden_fraction: float,
+) -> dict[str, _Part]:
+    """Splits by users: "strong"."""
+    held = min(max(num_users // 10, 1), HELD_OUT_LIMIT)
+    if held_out_users is not None:
+        held = held_out_users
+    if not isinstance(held, (int, np.integer)) or held < 1 or 2 * held >= num_users:
+        raise ValueError(
+            "`held_out_users` must be at least 1, and twice that must leave a user to "
+            f"train on. Received: held_out_users={held} for {num_users} users."
+        )
+    order = permutation(num_users, seed, USERS_STREAM)
+    role = np.zeros(num_users, np.int8)
+    role[order[:held]] = SPLITS.index("test")
+    role[order[held : 2 * held]] = SPLITS.index("validation")
+    roles = role[pairs.users]
+    shuffled = permutation(len(pairs.users), seed, HIDDEN_STREAM)
+    places, counts = _places_of_users(pairs, num_users, (shuffled,))
+    num_hidden = np.minimum(
+        np.maximum(_rounded(hidden_fraction * counts), 1), counts - 1
+    )
+    hidden = places < num_hidden
+    parts = {"train": _Part(roles == 0)}
+    for split in ("validation", "test"):
+        in_split = roles == SPLITS.index(split)
+        parts[split] = _Part(in_split & ~hidden, in_split & hidden)
+    return parts
+
+
+def _leave_one_out(pairs: _Pairs, num_users: int, seed: int) -> dict[str, _Part]:
+    """Splits off the last two items of each user: "leave-one-out"."""
+    if pairs.times is None:
+        keys: tuple[np.ndarray, ...] = (
+            permutation(len(pairs.users), seed, LAST_STREAM),
+        )
+    else:
+        keys = (pairs.rows, pairs.times)
+    places, counts = _places_of_users(pairs, num_users, keys)
+    is_last = (places == counts - 1) & (counts > 1)
+    is_before = (places == counts - 2) & (counts > 2)
+    return {
+        "train": _Part(~is_last & ~is_before),
+        "validation": _Part(~is_last & ~is_before, is_before),
+        "test": _Part(~is_last, is_last),
+    }
+
+
+def _split_pairs(num_pairs: int, seed: int, hidden_fraction: float) -> dict[str, _Part]:
+    """Splits by pairs: "random"."""
+    num_test = int(_rounded(hidden_fraction * num_pairs))
+    num_validation = int(_rounded((num_pairs - num_test) / 10))
+    order = permutation(num_pairs, seed, PAIRS_STREAM)
+    in_test, in_validation = np.zeros((2, num_pairs), bool)
+    in_test[order[:num_test]] = True
+    in_validation[order[num_test : num_test + num_validation]] = True
+    return {
+        "train": _Part(~in_test & ~in_validation),
+        "validation": _Part(~in_test & ~in_validation, in_validation),
+        "test": _Part(~in_test, in_test),
+    }
+
+
+def _split_items(
+    pairs: _Pairs, num_items: int, seed: int
+) -> tuple[dict[str, _Part], dict[str, np.ndarray]]:
+    """Splits by items: "held-out-items". Returns the items held out as well."""
+    num_held = max(num_items // 10, 2)
+    num_test = (num_held + 1) // 2
+    order = permutation(num_items, seed, ITEMS_STREAM)
+    held = {
+        "test": np.sort(order[:num_test]),
+        "validation": np.sort(order[num_test:num_held]),
+    }
+    trained = ~np.isin(pairs.items, order[:num_held])
+    parts = {"train": _Part(trained)}
+    for split in ("validation", "test"):
+        parts[split] = _Part(trained, np.isin(pairs.items, held[split]))
+    return parts, held

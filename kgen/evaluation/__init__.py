@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "Popularity",
             "choose",
         ],
+        "recommenders": ["evaluate_recommender"],
         "speed": ["sampling_speed"],
     },
 )

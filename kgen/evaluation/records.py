@@ -37,6 +37,7 @@ class Record:
         higher_is_better: Which way is up.
         interval: Where the number could as well have been: (low, high).
         baseline: Name and value of a trivial solution under the same protocol.
+        subject: What was measured, where it is not the model but stands beside it.
     """
 
     metric: str
@@ -48,6 +49,7 @@ class Record:
     higher_is_better: bool
     interval: tuple[float, float] | None = None
     baseline: tuple[str, float] | None = None
+    subject: str = ""
 
     @classmethod
     def of_mean(cls, values: np.ndarray, *, protocol: str, **fields: Any) -> Record:
@@ -131,8 +133,13 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
 
 
 def table(records: Iterable[Record]) -> str:
-    """Lays out records as text: a table, and below it the protocol of each."""
-    records = list(records)
+    """Lays out records as text: a table, and below it the protocol of each.
+
+    Records of other subjects than the model come in a second table, beside the model's:
+    a row for each subject, and a star at what is better than the baseline.
+    """
+    others = [record for record in records if record.subject]
+    records = [record for record in records if not record.subject]
     grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for name in ("metric", "", "value", "interval", "unit", "n", "baseline"):
         numeric = name in ("value", "n")
@@ -147,15 +154,47 @@ def table(records: Iterable[Record]) -> str:
             f"{record.n:,}",
             "" if record.baseline is None else _baseline(*record.baseline),
         )
+    lines = _lines(grid)
+    if others:
+        lines += ["", *_lines(_side_by_side(records, others))]
+        lines += ["* better than the baseline in the table above"]
+    lines += ["", *(f"{record.metric}: {record.protocol}" for record in records)]
+    return "\n".join(lines)
+
+
+def _side_by_side(records: list[Record], others: list[Record]) -> rich.table.Table:
+    """A row for the model and each other subject, a column for each shared metric."""
+    metrics = list(dict.fromkeys(record.metric for record in others))
+    cells = {(record.subject, record.metric): record for record in records + others}
+    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("", no_wrap=True)
+    for metric in metrics:
+        grid.add_column(metric, justify="right", no_wrap=True)
+    for subject in dict.fromkeys(subject for subject, _ in cells):
+        row = (cells.get((subject, metric)) for metric in metrics)
+        grid.add_row(
+            subject or "the model",
+            *("" if record is None else _starred(record) for record in row),
+        )
+    return grid
+
+
+def _starred(record: Record) -> str:
+    if record.baseline is None:
+        return f"{_number(record.value)} "
+    gain = record.value - record.baseline[1]
+    better = gain > 0 if record.higher_is_better else gain < 0
+    return _number(record.value) + ("*" if better else " ")
+
+
+def _lines(grid: rich.table.Table) -> list[str]:
     # Wide enough never to cut a row; markup off, or "nll[is-5000]" loses its bracket.
     console = rich.console.Console(
         file=io.StringIO(), width=250, markup=False, highlight=False, color_system=None
     )
     console.print(grid)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    lines = [line.rstrip() for line in lines if line.strip()]
-    lines += ["", *(f"{record.metric}: {record.protocol}" for record in records)]
-    return "\n".join(lines)
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 def _number(value: float) -> str:

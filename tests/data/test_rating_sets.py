@@ -133,6 +133,14 @@ def test_the_fingerprint_sees_every_change(opened):
     options = {"min_rating": 2, "seed": 3}
     moved = open_ratings(source, split=opened._kind, **options)
     assert moved.fingerprint != opened.fingerprint
+    # The same ids and numbers of items, but of other users.
+    mirrored = made_up()
+    mirrored["item"] = 390 - mirrored["item"]
+    options["min_rating"] = None
+    both = [open_ratings(one, **options) for one in (made_up(), mirrored)]
+    assert both[0].item_ids.tolist() == both[1].item_ids.tolist()
+    assert both[0].fingerprint != both[1].fingerprint
+    options["min_rating"] = 2
     strong = open_ratings(made_up(), hidden_fraction=0.3, **options)
     assert strong.fingerprint != open_ratings(made_up(), **options).fingerprint
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kgen.data import open_ratings, pipeline, rating_sets, ratings
+from kgen.data import open_ratings, pipeline, rating_splits, ratings
 from kgen.data.pipeline import permutation
-from kgen.data.rating_sets import SPLIT_KINDS, SPLITS
+from kgen.data.rating_sets import SPLIT_KINDS
+from kgen.data.rating_splits import SPLITS
 
 EVALUATED = ("validation", "test")
 
@@ -182,7 +183,7 @@ def test_strong_holds_out_a_tenth_of_the_users_twice(num_users, held):
 
 
 def test_strong_holds_out_ten_thousand_users_at_most(monkeypatch):
-    monkeypatch.setattr(rating_sets, "HELD_OUT_LIMIT", 2)
+    monkeypatch.setattr(rating_splits, "HELD_OUT_LIMIT", 2)
     assert open_ratings(made_up(40), min_rating=None).splits["test"] == 2
     opened = open_ratings(made_up(40), min_rating=None, held_out_users=7)
     assert opened.splits == {"train": 26, "validation": 7, "test": 7}

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -19,24 +19,20 @@ import tensorflow as tf
 
 from kgen.data.named_builders import NAME
 from kgen.data.named_ratings import read_named_ratings
-from kgen.data.pipeline import (
-    HIDDEN_STREAM,
-    ITEMS_STREAM,
-    LAST_STREAM,
-    PAIRS_STREAM,
-    USERS_STREAM,
-    Batch,
-    Pipeline,
-    permutation,
-)
+from kgen.data.pipeline import Batch, Pipeline
 from kgen.data.rating_columns import RatingTable
 from kgen.data.rating_files import read_rating_arrays, read_rating_files
+from kgen.data.rating_splits import (
+    SPLITS,
+    Part,
+    leave_one_out,
+    positive_pairs,
+    split_items,
+    split_pairs,
+    split_users,
+)
 
-SPLITS = ("train", "validation", "test")
 SPLIT_KINDS = ("strong", "leave-one-out", "random", "held-out-items")
-# As many as Liang et al. (2018) hold out of MovieLens 20M, in validation and in test.
-HELD_OUT_LIMIT = 10_000
-
 _YEAR = re.compile(r"\s*\(\d{4}[-\u2013]?\d*\)\s*$")  # "Heat (1995)"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
@@ -203,22 +199,17 @@ def open_ratings(
     Reference: Liang et al., 2018, Variational Autoencoders for Collaborative Filtering
     (the "strong" split; there the catalogue is that of the training users alone).
     """
-    _check_arguments(min_rating, min_items, split, seed, hidden_fraction)
-    if held_out_users is not None and split != "strong":
-        raise ValueError(
-            "`held_out_users` is for split='strong' only. Received: "
-            f"held_out_users={held_out_users} and split={split!r}"
-        )
+    options: dict[str, Any] = {
+        "min_rating": min_rating,
+        "min_items": min_items,
+        "split": split,
+        "seed": seed,
+        "held_out_users": held_out_users,
+        "hidden_fraction": hidden_fraction,
+    }
+    _check_options(**options)  # before a large file is read
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    return RatingSet(
-        _read(source, folder, download),
-        min_rating=min_rating,
-        min_items=min_items,
-        split=split,
-        seed=seed,
-        held_out_users=held_out_users,
-        hidden_fraction=hidden_fraction,
-    )
+    return RatingSet(_read(source, folder, download), **options)
 
 
 def _read(source: Any, data_dir: Path | None, download: bool) -> RatingTable:
@@ -232,11 +223,13 @@ def _read(source: Any, data_dir: Path | None, download: bool) -> RatingTable:
     return read_named_ratings(source, data_dir, download)
 
 
-def _check_arguments(
+def _check_options(
+    *,
     min_rating: float | None,
     min_items: int,
     split: str,
     seed: int,
+    held_out_users: int | None,
     hidden_fraction: float,
 ) -> None:
     if min_rating is not None and not math.isfinite(min_rating):
@@ -253,6 +246,11 @@ def _check_arguments(
             f"`split` must be one of {', '.join(SPLIT_KINDS)}. Received: "
             f"split={split!r}"
         )
+    if held_out_users is not None and split != "strong":
+        raise ValueError(
+            "`held_out_users` is for split='strong' only. Received: "
+            f"held_out_users={held_out_users} and split={split!r}"
+        )
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise ValueError(
             f"`seed` must be an integer in [0, 2**63). Received: seed={seed}"
@@ -262,29 +260,6 @@ def _check_arguments(
             "`hidden_fraction` must be between 0 and 1, both excluded. Received: "
             f"hidden_fraction={hidden_fraction}"
         )
-
-
-class _Pairs(NamedTuple):
-    """Positive pairs, ascending by user and then by item.
-
-    Attributes:
-        users: int32 [n], positions in the ids of the users.
-        items: int32 [n], positions in the ids of the items.
-        times: float64 [n], or None.
-        rows: int64 [n], their places in the source.
-    """
-
-    users: np.ndarray
-    items: np.ndarray
-    times: np.ndarray | None
-    rows: np.ndarray
-
-
-class _Part(NamedTuple):
-    """The pairs of one split: bool [n], over all pairs."""
-
-    history: np.ndarray
-    targets: np.ndarray | None = None
 
 
 class RatingSet:
@@ -312,7 +287,7 @@ class RatingSet:
         notes: What was left out or is out of the ordinary, in words.
 
     Raises:
-        ValueError: There are too few users, items or pairs to split.
+        ValueError: An argument out of range; too few users, items or pairs to split.
     """
 
     def __init__(
@@ -326,10 +301,18 @@ class RatingSet:
         held_out_users: int | None = None,
         hidden_fraction: float = 0.2,
     ):
+        _check_options(
+            min_rating=min_rating,
+            min_items=min_items,
+            split=split,
+            seed=seed,
+            held_out_users=held_out_users,
+            hidden_fraction=hidden_fraction,
+        )
         self.name = table.name
         self._kind = split
         self._rated = "" if table.ratings is None else _rated(min_rating)
-        self._pairs, users, items, left_out = _positive_pairs(
+        self._pairs, users, items, left_out = positive_pairs(
             table, min_rating, min_items
         )
         self.user_ids = table.user_ids[users]
@@ -344,15 +327,15 @@ class RatingSet:
             self.item_genres = [table.genres[item] for item in items]
         held_items: dict[str, np.ndarray] = {}
         if split == "strong":
-            parts = _split_users(
+            parts = split_users(
                 self._pairs, self.num_users, seed, held_out_users, hidden_fraction
             )
         elif split == "leave-one-out":
-            parts = _leave_one_out(self._pairs, self.num_users, seed)
+            parts = leave_one_out(self._pairs, self.num_users, seed)
         elif split == "random":
-            parts = _split_pairs(self.num_pairs, seed, hidden_fraction)
+            parts = split_pairs(self.num_pairs, seed, hidden_fraction)
         else:
-            parts, held_items = _split_items(self._pairs, self.num_items, seed)
+            parts, held_items = split_items(self._pairs, self.num_items, seed)
         self._parts = parts
         self._candidates = held_items
         self._user_rows = {name: self._complete_users(parts[name]) for name in SPLITS}
@@ -379,7 +362,7 @@ class RatingSet:
             notes.append(f"items unseen in training: {unseen:,}")
         self.notes = tuple(notes)
 
-    def _complete_users(self, part: _Part) -> np.ndarray:
+    def _complete_users(self, part: Part) -> np.ndarray:
         """Returns the users with a history and, if there are any, targets."""
         complete = np.full(self.num_users, True)
         for mask in part:
@@ -630,151 +613,3 @@ def _check_split(split: str) -> None:
         raise ValueError(
             f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}"
         )
-
-
-def _positive_pairs(
-    table: RatingTable, min_rating: float | None, min_items: int
-) -> tuple[_Pairs, np.ndarray, np.ndarray, int]:
-    """Returns the pairs that are kept.
-
-    Returns:
-        The pairs; which users and which items of the table they have, int64,
-        ascending; and how many users had too few.
-    """
-    rows = np.arange(len(table.users))
-    if min_rating is not None and table.ratings is not None:
-        rows = np.flatnonzero(table.ratings >= min_rating)
-    counts = np.bincount(table.users[rows], minlength=len(table.user_ids))
-    rows = rows[counts[table.users[rows]] >= min_items]
-    if not len(rows):
-        best = (
-            "" if table.ratings is None else f", rated {table.ratings.max():g} at most"
-        )
-        raise ValueError(
-            f"There must be a user with {min_items} positive pairs. Received: "
-            f"{table.name} with {len(table.users):,} pairs{best}, and at most "
-            f"{counts.max()} positive ones of a user. Lower `min_rating` or "
-            "`min_items`."
-        )
-    users, user_positions = np.unique(table.users[rows], return_inverse=True)
-    items, item_positions = np.unique(table.items[rows], return_inverse=True)
-    order = np.lexsort((item_positions, user_positions))
-    pairs = _Pairs(
-        users=user_positions[order].astype(np.int32),
-        items=item_positions[order].astype(np.int32),
-        times=None if table.times is None else table.times[rows[order]],
-        rows=rows[order],
-    )
-    return pairs, users, items, len(table.user_ids) - len(users)
-
-
-def _rounded(numbers: Any) -> Any:
-    """Returns the nearest integers, int64; halves go up."""
-    return np.floor(np.asarray(numbers) + 0.5).astype(np.int64)
-
-
-def _places_of_users(
-    pairs: _Pairs, num_users: int, keys: tuple[np.ndarray, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks the pairs of each user.
-
-    Args:
-        pairs: All pairs.
-        num_users: Number of users.
-        keys: What to sort the pairs of a user by; the last key goes first.
-
-    Returns:
-        int64 [n], the place of each pair among those of its user, from 0; and int64
-        [n], the number of pairs of that user.
-    """
-    counts = np.bincount(pairs.users, minlength=num_users)
-    starts = np.cumsum(counts) - counts
-    order = np.lexsort((*keys, pairs.users))
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order)) - starts[pairs.users]
-    return places, counts[pairs.users]
-
-
-def _split_users(
-    pairs: _Pairs,
-    num_users: int,
-    seed: int,
-    held_out_users: int | None,
-    hidden_fraction: float,
-) -> dict[str, _Part]:
-    """Splits by users: "strong"."""
-    held = min(max(num_users // 10, 1), HELD_OUT_LIMIT)
-    if held_out_users is not None:
-        held = held_out_users
-    if not isinstance(held, (int, np.integer)) or held < 1 or 2 * held >= num_users:
-        raise ValueError(
-            "`held_out_users` must be at least 1, and twice that must leave a user to "
-            f"train on. Received: held_out_users={held} for {num_users} users."
-        )
-    order = permutation(num_users, seed, USERS_STREAM)
-    role = np.zeros(num_users, np.int8)
-    role[order[:held]] = SPLITS.index("test")
-    role[order[held : 2 * held]] = SPLITS.index("validation")
-    roles = role[pairs.users]
-    shuffled = permutation(len(pairs.users), seed, HIDDEN_STREAM)
-    places, counts = _places_of_users(pairs, num_users, (shuffled,))
-    num_hidden = np.minimum(
-        np.maximum(_rounded(hidden_fraction * counts), 1), counts - 1
-    )
-    hidden = places < num_hidden
-    parts = {"train": _Part(roles == 0)}
-    for split in ("validation", "test"):
-        in_split = roles == SPLITS.index(split)
-        parts[split] = _Part(in_split & ~hidden, in_split & hidden)
-    return parts
-
-
-def _leave_one_out(pairs: _Pairs, num_users: int, seed: int) -> dict[str, _Part]:
-    """Splits off the last two items of each user: "leave-one-out"."""
-    if pairs.times is None:
-        keys: tuple[np.ndarray, ...] = (
-            permutation(len(pairs.users), seed, LAST_STREAM),
-        )
-    else:
-        keys = (pairs.rows, pairs.times)
-    places, counts = _places_of_users(pairs, num_users, keys)
-    is_last = (places == counts - 1) & (counts > 1)
-    is_before = (places == counts - 2) & (counts > 2)
-    return {
-        "train": _Part(~is_last & ~is_before),
-        "validation": _Part(~is_last & ~is_before, is_before),
-        "test": _Part(~is_last, is_last),
-    }
-
-
-def _split_pairs(num_pairs: int, seed: int, hidden_fraction: float) -> dict[str, _Part]:
-    """Splits by pairs: "random"."""
-    num_test = int(_rounded(hidden_fraction * num_pairs))
-    num_validation = int(_rounded((num_pairs - num_test) / 10))
-    order = permutation(num_pairs, seed, PAIRS_STREAM)
-    in_test, in_validation = np.zeros((2, num_pairs), bool)
-    in_test[order[:num_test]] = True
-    in_validation[order[num_test : num_test + num_validation]] = True
-    return {
-        "train": _Part(~in_test & ~in_validation),
-        "validation": _Part(~in_test & ~in_validation, in_validation),
-        "test": _Part(~in_test, in_test),
-    }
-
-
-def _split_items(
-    pairs: _Pairs, num_items: int, seed: int
-) -> tuple[dict[str, _Part], dict[str, np.ndarray]]:
-    """Splits by items: "held-out-items". Returns the items held out as well."""
-    num_held = max(num_items // 10, 2)
-    num_test = (num_held + 1) // 2
-    order = permutation(num_items, seed, ITEMS_STREAM)
-    held = {
-        "test": np.sort(order[:num_test]),
-        "validation": np.sort(order[num_test:num_held]),
-    }
-    trained = ~np.isin(pairs.items, order[:num_held])
-    parts = {"train": _Part(trained)}
-    for split in ("validation", "test"):
-        parts[split] = _Part(trained, np.isin(pairs.items, held[split]))
-    return parts, held

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
+import kgen.data.named_ratings as named_ratings
 import kgen.data.rating_files as rating_files
 from kgen.data import open_ratings
 from kgen.data.named_ratings import read_named_ratings
@@ -214,6 +215,12 @@ def test_ids_are_numbers_only_if_all_are_whole(tmp_path):
     assert rows_of(table) == [(7, "10", 4), (12, "9b", 5), (7, "010", 3)]
 
 
+def test_numbers_with_leading_zeros_stay_text():
+    table = read_rating_arrays((["01", "1"], ["-5", "0"]))
+    assert table.user_ids.tolist() == ["01", "1"]
+    assert table.item_ids.tolist() == [-5, 0]
+
+
 def test_numbers_that_int64_cannot_hold_stay_text(tmp_path):
     path = tmp_path / "any.csv"
     path.write_text("1,123456789012345678\n2,99999999999999999999\n")
@@ -227,6 +234,12 @@ def test_of_repeated_pairs_the_last_in_the_file_counts(tmp_path):
     table = read_rating_files(path)
     assert rows_of(table) == [(2, 10, 3, 1), (1, 20, 4, 7), (1, 10, 1, 200)]
     assert table.notes == ("repeated pairs, of which the last counts: 2",)
+
+
+def test_of_many_repeated_pairs_the_last_counts():
+    count = 1000  # more than a sort that is not stable leaves in order
+    table = read_rating_arrays(([1, 2] * count, [5] * 2 * count, range(2 * count)))
+    assert table.ratings.tolist() == [2 * count - 2, 2 * count - 1]
 
 
 @pytest.mark.parametrize(
@@ -533,7 +546,24 @@ def prepared(tmp_path_factory):
         data_dir=folder,
         disable_shuffling=True,
     )
+    holes = {"user": [1, 2, 3], "item": [4, 5, 6], "stars": [1.0, 2.0, np.nan]}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="holes",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {"user": np.int64, "item": np.int64, "stars": np.float32}
+        ),
+        split_datasets={"train": tf.data.Dataset.from_tensor_slices(holes)},
+        data_dir=folder,
+        disable_shuffling=True,
+    )
     return folder
+
+
+def test_a_broken_row_of_a_name_is_named(prepared, monkeypatch):
+    monkeypatch.setattr(named_ratings, "_CHUNK_ROWS", 2)
+    with pytest.raises(ValueError, match=r"Received: nan in holes, row 3\."):
+        read_named_ratings("holes", prepared, False)
 
 
 def test_movielens_is_read_by_its_name(prepared):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kgen.data import open_ratings, pipeline, rating_sets, ratings
+from kgen.data import open_ratings, pipeline, rating_splits, ratings
 from kgen.data.pipeline import permutation
-from kgen.data.rating_sets import SPLIT_KINDS, SPLITS
+from kgen.data.rating_sets import SPLIT_KINDS
+from kgen.data.rating_splits import SPLITS
 
 EVALUATED = ("validation", "test")
 
@@ -133,6 +134,14 @@ def test_the_fingerprint_sees_every_change(opened):
     options = {"min_rating": 2, "seed": 3}
     moved = open_ratings(source, split=opened._kind, **options)
     assert moved.fingerprint != opened.fingerprint
+    # The same ids and numbers of items, but of other users.
+    mirrored = made_up()
+    mirrored["item"] = 390 - mirrored["item"]
+    options["min_rating"] = None
+    both = [open_ratings(one, **options) for one in (made_up(), mirrored)]
+    assert both[0].item_ids.tolist() == both[1].item_ids.tolist()
+    assert both[0].fingerprint != both[1].fingerprint
+    options["min_rating"] = 2
     strong = open_ratings(made_up(), hidden_fraction=0.3, **options)
     assert strong.fingerprint != open_ratings(made_up(), **options).fingerprint
 
@@ -174,7 +183,7 @@ def test_strong_holds_out_a_tenth_of_the_users_twice(num_users, held):
 
 
 def test_strong_holds_out_ten_thousand_users_at_most(monkeypatch):
-    monkeypatch.setattr(rating_sets, "HELD_OUT_LIMIT", 2)
+    monkeypatch.setattr(rating_splits, "HELD_OUT_LIMIT", 2)
     assert open_ratings(made_up(40), min_rating=None).splits["test"] == 2
     opened = open_ratings(made_up(40), min_rating=None, held_out_users=7)
     assert opened.splits == {"train": 26, "validation": 7, "test": 7}

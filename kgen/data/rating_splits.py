@@ -1,0 +1,195 @@
+"""The ways to split (user, item) pairs into what is shown and what is to be found.
+
+All are pure functions of the pairs and a seed; `open_ratings` describes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kgen.data.pipeline import (
+    HIDDEN_STREAM,
+    ITEMS_STREAM,
+    LAST_STREAM,
+    PAIRS_STREAM,
+    USERS_STREAM,
+    permutation,
+)
+from kgen.data.rating_columns import RatingTable
+
+SPLITS = ("train", "validation", "test")
+# As many as Liang et al. (2018) hold out of MovieLens 20M, in validation and in test.
+HELD_OUT_LIMIT = 10_000
+
+
+class Pairs(NamedTuple):
+    """Positive pairs, ascending by user and then by item.
+
+    Attributes:
+        users: int32 [n], positions in the ids of the users.
+        items: int32 [n], positions in the ids of the items.
+        times: float64 [n], or None.
+        rows: int64 [n], their places in the source.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray | None
+    rows: np.ndarray
+
+
+class Part(NamedTuple):
+    """What of all pairs belongs to one split: bool [n], shown and to be found."""
+
+    history: np.ndarray
+    targets: np.ndarray | None = None
+
+
+def positive_pairs(
+    table: RatingTable, min_rating: float | None, min_items: int
+) -> tuple[Pairs, np.ndarray, np.ndarray, int]:
+    """Returns the pairs that are kept.
+
+    Returns:
+        The pairs; which users and which items of the table they have, int64,
+        ascending; and how many users had too few.
+    """
+    rows = np.arange(len(table.users))
+    if min_rating is not None and table.ratings is not None:
+        rows = np.flatnonzero(table.ratings >= min_rating)
+    counts = np.bincount(table.users[rows], minlength=len(table.user_ids))
+    rows = rows[counts[table.users[rows]] >= min_items]
+    if not len(rows):
+        best = (
+            "" if table.ratings is None else f", rated {table.ratings.max():g} at most"
+        )
+        raise ValueError(
+            f"There must be a user with {min_items} positive pairs. Received: "
+            f"{table.name} with {len(table.users):,} pairs{best}, and at most "
+            f"{counts.max()} positive ones of a user. Lower `min_rating` or "
+            "`min_items`."
+        )
+    users, user_positions = np.unique(table.users[rows], return_inverse=True)
+    items, item_positions = np.unique(table.items[rows], return_inverse=True)
+    order = np.lexsort((item_positions, user_positions))
+    pairs = Pairs(
+        users=user_positions[order].astype(np.int32),
+        items=item_positions[order].astype(np.int32),
+        times=None if table.times is None else table.times[rows[order]],
+        rows=rows[order],
+    )
+    return pairs, users, items, len(table.user_ids) - len(users)
+
+
+def _rounded(numbers: Any) -> Any:
+    """Returns the nearest integers, int64; halves go up."""
+    return np.floor(np.asarray(numbers) + 0.5).astype(np.int64)
+
+
+def _places_of_users(
+    pairs: Pairs, num_users: int, keys: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks the pairs of each user.
+
+    Args:
+        pairs: All pairs.
+        num_users: Number of users.
+        keys: What to sort the pairs of a user by; the last key goes first.
+
+    Returns:
+        int64 [n], the place of each pair among those of its user, from 0; and int64
+        [n], the number of pairs of that user.
+    """
+    counts = np.bincount(pairs.users, minlength=num_users)
+    starts = np.cumsum(counts) - counts
+    order = np.lexsort((*keys, pairs.users))
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order)) - starts[pairs.users]
+    return places, counts[pairs.users]
+
+
+def split_users(
+    pairs: Pairs,
+    num_users: int,
+    seed: int,
+    held_out_users: int | None,
+    hidden_fraction: float,
+) -> dict[str, Part]:
+    """Splits by users: "strong"."""
+    held = min(max(num_users // 10, 1), HELD_OUT_LIMIT)
+    if held_out_users is not None:
+        held = held_out_users
+    if not isinstance(held, (int, np.integer)) or held < 1 or 2 * held >= num_users:
+        raise ValueError(
+            "`held_out_users` must be at least 1, and twice that must leave a user to "
+            f"train on. Received: held_out_users={held} for {num_users} users."
+        )
+    order = permutation(num_users, seed, USERS_STREAM)
+    role = np.zeros(num_users, np.int8)
+    role[order[:held]] = SPLITS.index("test")
+    role[order[held : 2 * held]] = SPLITS.index("validation")
+    roles = role[pairs.users]
+    shuffled = permutation(len(pairs.users), seed, HIDDEN_STREAM)
+    places, counts = _places_of_users(pairs, num_users, (shuffled,))
+    num_hidden = np.minimum(
+        np.maximum(_rounded(hidden_fraction * counts), 1), counts - 1
+    )
+    hidden = places < num_hidden
+    parts = {"train": Part(roles == 0)}
+    for split in ("validation", "test"):
+        in_split = roles == SPLITS.index(split)
+        parts[split] = Part(in_split & ~hidden, in_split & hidden)
+    return parts
+
+
+def leave_one_out(pairs: Pairs, num_users: int, seed: int) -> dict[str, Part]:
+    """Splits off the last two items of each user: "leave-one-out"."""
+    if pairs.times is None:
+        keys: tuple[np.ndarray, ...] = (
+            permutation(len(pairs.users), seed, LAST_STREAM),
+        )
+    else:
+        keys = (pairs.rows, pairs.times)
+    places, counts = _places_of_users(pairs, num_users, keys)
+    is_last = (places == counts - 1) & (counts > 1)
+    is_before = (places == counts - 2) & (counts > 2)
+    return {
+        "train": Part(~is_last & ~is_before),
+        "validation": Part(~is_last & ~is_before, is_before),
+        "test": Part(~is_last, is_last),
+    }
+
+
+def split_pairs(num_pairs: int, seed: int, hidden_fraction: float) -> dict[str, Part]:
+    """Splits by pairs: "random"."""
+    num_test = int(_rounded(hidden_fraction * num_pairs))
+    num_validation = int(_rounded((num_pairs - num_test) / 10))
+    order = permutation(num_pairs, seed, PAIRS_STREAM)
+    in_test, in_validation = np.zeros((2, num_pairs), bool)
+    in_test[order[:num_test]] = True
+    in_validation[order[num_test : num_test + num_validation]] = True
+    return {
+        "train": Part(~in_test & ~in_validation),
+        "validation": Part(~in_test & ~in_validation, in_validation),
+        "test": Part(~in_test, in_test),
+    }
+
+
+def split_items(
+    pairs: Pairs, num_items: int, seed: int
+) -> tuple[dict[str, Part], dict[str, np.ndarray]]:
+    """Splits by items: "held-out-items". Returns the items held out as well."""
+    num_held = max(num_items // 10, 2)
+    num_test = (num_held + 1) // 2
+    order = permutation(num_items, seed, ITEMS_STREAM)
+    held = {
+        "test": np.sort(order[:num_test]),
+        "validation": np.sort(order[num_test:num_held]),
+    }
+    trained = ~np.isin(pairs.items, order[:num_held])
+    parts = {"train": Part(trained)}
+    for split in ("validation", "test"):
+        parts[split] = Part(trained, np.isin(pairs.items, held[split]))
+    return parts, held

@@ -141,15 +141,15 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
             settings = context.ensure_object(Settings)
             raise Interrupted(_how_to_resume(settings.arguments)) from None
         if folder is not None:
-            _say_what_comes_next(folder)
+            _say_what_comes_next(folder, recipe.use)
 
     return train
 
 
-def _say_what_comes_next(folder: Path) -> None:
+def _say_what_comes_next(folder: Path, use: str) -> None:
     run = shlex.quote(name_of_run(folder))
     click.echo(f"The run is in {folder}. What to type next:")
-    click.echo(f"  kgen generate {run} --seeds 0-63 --out images.png")
+    click.echo(f"  {use.format(run=run)}")
     click.echo(f"  kgen evaluate {run}")
     click.echo(f"  tensorboard --logdir {shlex.quote(str(folder))}")
 

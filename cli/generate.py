@@ -59,6 +59,11 @@ def command(
     import kgen
 
     model = kgen.load(run)
+    if not hasattr(model, "generate"):
+        raise click.UsageError(
+            f"A {type(model).__name__} generates nothing from seeds. It recommends: "
+            "kgen recommend."
+        )
     options: dict[str, Any] = {}
     if temperature is not None:
         if "temperature" not in inspect.signature(model.generate).parameters:

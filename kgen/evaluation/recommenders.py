@@ -94,11 +94,6 @@ def evaluate_recommender(
         >>> ratings = kgen.data.open_ratings("ml-100k.zip")
         >>> print(table(evaluate_recommender(model, ratings)))
     """
-    if split == "train":
-        raise ValueError(
-            "`split` must be validation or test: nothing is hidden of training users. "
-            "Received: split='train'"
-        )
     if list(model.item_ids) != rating_set.item_ids.tolist():
         raise ValueError(
             "The model and the ratings must have the same items in the same order. "
@@ -128,12 +123,13 @@ def evaluate_recommender(
 
 
 def _users(rating_set: RatingSet, split: str, limit: int | None) -> _Users:
-    rows = slice(None, limit)
-    return _Users(
-        rating_set.history(split)[rows],
-        rating_set.targets(split)[rows],
-        rating_set.candidates(split),
-    )
+    history, targets = rating_set.history(split), rating_set.targets(split)
+    if targets is None:
+        raise ValueError(
+            "`split` must be validation or test: nothing is hidden of training users. "
+            f"Received: split={split!r}"
+        )
+    return _Users(history[:limit], targets[:limit], rating_set.candidates(split))
 
 
 def _fitted_baselines(rating_set, train) -> list[Baseline]:

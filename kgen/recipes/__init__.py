@@ -5,6 +5,7 @@ import lazy_loader as lazy
 # One line for each command: the module is imported when its recipe is asked for.
 RECIPES = {
     "gan": "kgen.recipes.gan:GANRecipe",
+    "multvae": "kgen.recipes.multvae:MultVAERecipe",
     "vae": "kgen.recipes.vae:VAERecipe",
 }
 
@@ -13,6 +14,7 @@ __getattr__, __dir__, _names = lazy.attach(
     submod_attrs={
         "base": ["Recipe", "presets", "read_record", "recipe_class", "recipe_of_run"],
         "gan": ["GANRecipe"],
+        "multvae": ["MultVAERecipe"],
         "vae": ["VAERecipe"],
     },
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import functools
 import importlib
 import importlib.metadata
 import itertools
@@ -29,11 +28,16 @@ def option(default: Any, help: str) -> Any:
 class Recipe:
     """Options that every recipe has, and the path from them to a trained model.
 
-    A recipe adds fields, and defines `open_data`, `pipelines`, `make_model`, `sample`
+    A recipe adds fields, and defines `open_data`, `pipelines`, `make_model`, `samplers`
     and `evaluate`. All its values can be written on a command line and in JSON.
+
+    Attributes:
+        recipe_name: What `kgen fit` knows it by.
+        use: A command that uses a trained run, which `{run}` stands for.
     """
 
     recipe_name: ClassVar[str]
+    use: ClassVar[str]
 
     data: str = option("digits", "Data set: a name, or the path of a folder or file.")
     data_dir: str | None = option(
@@ -70,7 +74,7 @@ class Recipe:
     checkpoint_seconds: float = option(
         60.0, "Seconds of work that a kill may cost at most; an epoch with workers."
     )
-    sample_epochs: int = option(1, "Epochs from one grid of samples to the next.")
+    sample_epochs: int = option(1, "Epochs from one file of samples to the next.")
     folder: str = option("saved_models", "Folder that holds the runs.")
     name: str | None = option(
         None, "Folder of this run in it; default: the recipe's name."
@@ -116,8 +120,8 @@ class Recipe:
         """Returns a compiled model; called in the strategy's scope."""
         raise NotImplementedError
 
-    def sample(self, model: Any) -> Any:
-        """Returns the images of the sample grid: the same seeds every time."""
+    def samplers(self, model: Any, data: Any, folder: Any) -> list[Any]:
+        """Returns callbacks that show what the model makes: files, and TensorBoard."""
         raise NotImplementedError
 
     def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
@@ -209,7 +213,7 @@ class Recipe:
         )
         callbacks = [training.StopOnNonFinite()]
         if chief:
-            callbacks += self.observers(model, folder, progress, report)
+            callbacks += self.observers(model, data, folder, progress, report)
         # Last: a checkpoint says that all the other files of its epoch are written.
         callbacks.append(checkpointer)
         bar = progress if chief else contextlib.nullcontext()
@@ -252,21 +256,13 @@ class Recipe:
         model.set_weights(weights)
         model.step.assign(0)  # Schedules, noise and the order of the data start anew.
 
-    def observers(self, model, folder, progress, report) -> list[Any]:
+    def observers(self, model, data, folder, progress, report) -> list[Any]:
         """The callbacks that write files or lines: those of the chief alone."""
         from kgen import training
 
-        @functools.lru_cache(maxsize=1)
-        def images_at(step):
-            return self.sample(model)
-
-        def images():  # drawn once for both that show them
-            return images_at(int(model.step.numpy()))
-
         return [
             training.History(folder.history),
-            training.SampleGrid(images, folder.samples, self.sample_epochs),
-            training.TensorBoard(folder.tensorboard, images, self.sample_epochs),
+            *self.samplers(model, data, folder),
             training.HealthWarnings(lambda text: report(f"Warning: {text}")),
             progress,
         ]

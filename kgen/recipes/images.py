@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, ClassVar
 
 from kgen.recipes.base import Recipe, option
 
@@ -11,6 +12,8 @@ from kgen.recipes.base import Recipe, option
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageRecipe(Recipe):
     """A recipe whose data are images and whose model generates images from seeds."""
+
+    use: ClassVar[str] = "kgen generate {run} --seeds 0-63 --out images.png"
 
     image_size: int | None = option(
         None,
@@ -44,6 +47,22 @@ class ImageRecipe(Recipe):
             data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
             data.pipeline("validation", **shared),
         )
+
+    def samplers(self, model: Any, data: Any, folder: Any) -> list[Any]:
+        """A grid of images after each epoch, as a file and for TensorBoard."""
+        from kgen import training
+
+        @functools.lru_cache(maxsize=1)
+        def images_at(step):
+            return self.sample(model)
+
+        def images():  # drawn once for both that show them
+            return images_at(int(model.step.numpy()))
+
+        return [
+            training.SampleGrid(images, folder.samples, self.sample_epochs),
+            training.TensorBoard(folder.tensorboard, images, self.sample_epochs),
+        ]
 
     def sample(self, model: Any) -> Any:
         """64 images: the seeds 0 to 63, and the classes in turn."""

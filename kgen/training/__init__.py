@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "History",
             "Progress",
             "SampleGrid",
+            "SampleText",
             "StopOnNonFinite",
             "TensorBoard",
         ],

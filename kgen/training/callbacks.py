@@ -109,6 +109,30 @@ class SampleGrid(keras.callbacks.Callback):
             write_image_grid(self.make_images(), self.folder / f"epoch-{done:04d}.png")
 
 
+class SampleText(keras.callbacks.Callback):
+    """Writes text after each epoch: epoch-0001.txt ...
+
+    Args:
+        make_text: Returns the text.
+        folder: Where the files go.
+        every_epochs: Write after every so many epochs, and after the last.
+    """
+
+    def __init__(self, make_text: Callable[[], str], folder: Path, every_epochs: int):
+        super().__init__()
+        self.make_text = make_text
+        self.folder = Path(folder)
+        self.every_epochs = every_epochs
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the text of this epoch."""
+        done = epoch + 1
+        if done % self.every_epochs == 0 or done == self.params.get("epochs"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / f"epoch-{done:04d}.txt") as opened:
+                opened.write(self.make_text().encode())
+
+
 class TensorBoard(keras.callbacks.Callback):
     """Writes scalars, sample images and the graph of the default signature.
 

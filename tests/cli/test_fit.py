@@ -38,6 +38,7 @@ class MadeUpRecipe:
     name: str | None = field(None, "Folder of the run in it.")
 
     recipe_name = "made_up"
+    use = "kgen generate {run}"
     runs = []
 
     @property

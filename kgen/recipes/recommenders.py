@@ -1,0 +1,125 @@
+"""What the recipes of recommenders share: their ratings, and a look at lists."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+from kgen.recipes.base import Recipe, option
+
+NUM_SHOWN = 5  # people, and as many items of each
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecommenderRecipe(Recipe):
+    """A recipe whose data are ratings and whose model recommends items to people."""
+
+    use: ClassVar[str] = "kgen recommend {run} --items ID,ID,ID -k 10"
+
+    data: str = option(
+        "movielens/100k-ratings",
+        "Ratings: a file, folder or zip (MovieLens as published; any CSV or Parquet of "
+        "user, item, rating, time), or a name of tensorflow-datasets.",
+    )
+    min_rating: float = option(
+        4.0, "Lowest rating of an item that somebody likes; 0: every pair counts."
+    )
+    min_items: int = option(5, "Liked items that a person must have, 1 or more.")
+    split: Literal["strong", "leave-one-out", "random", "held-out-items"] = option(
+        "strong",
+        "What is held out: people, each person's last items, random pairs, or items.",
+    )
+    held_out_users: int | None = option(
+        None, "People in validation and in test, for strong; default: a tenth."
+    )
+    hidden_fraction: float = option(
+        0.2, "Share of a held-out person's items (of all pairs, for random) to find."
+    )
+
+    def open_data(self, *, download: bool = True) -> Any:
+        """Opens the ratings; `seed` keys the split."""
+        from kgen.data import open_ratings
+
+        return open_ratings(
+            self.data,
+            min_rating=self.min_rating,
+            min_items=self.min_items,
+            split=self.split,
+            seed=self.seed,
+            held_out_users=self.held_out_users,
+            hidden_fraction=self.hidden_fraction,
+            data_dir=self.data_dir,
+            download=download,
+        )
+
+    def pipelines(self, data: Any) -> tuple[Any, Any]:
+        """Shuffled training batches, and the validation people as they are."""
+        shared = {"batch_size": self.batch_size, "seed": self.seed}
+        return (
+            data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
+            data.pipeline("validation", **shared),
+        )
+
+    def samplers(self, model: Any, data: Any, folder: Any) -> list[Any]:
+        """What a few validation people have and get, after each epoch, as text."""
+        from kgen import training
+
+        return [
+            training.SampleText(
+                lambda: self.sample(model, data), folder.samples, self.sample_epochs
+            ),
+            training.TensorBoard(folder.tensorboard),
+        ]
+
+    def sample(self, model: Any, data: Any) -> str:
+        """Items of the first validation people, and what they are recommended."""
+        history = data.history("validation")[:NUM_SHOWN]
+        histories = [data.item_ids[row.indices] for row in history]
+        best = model.recommend(histories, k=min(NUM_SHOWN, data.num_items))
+        lines = []
+        for user, has, gets in zip(
+            data.user_rows("validation"), histories, best.item_ids, strict=False
+        ):
+            lines.append(f"user {data.user_ids[user]}, {len(has)} items")
+            lines += [f"  has   {title}" for title in titles(data, has[:NUM_SHOWN])]
+            lines += [f"  gets  {title}" for title in titles(data, gets)]
+        return "\n".join(lines) + "\n"
+
+    def evaluate(
+        self,
+        model: Any,
+        data: Any,
+        *,
+        split: str = "test",
+        limit: int | None = None,
+        progress: Any = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Measures lists beside those of baselines; see `evaluate_recommender`.
+
+        Args:
+            model: The model.
+            data: What `open_data` returned.
+            split: "test" or "validation".
+            limit: Only the first people, this many.
+            progress: Called with the number of people done, and their total.
+            **options: Of other models alone: not used here.
+        """
+        from kgen.evaluation import evaluate_recommender
+
+        return evaluate_recommender(
+            model, data, split=split, limit=limit, seed=self.seed, progress=progress
+        )
+
+    def _items(self, data: Any) -> dict[str, Any]:
+        """The arguments of a model that say what its items are."""
+        counts = data.history("train").sum(axis=0)
+        return {"item_ids": data.item_ids.tolist(), "item_counts": counts.tolist()}
+
+
+def titles(data: Any, item_ids: Any) -> list[str]:
+    """A line for each item: its id, and its title where there is one."""
+    if data.item_titles is None:
+        return [str(item) for item in item_ids]
+    known = dict(zip(data.item_ids.tolist(), data.item_titles, strict=True))
+    return [f"{item}  {known.get(item, '')}".rstrip() for item in item_ids]

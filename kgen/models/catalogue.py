@@ -96,7 +96,7 @@ class Catalogue:
                 )
             rows.append([self._positions[item] for item in items])
         columns = list(itertools.zip_longest(*rows, fillvalue=-1))
-        return np.array(columns, np.int64).reshape(-1, len(rows)).T
+        return np.array(columns, np.int64).reshape(len(columns), len(rows)).T
 
     def recommend(
         self,

@@ -21,8 +21,9 @@ def dense_rows(
     flat = tf.cast(items.values, tf.int64)
     if values is None:
         values = tf.ones_like(flat, tf.float32)
-    places = tf.stack([items.value_rowids(), flat], axis=1)
-    return tf.scatter_nd(places, values, [items.nrows(), num_items])
+    places = tf.stack([tf.cast(items.value_rowids(), tf.int64), flat], axis=1)
+    shape = tf.stack([tf.cast(items.nrows(), tf.int64), num_items])
+    return tf.scatter_nd(places, values, shape)
 
 
 def rows_of_padded(items: tf.Tensor, num_items: int) -> tf.Tensor:

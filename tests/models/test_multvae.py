@@ -1,0 +1,222 @@
+"""Mult-VAE and Mult-DAE: the loss by hand, what is left out, and what comes out."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kgen
+from kgen.models import MultVAE
+from kgen.nn import random
+
+ITEMS = ["a", "b", "c", "d", "e", "f"]
+
+
+def make(**options):
+    keras.utils.set_random_seed(0)
+    model = MultVAE(
+        **{"item_ids": ITEMS, "hidden_units": (5,), "latent_dim": 2} | options
+    )
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+
+def ragged(*rows):
+    return tf.ragged.constant(rows, dtype=tf.int32, ragged_rank=1)
+
+
+def groups(num_people, seed=0):
+    """People who like the first three items or the last three: two of them each."""
+    rng = np.random.default_rng(seed)
+    rows = [np.sort(rng.permutation(3)[:2] + 3 * (i % 2)) for i in range(num_people)]
+    return tf.ragged.constant(rows, dtype=tf.int32)
+
+
+def test_the_loss_by_hand():
+    model = make(input_dropout=0.0, kl_weight=0.7)
+    items = ragged([0, 1, 4], [5])
+    terms, logits = model._bound(items, 0.7, training=False)
+
+    rows = np.array([[1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1.0]])
+    kernels = [np.asarray(w, np.float64) for w in model.encoder.get_weights()]
+    hidden = np.tanh(
+        rows / np.sqrt(rows.sum(1, keepdims=True)) @ kernels[0] + kernels[1]
+    )
+    mean, log_variance = np.split(hidden @ kernels[2] + kernels[3], 2, axis=1)
+    kernels = [np.asarray(w, np.float64) for w in model.decoder.get_weights()]
+    scores = np.tanh(mean @ kernels[0] + kernels[1]) @ kernels[2] + kernels[3]
+    log_shares = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    reconstruction = -(rows * log_shares).sum(axis=1)
+    kl = 0.5 * (mean**2 + np.exp(log_variance) - log_variance - 1).sum(axis=1)
+    np.testing.assert_allclose(logits, scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(terms["kl"], kl, rtol=1e-5)
+    np.testing.assert_allclose(terms["reconstruction"], reconstruction, rtol=1e-5)
+    np.testing.assert_allclose(terms["loss"], reconstruction + 0.7 * kl, rtol=1e-5)
+
+
+def test_a_denoising_autoencoder_has_no_kl_and_no_noise():
+    model = make(variational=False, input_dropout=0.0)
+    items = ragged([0, 1], [2, 3])
+    terms, logits = model._bound(items, 0.2, training=True)
+    _, again = model._bound(items, 0.2, training=False)
+    np.testing.assert_array_equal(terms["kl"], [0, 0])
+    np.testing.assert_array_equal(logits, again)
+    assert model.encoder.output_shape == (None, 2)
+
+
+def test_half_of_the_items_are_left_out_and_the_others_count_twice():
+    model = make(item_ids=range(1000), input_dropout=0.5)
+    items = ragged(*[range(1000)] * 20)
+    keys = model.noise_keys(items.row_lengths(), random.STREAM_TRAIN)
+    kept = model._dropout(items, keys).numpy().reshape(20, 1000)
+    assert set(np.unique(kept)) == {0.0, 2.0}
+    assert abs(kept.mean() - 1.0) < 0.03  # 20,000 draws: 4 standard deviations
+    assert len(np.unique(kept, axis=0)) == 20  # each person has noise of his own
+
+
+def test_the_noise_of_a_person_does_not_depend_on_the_others():
+    model = make()
+    whole = ragged([0, 1, 2], [3], [1, 4, 5])
+    keys = model.noise_keys(whole.row_lengths(), random.STREAM_TRAIN)
+    together = model._dropout(whole, keys).numpy()
+    alone = model._dropout(whole[2:], keys[2:]).numpy()
+    np.testing.assert_array_equal(together[4:], alone)
+
+
+def test_weight_decay_adds_the_gradient_of_the_squares():
+    plain, decayed = make(), make(weight_decay=0.01)
+    before = plain.decoder.get_weights()
+    for model in (plain, decayed):
+        model.train_step({"items": groups(8)})
+    for old, one, other in zip(
+        before, plain.decoder.get_weights(), decayed.decoder.get_weights(), strict=True
+    ):
+        extra = 0.1 * 2 * 0.01 * old if old.ndim > 1 else 0.0
+        np.testing.assert_allclose(one - other, extra, atol=1e-6)
+
+
+def test_the_kl_weight_rises_over_the_warm_up():
+    model = make(kl_weight=0.5, kl_warmup_steps=4)
+    items, shares = {"items": groups(8)}, []
+    for _ in range(6):
+        model.reset_metrics()
+        logs = {k: float(v) for k, v in model.train_step(items).items()}
+        shares.append((logs["loss"] - logs["reconstruction"]) / logs["kl"])
+    np.testing.assert_allclose(shares, [0, 0.125, 0.25, 0.375, 0.5, 0.5], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = make(item_counts=[9, 8, 7, 3, 2, 1])
+    model.compile(keras.optimizers.Adam(0.02))
+    batches = tf.data.Dataset.from_tensors({"items": groups(64)}).repeat(100)
+    model.fit(batches, steps_per_epoch=100, verbose=0)
+    return model
+
+
+def test_it_finds_the_item_that_is_missing(trained):
+    best = trained.recommend([["a", "b"], ["f", "d"]], k=1)
+    assert best.item_ids.tolist() == [["c"], ["e"]]
+    assert best.scores.dtype == np.float32
+
+
+def test_items_of_the_history_come_back_only_when_asked_for(trained):
+    seen = trained.recommend([["a", "b"]], k=3, remove_seen=False)
+    assert set(seen.item_ids[0]) == {"a", "b", "c"}
+    rest = trained.recommend([["a", "b"]], k=6)
+    assert set(rest.item_ids[0, :4]) == {"c", "d", "e", "f"}
+    assert rest.item_ids[0, 4:].tolist() == ["", ""]
+    assert np.isneginf(rest.scores[0, 4:]).all()
+
+
+def test_who_has_nothing_gets_what_most_people_have(trained):
+    best = trained.recommend([[], ["d"]], k=3)
+    assert best.item_ids[0].tolist() == ["a", "b", "c"]
+    assert best.scores[0].tolist() == [9, 8, 7]
+
+
+def test_order_and_repetition_in_a_history_do_not_matter(trained):
+    one = trained.recommend([["a", "b"]], k=3)
+    other = trained.recommend([["b", "a", "b"]], k=3)
+    np.testing.assert_array_equal(one.scores, other.scores)
+
+
+def test_scores_are_those_behind_the_recommendations(trained):
+    rows = np.array([[1, 1, 0, 0, 0, 0.0]])
+    scores = trained.score(rows)
+    best = trained.recommend([["a", "b"]], k=4)
+    np.testing.assert_allclose(np.sort(scores[0, 2:])[::-1], best.scores[0], rtol=1e-6)
+
+
+def test_nothing_asked_is_nothing_answered(trained):
+    best = trained.recommend([], k=2)
+    assert best.item_ids.shape == best.scores.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("histories", "k", "message"),
+    [
+        ([["a", "z"]], 1, "trained on, 6 of them. Received: 'z'"),
+        ([["z", "y", "x"]], 1, "'z' and 2 more"),
+        (["ab"], 1, "list of lists"),
+        (["a", "b"], 1, "list of lists"),
+        ([["a"]], 7, r"\[1, 6\].*Received: k=7"),
+        ([["a"]], 1.5, "whole number"),
+    ],
+)
+def test_wrong_requests_are_refused(trained, histories, k, message):
+    with pytest.raises(ValueError, match=message):
+        trained.recommend(histories, k=k)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"item_ids": []}, "`item_ids` must be a list"),
+        ({"item_ids": [1, 2, 2]}, "3 ids, 2 of them different"),
+        ({"item_ids": ["a", ""]}, "none by an empty text"),
+        ({"item_ids": [0.5, 1.5]}, "whole numbers or of strings"),
+        ({"item_counts": [1, 2]}, "for 6 items"),
+        ({"item_counts": [1, 2, 3, 4, 5, -6]}, "0 or more"),
+        ({"input_dropout": 1.0}, "input_dropout=1.0"),
+        ({"kl_weight": -1.0}, "kl_weight=-1.0"),
+        ({"latent_dim": 0}, "latent_dim=0"),
+        ({"activation": "tanhh"}, "activation of Keras"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_a_batch_of_another_kind_is_refused():
+    model = make()
+    with pytest.raises(ValueError, match="`items` must be a RaggedTensor"):
+        model.train_step({"items": tf.zeros([2, 6])})
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[0, 6\)"):
+        model.train_step({"items": ragged([0, 6])})
+    assert int(model.step.numpy()) == 0
+
+
+def test_it_is_saved_with_its_items(trained, tmp_path):
+    trained.save(tmp_path / "m.keras")
+    loaded = kgen.load(tmp_path / "m.keras")
+    assert loaded.item_ids == ITEMS
+    before, after = (m.recommend([["a"], []], k=4) for m in (trained, loaded))
+    np.testing.assert_array_equal(before.item_ids, after.item_ids)
+    np.testing.assert_array_equal(before.scores, after.scores)
+
+
+def test_validation_measures_ndcg_of_the_targets(trained):
+    shown, hidden = ragged([0, 1], [3, 4]), ragged([2], [5])
+    logs = trained.evaluate(
+        tf.data.Dataset.from_tensors({"items": shown, "targets": hidden}),
+        return_dict=True,
+        verbose=0,
+    )
+    assert logs["ndcg"] == pytest.approx(1.0)
+    logs = trained.evaluate(
+        tf.data.Dataset.from_tensors({"items": shown}), return_dict=True, verbose=0
+    )
+    assert "ndcg" not in logs
+    assert trained.health({"kl": 0.01}) and not trained.health({"kl": 3.0})

@@ -53,7 +53,12 @@ setup(
         "text": [],  # The text models' metrics will go here.
         "serve": [],  # The server's dependencies will go here.
         "bench": ["torch==2.13.*"],
-        "test": ["pytest>=8.4", "scikit-image>=0.25", "setuptools>=77.0"],
+        "test": [
+            "pytest>=8.4",
+            "pytest-xdist>=3.6",
+            "scikit-image>=0.25",
+            "setuptools>=77.0",
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -28,7 +28,7 @@ from .startup import load_tensorflow
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
-    help="Measure on the first images only, this many.",
+    help="Measure on the first images, or people, only, this many.",
 )
 @debug_option
 def command(run: Path, split: str, num_samples: int | None, limit: int | None) -> None:
@@ -59,7 +59,7 @@ def command(run: Path, split: str, num_samples: int | None, limit: int | None) -
         transient=True,
         disable=not sys.stderr.isatty(),
     ) as bar:
-        task = bar.add_task("images", total=None)
+        task = bar.add_task("rows", total=None)
         try:
             records = recipe.evaluate(
                 model,

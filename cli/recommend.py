@@ -20,9 +20,7 @@ from .startup import load_tensorflow
     "-k",
     "--count",
     type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="How many items to recommend.",
+    help="How many items to recommend; default: 10, or as many as there are.",
 )
 @click.option(
     "--remove-seen/--no-remove-seen",
@@ -31,7 +29,7 @@ from .startup import load_tensorflow
     help="Whether items that the person likes already are left out.",
 )
 @debug_option
-def command(run: Path, items: str, count: int, remove_seen: bool) -> None:
+def command(run: Path, items: str, count: int | None, remove_seen: bool) -> None:
     """Recommend items by RUN to a person who likes --items."""
     load_tensorflow()
     import kgen
@@ -47,6 +45,7 @@ def command(run: Path, items: str, count: int, remove_seen: bool) -> None:
     if not model.catalogue.is_text:
         history = [_whole_number(item) for item in history]
     titles = _titles(recipe_of_run(run))
+    count = count or min(10, model.catalogue.num_items)
     best = model.recommend([history], k=count, remove_seen=remove_seen)
     if not history:
         click.echo("Without --items: what most people like.")

@@ -276,6 +276,7 @@ class RatingSet:
 
     Attributes:
         name: What the set is called.
+        kind: The kind of split.
         num_users: Number of users.
         num_items: Number of items.
         num_pairs: Number of positive pairs.
@@ -310,7 +311,7 @@ class RatingSet:
             hidden_fraction=hidden_fraction,
         )
         self.name = table.name
-        self._kind = split
+        self.kind = split
         self._rated = "" if table.ratings is None else _rated(min_rating)
         self._pairs, users, items, left_out = positive_pairs(
             table, min_rating, min_items
@@ -379,7 +380,7 @@ class RatingSet:
         return (
             f"{self.name}: {self.num_users:,} users, {self.num_items:,} items, "
             f"{self.num_pairs:,} pairs{self._rated} ({share:.3g} % of all); "
-            f"{self._kind} split, users: {counts}{notes}"
+            f"{self.kind} split, users: {counts}{notes}"
         )
 
     def __str__(self) -> str:
@@ -388,7 +389,7 @@ class RatingSet:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the ids, the pairs and the splits."""
-        digest = hashlib.sha256(repr((self._kind, self.splits)).encode())
+        digest = hashlib.sha256(repr((self.kind, self.splits)).encode())
         for ids in (self.user_ids, self.item_ids):
             digest.update("\n".join(map(str, ids.tolist())).encode() + b"\0")
         digest.update(self._pairs.users.astype("<i4").data)

@@ -104,7 +104,10 @@ def evaluate_recommender(
     users = _users(rating_set, split, limit)
     train = rating_set.history("train")
     baselines = _fitted_baselines(rating_set, train)
-    what = f"{rating_set.describe()}; {split} users"
+    what = (
+        f"{rating_set.name}, {rating_set.kind} split, {users.history.shape[0]:,} "
+        f"{split} users, {train.nnz:,} pairs to train on"
+    )
     lists = {
         name: _lists(score, users, progress)
         for name, score in [("", model.score)]

@@ -20,7 +20,7 @@ from kgen.data.atomic import replacing
 # The 2.5 % and 97.5 % points of 1,000 draws are known to about a tenth of the
 # interval's width, and 1,000 resamples of 10,000 images take a fifth of a second.
 NUM_RESAMPLES = 1000
-BOOTSTRAP_TEXT = f"95 % bootstrap interval over images, {NUM_RESAMPLES:,} resamples"
+BOOTSTRAP_TEXT = f"95 % bootstrap interval over rows, {NUM_RESAMPLES:,} resamples"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def test_no_target_is_trained_on(opened):
 
 
 def test_a_split_is_a_pure_function_of_the_seed_and_the_pairs(opened):
-    kind = opened._kind
+    kind = opened.kind
     source = made_up()
     order = np.random.default_rng(1).permutation(len(source["user"]))
     shuffled = {name: column[order] for name, column in source.items()}
@@ -132,7 +132,7 @@ def test_the_fingerprint_sees_every_change(opened):
     source = made_up()
     source["item"] = source["item"] + 1
     options = {"min_rating": 2, "seed": 3}
-    moved = open_ratings(source, split=opened._kind, **options)
+    moved = open_ratings(source, split=opened.kind, **options)
     assert moved.fingerprint != opened.fingerprint
     # The same ids and numbers of items, but of other users.
     mirrored = made_up()

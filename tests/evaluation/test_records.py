@@ -125,3 +125,30 @@ def test_table_shows_every_part_of_a_record():
     assert "12,346" in text
     assert "sampling_speed: made up, too" in text
     assert max(map(len, text.splitlines())) < 130
+
+
+def test_other_subjects_stand_in_a_table_of_their_own():
+    def recall(value, **fields):
+        return Record(
+            metric="recall@20",
+            value=value,
+            unit="",
+            protocol="made up",
+            n=9,
+            higher_is_better=True,
+            baseline=("EASE", 0.5),
+            **fields,
+        )
+
+    text = table([recall(0.6), recall(0.4, subject="popularity"), NLL])
+    rows = [line.split() for line in text.splitlines()]
+    assert ["the", "model", "0.6*"] in rows
+    assert ["popularity", "0.4"] in rows
+    assert text.count("recall@20: made up") == 1
+
+
+def test_a_file_from_before_there_were_subjects_is_read(tmp_path):
+    values = NLL.to_dict()
+    del values["subject"]
+    (tmp_path / "metrics.json").write_text(json.dumps([values]))
+    assert read_records(tmp_path / "metrics.json") == [NLL]

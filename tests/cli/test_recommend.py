@@ -1,0 +1,120 @@
+"""`kgen fit multvae`, `kgen recommend`, `kgen evaluate`: from ratings to titles."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import tensorflow as tf
+
+import kgen
+from kgen_cli.main import run
+
+TITLES = ["Alien", "Aliens", "Alien 3", "Heat", "Ronin", "Collateral"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """MovieLens as published, of 60 people who like three films of one kind; a run."""
+    folder = tmp_path_factory.mktemp("recommend")
+    rng = np.random.default_rng(0)
+    lines = ["userId,movieId,rating,timestamp"]
+    for user in range(60):
+        for film in rng.permutation(3) + 3 * (user % 2):
+            lines.append(f"{user},{10 * (film + 1)},{rng.integers(4, 6)},0")
+    (folder / "ml").mkdir()
+    (folder / "ml" / "ratings.csv").write_text("\n".join(lines))
+    films = [f"{10 * (i + 1)},{title},Drama" for i, title in enumerate(TITLES)]
+    (folder / "ml" / "movies.csv").write_text(
+        "\n".join(["movieId,title,genres", *films])
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        arguments = "fit multvae --data ml --min-items 3 --epochs 60 --batch-size 16"
+        sizes = "--hidden-units 16 --latent-dim 4 --learning-rate 0.02"
+        assert run([*arguments.split(), *sizes.split()]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def test_titles_of_the_same_kind_come_first(capsys):
+    assert run("recommend multvae --items 10,20 -k 2".split()) == 0
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["item", "score", "title"]
+    assert first.split()[:2] == ["1", "30"]
+    assert first.endswith("Alien 3")
+
+
+def test_without_items_the_most_popular_are_named_as_such(capsys):
+    assert run("recommend multvae -k 3".split()) == 0
+    assert capsys.readouterr().out.startswith("Without --items: what most people like")
+
+
+def test_what_is_seen_comes_back_when_asked_for(capsys):
+    assert run("recommend multvae --items 10 -k 6 --no-remove-seen".split()) == 0
+    assert "Alien\n" in capsys.readouterr().out
+    assert run("recommend multvae --items 10 -k 6".split()) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6  # five are left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("--items 10,77", 1, "trained on, 6 of them. Received: 77"),
+        ("--items 10,x", 2, "whole numbers, as the items of this run are"),
+        ("-k 7", 1, "Received: k=7"),
+        ("-k 0", 2, "0 is not in the range"),
+    ],
+)
+def test_wrong_requests_are_one_line(capsys, arguments, code, message):
+    assert run(["recommend", "multvae", *arguments.split()]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_titles_are_left_out_when_the_data_have_gone(capsys, folder):
+    (folder / "ml").rename(folder / "elsewhere")
+    try:
+        assert run("recommend multvae --items 10 -k 2".split()) == 0
+        captured = capsys.readouterr()
+        assert "No titles: " in captured.err
+        assert captured.out.splitlines()[1].split()[1] in ("20", "30")
+    finally:
+        (folder / "elsewhere").rename(folder / "ml")
+
+
+def test_the_run_has_lists_to_look_at(folder):
+    text = (folder / "saved_models/multvae/samples/epoch-0060.txt").read_text()
+    assert text.startswith("user ")
+    assert any(title in text for title in TITLES)
+
+
+def test_evaluate_prints_the_baselines(capsys):
+    assert run(["evaluate", "multvae"]) == 0
+    text = capsys.readouterr().out
+    for name in ("the model", "popularity", "item KNN", "EASE", "content KNN"):
+        assert f"\n {name}" in text
+
+
+def test_both_exports_recommend_what_keras_recommends(folder):
+    model = kgen.load("saved_models/multvae")
+    expected = model.recommend([[10, 20], [40], []], k=6)
+    served = tf.saved_model.load("saved_models/multvae/1").signatures["recommend"](
+        item_ids=tf.constant([[10, 20], [40, -1], [-1, 12345]], tf.int64)
+    )
+    np.testing.assert_array_equal(served["item_ids"], expected.item_ids)
+    session = onnxruntime.InferenceSession("saved_models/multvae/multvae.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    ids = np.array([*json.loads(metadata["item_ids"]), -1])
+    items = np.array([[0, 1], [3, -1], [-1, -1]], np.int64)
+    places, scores = session.run(["recommended", "scores"], {"items": items})
+    np.testing.assert_array_equal(ids[places], expected.item_ids)
+    np.testing.assert_allclose(scores, expected.scores, rtol=1e-5, atol=1e-5)
+
+
+def test_each_kind_of_model_names_the_verb_that_fits(capsys):
+    assert run("generate multvae --out x.png".split()) == 2
+    assert "kgen recommend" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""The evaluation of recommenders: numbers by hand, and baselines beside them."""
+
+import types
+
+import numpy as np
+import pytest
+
+from kgen.data import open_ratings
+from kgen.evaluation import evaluate_recommender, table
+
+NUM_PEOPLE, NUM_ITEMS = 60, 12
+
+
+def liked():
+    """Half of the people like six of twelve items, half the other six."""
+    rng = np.random.default_rng(0)
+    users, items = [], []
+    for user in range(NUM_PEOPLE):
+        for item in rng.permutation(6)[:5] + 6 * (user % 2):
+            users.append(user)
+            items.append(item)
+    return open_ratings((np.array(users), np.array(items)), held_out_users=10)
+
+
+class Oracle:
+    """Knows the two groups: the best that is possible."""
+
+    item_ids = list(range(NUM_ITEMS))
+
+    def score(self, rows):
+        dense = rows.toarray()
+        first = dense[:, :6].sum(axis=1) > dense[:, 6:].sum(axis=1)
+        low, high = np.arange(NUM_ITEMS) < 6, np.arange(NUM_ITEMS) >= 6
+        return np.where(first[:, None], low, high).astype(np.float32)
+
+    def recommend(self, histories, k):
+        return types.SimpleNamespace(item_ids=np.zeros([len(histories), k]))
+
+
+@pytest.fixture(scope="module")
+def records():
+    return evaluate_recommender(Oracle(), liked())
+
+
+def value(records, metric, subject=""):
+    [found] = [r.value for r in records if (r.metric, r.subject) == (metric, subject)]
+    return found
+
+
+def test_who_knows_the_groups_finds_everything(records):
+    # Of six items four are shown and one is hidden: two places can hold it.
+    assert value(records, "recall@20") == value(records, "recall_over_n@20") == 1.0
+    assert value(records, "precision@5") == pytest.approx(0.2)
+    assert 1 / np.log2(3) <= value(records, "ndcg@100") <= 1.0
+    assert value(records, "coverage@20") == 1.0
+
+
+def test_baselines_stand_beside_the_model(records):
+    subjects = dict.fromkeys(record.subject for record in records)
+    kinds = [subject.split(" (")[0] for subject in subjects]
+    assert kinds == ["", "popularity", "item KNN", "EASE"]
+    ease = next(subject for subject in subjects if subject.startswith("EASE"))
+    [ndcg] = [r for r in records if r.metric == "ndcg@100" and not r.subject]
+    assert ndcg.baseline == (ease, value(records, "ndcg@100", ease))
+    assert f"less {ease}, user by user" in ndcg.protocol
+    # Popularity does not know whom it is talking to.
+    assert value(records, "mrr@100", "popularity") < value(records, "mrr@100")
+
+
+def test_the_table_marks_what_is_better(records):
+    lines = table(records).splitlines()
+    popularity = next(line for line in lines if line.startswith(" popularity"))
+    assert "*" not in popularity
+    assert any(line.startswith(" the model") for line in lines)
+    assert any(line.startswith(" request_time") for line in lines)
+
+
+def test_held_out_items_are_ranked_among_themselves():
+    users, items = np.divmod(np.arange(400), 20)
+    data = open_ratings((users, items), split="held-out-items")
+    model = Oracle()
+    model.item_ids = list(range(20))
+    model.score = lambda rows: np.tile(
+        np.arange(20, dtype=np.float32), rows.shape[:1] + (1,)
+    )
+    records = evaluate_recommender(model, data)
+    # One item is held out for the test, and everybody has it.
+    assert value(records, "recall@20") == value(records, "mrr@100") == 1.0
+    assert value(records, "coverage@20") == pytest.approx(1 / 20)
+
+
+def test_other_items_and_training_people_are_refused():
+    model = Oracle()
+    with pytest.raises(ValueError, match="nothing is hidden of training users"):
+        evaluate_recommender(model, liked(), split="train")
+    model.item_ids = [*range(11), 99]
+    with pytest.raises(ValueError, match="the same items in the same order"):
+        evaluate_recommender(model, liked())

@@ -66,7 +66,5 @@ PRESETS = {
         name="multvae-ml-1m",
         data="movielens/1m-ratings",
         min_rating=0.0,
-        batch_size=500,
-        steps_per_execution=10,
     ),
 }

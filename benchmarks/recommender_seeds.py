@@ -5,7 +5,7 @@ trained and measured as `kgen fit` and `kgen evaluate` do it, on the test users;
 difference to EASE is that of the means over users, seed by seed, and its interval is
 Student's t, 95 %.
 
-    python benchmarks/recommender_seeds.py --seeds 10 multvae --preset ml_100k --data DIR
+    python benchmarks/recommender_seeds.py --seeds 10 multvae --preset ml_100k
 """
 
 import argparse

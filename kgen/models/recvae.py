@@ -15,6 +15,7 @@ from kgen.models.base import GenerativeModel, Signature, layers_of_policy
 from kgen.models.catalogue import Catalogue, Recommendations, assert_items
 from kgen.nn import gradients, losses, optimizers, random
 from kgen.nn.item_rows import dense_rows, input_rows, multinomial_loss
+from kgen.nn.layers import Sum
 
 WIDE_LOG_VARIANCE = 10.0  # of the prior's widest part; it and the next: the authors'
 NORM_EPSILON = 0.1  # code
@@ -117,16 +118,22 @@ class RecVAE(GenerativeModel):
     def _make_encoder(self, name):
         """From rows of items to means and log-variances: densely connected layers."""
         rows = keras.Input((self.catalogue.num_items,))
-        outputs: list[keras.KerasTensor] = []  # of the hidden layers so far
-        for _ in range(self.num_layers):
-            hidden = layers.Dense(self.hidden_dim)(outputs[-1] if outputs else rows)
-            for output in outputs:
-                hidden = layers.Add()([hidden, output])
-            hidden = layers.Activation("swish")(hidden)
-            outputs.append(layers.LayerNormalization(epsilon=NORM_EPSILON)(hidden))
-        return keras.Model(
-            rows, layers.Dense(2 * self.latent_dim)(outputs[-1]), name=name
-        )
+        hidden = self._add_layer(rows)
+        # The sum of the layers' outputs so far. A copy, so that none is used more than
+        # twice: the order in which TensorFlow sums three gradients is left to chance.
+        total = keras.ops.copy(hidden)
+        for _ in range(self.num_layers - 1):
+            hidden = self._add_layer(hidden, total)
+            total = Sum()([total, hidden])
+        return keras.Model(rows, layers.Dense(2 * self.latent_dim)(hidden), name=name)
+
+    def _add_layer(self, inputs, skipped=None):
+        """One hidden layer; what skips it joins before the activation."""
+        hidden = layers.Dense(self.hidden_dim)(inputs)
+        if skipped is not None:
+            hidden = Sum()([hidden, skipped])
+        hidden = layers.Activation("swish")(hidden)
+        return layers.LayerNormalization(epsilon=NORM_EPSILON)(hidden)
 
     @property
     def item_ids(self) -> list[Any]:
@@ -232,7 +239,9 @@ class RecVAE(GenerativeModel):
         mean, log_variance = self._encode(self.encoder, rows, training)
         noise = random.normal(keys, (self.latent_dim,))
         latents = mean + tf.exp(0.5 * log_variance) * noise
-        log_posterior = losses.gaussian_log_density(latents, mean, log_variance)
+        log_posterior = (
+            losses.gaussian_log_density(noise, 0.0, 0.0) - 0.5 * log_variance
+        )
         old_posterior = self._encode(self.old_encoder, input_rows(items, num_items))
         log_prior = composite_log_density(latents, *old_posterior, self.prior_weights)
         kl = tf.reduce_sum(log_posterior - log_prior, axis=1)  # by the one sample
@@ -349,9 +358,9 @@ def composite_log_density(
     Shapes:
         [batch, latent_dim] each -> [batch, latent_dim]
     """
-    normals = ((0.0, 0.0), (old_mean, old_log_variance), (0.0, WIDE_LOG_VARIANCE))
-    parts = [
-        math.log(weight) + losses.gaussian_log_density(latents, mean, log_variance)
-        for weight, (mean, log_variance) in zip(weights, normals, strict=True)
-    ]
-    return tf.reduce_logsumexp(tf.stack(parts), axis=0)
+    zeros = tf.zeros_like(old_mean)
+    means = tf.stack([zeros, old_mean, zeros])  # [parts, batch, latent_dim]
+    log_variances = tf.stack([zeros, old_log_variance, zeros + WIDE_LOG_VARIANCE])
+    parts = losses.gaussian_log_density(latents, means, log_variances)
+    parts += tf.math.log(tf.constant(weights))[:, None, None]
+    return tf.reduce_logsumexp(parts, axis=0)

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen import data, evaluation
-from kgen.models import GAN, VAE, GenerativeModel, MultVAE
+from kgen.models import GAN, VAE, GenerativeModel, MultVAE, RecVAE
 
 BATCH_SIZE = 16
 SEEDS = np.array([0, 1, 2, 2**40 + 3, -5, 63, 7, 8], np.int64)
@@ -268,6 +268,22 @@ ROWS = [
         ),
         make_rows=item_rows,
         evaluate=evaluate_recommender,
+        learning_rate=0.05,
+    ),
+    RecommenderRow(
+        name="RecVAE: three steps of the encoder, one of the decoder",
+        make=functools.partial(
+            RecVAE,
+            item_ids=range(NUM_ITEMS),
+            hidden_dim=16,
+            num_layers=3,
+            latent_dim=4,
+            encoder_steps=3,
+            decoder_steps=1,
+        ),
+        make_rows=item_rows,
+        evaluate=lambda model, arrays: [],
+        optimizers=("encoder_optimizer", "decoder_optimizer"),
         learning_rate=0.05,
     ),
 ]

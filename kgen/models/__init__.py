@@ -5,6 +5,7 @@ from kgen.models.base import GenerativeModel, Signature
 from kgen.models.gan import GAN
 from kgen.models.loading import load
 from kgen.models.multvae import MultVAE
+from kgen.models.recvae import RecVAE
 from kgen.models.vae import VAE
 
-__all__ = ["GAN", "GenerativeModel", "MultVAE", "Signature", "VAE", "load"]
+__all__ = ["GAN", "GenerativeModel", "MultVAE", "RecVAE", "Signature", "VAE", "load"]

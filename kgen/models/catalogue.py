@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from kgen.models.base import Signature, trace
 from kgen.models.inputs import assert_range
-from kgen.nn.item_rows import best_items, rows_of_padded
+from kgen.nn.item_rows import best_items, dense_rows, ndcg, rows_of_padded
 
 EXPORTED_ITEMS = 100  # so many items, at most, come out of the signature `recommend`
 
@@ -128,6 +128,25 @@ class Catalogue:
             found[best == -np.inf] = "" if self.is_text else -1
             ids, scores = np.concatenate([ids, found]), np.concatenate([scores, best])
         return Recommendations(ids, scores)
+
+    def score(
+        self, graphs: dict[str, Any], score_rows: ScoreRows, rows: Any
+    ) -> np.ndarray:
+        """Scores all items for rows of ones; `graphs` keeps what is traced."""
+        if "score" not in graphs:
+            spec = tf.TensorSpec([None, self.num_items], tf.float32)
+            graphs["score"] = trace(score_rows, rows=spec)
+        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
+        return graphs["score"](rows=tf.constant(dense, tf.float32)).numpy()
+
+    def ndcg(self, batch: dict[str, Any], logits: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The log `ndcg`, NDCG@100 of the targets, if the batch holds any."""
+        if "targets" not in batch:
+            return {}
+        seen, targets = (
+            dense_rows(batch[name], self.num_items) for name in ("items", "targets")
+        )
+        return {"ndcg": ndcg(logits, seen, targets, k=100)}
 
     def signatures(
         self, score_rows: ScoreRows, layers: tuple[keras.layers.Layer, ...]

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy
 from kgen.models.catalogue import Catalogue, Recommendations, assert_items
 from kgen.nn import losses, random
-from kgen.nn.item_rows import dense_rows, ndcg
+from kgen.nn.item_rows import dense_rows, input_rows, multinomial_loss
 from kgen.nn.schedules import linear_ramp
 
 
@@ -158,47 +158,30 @@ class MultVAE(GenerativeModel):
         """The bound without dropout or warm-up, and NDCG@100 of hidden items."""
         batch = self.unpack(data)
         terms, logits = self._bound(batch["items"], self.kl_weight, training=False)
-        if "targets" in batch:
-            seen, targets = (
-                dense_rows(batch[name], self.catalogue.num_items)
-                for name in self.batch_names
-            )
-            terms["ndcg"] = ndcg(logits, seen, targets, k=100)
+        terms |= self.catalogue.ndcg(batch, logits)
         return self.log(terms, training=False)
 
     def _bound(self, items, kl_weight, training):
         """Loss and its parts, one number per person, and the logits."""
         num_items = self.catalogue.num_items
-        counts = tf.cast(items.row_lengths(), tf.float32)
-        # The input has length 1 before items are left out; what stays is scaled up.
-        weights = tf.gather(tf.math.rsqrt(counts), items.value_rowids())
-        noise = None
         if training:
-            keys = self.noise_keys(counts, random.STREAM_TRAIN)
-            weights *= self._dropout(items, keys)
+            keys = self.noise_keys(items.row_lengths(), random.STREAM_TRAIN)
             noise = random.normal(keys, (self.latent_dim,))
-        code = self._encode(dense_rows(items, num_items, weights), training)
-        kl = tf.zeros_like(counts)
+            dropout_keys = random.fold_in(keys, 1)
+            rows = input_rows(items, num_items, dropout_keys, self.input_dropout)
+        else:
+            noise = 0.0
+            rows = input_rows(items, num_items)
+        code = self._encode(rows, training)
+        kl = tf.zeros_like(code[:, 0])
         if self.variational:
             mean, log_variance = tf.split(code, 2, axis=1)
             kl = tf.reduce_sum(losses.gaussian_kl(mean, log_variance), axis=1)
-            code = mean
-            if noise is not None:
-                code += tf.exp(0.5 * log_variance) * noise
+            code = mean + tf.exp(0.5 * log_variance) * noise
         logits = self._decode(code, training)
-        shares = tf.gather(1.0 / counts, items.value_rowids())
-        reconstruction = counts * tf.nn.softmax_cross_entropy_with_logits(
-            dense_rows(items, num_items, shares), logits
-        )
+        reconstruction = multinomial_loss(items, logits)
         loss = reconstruction + kl_weight * kl
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl}, logits
-
-    def _dropout(self, items, keys):
-        """0 for items that are left out, by noise of the person and the item."""
-        keys = tf.gather(random.fold_in(keys, 1), items.value_rowids())
-        noise = random.uniform(random.fold_in(keys, items.values), ())
-        kept = tf.cast(noise >= self.input_dropout, tf.float32)
-        return kept / (1.0 - self.input_dropout)
 
     def _squared_weights(self):
         kernels = [v.value for v in self.trainable_variables if len(v.shape) > 1]
@@ -243,12 +226,7 @@ class MultVAE(GenerativeModel):
         Args:
             rows: A NumPy or SciPy sparse array [n, num_items].
         """
-        if "score" not in self._graphs:
-            spec = tf.TensorSpec([None, self.catalogue.num_items], tf.float32)
-            self._graphs["score"] = trace(self._score_rows, rows=spec)
-        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
-        scores = self._graphs["score"](rows=tf.constant(dense, tf.float32))
-        return scores.numpy()
+        return self.catalogue.score(self._graphs, self._score_rows, rows)
 
     def signatures(self) -> list[Signature]:
         """`recommend`: items of people in, the best other items out."""

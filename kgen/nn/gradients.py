@@ -75,6 +75,37 @@ def minimize(
     return outputs
 
 
+def alternate(
+    is_first_turn: tf.Tensor,
+    first: Callable[..., Any],
+    second: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """Takes one of two kinds of step, each of which may call `minimize`.
+
+    TensorFlow's `cond` cannot hold an update in a replica: there the replicas meet
+    first, and the chosen step is taken by each of them inside it.
+
+    Args:
+        is_first_turn: Scalar, bool, the same on all replicas.
+        first: Called with `args`; returns tensors, as `second` does.
+        second: Likewise.
+        *args: This replica's tensors. A function may not close over any of its own.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return tf.cond(is_first_turn, lambda: first(*args), lambda: second(*args))
+
+    def choose(strategy, is_first_turn, *args):
+        def on_each_replica(function):
+            return lambda: strategy.extended.call_for_each_replica(function, args)
+
+        (turn, *_) = strategy.experimental_local_results(is_first_turn)
+        return tf.cond(turn, on_each_replica(first), on_each_replica(second))
+
+    context = tf.distribute.get_replica_context()
+    return context.merge_call(choose, args=(is_first_turn, *args))
+
+
 def clip_by_global_norm(max_norm: float) -> Transform:
     """Returns a transform that scales gradients down to a joint norm of `max_norm`."""
 

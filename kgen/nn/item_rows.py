@@ -8,6 +8,8 @@ import math
 
 import tensorflow as tf
 
+from kgen.nn import random
+
 
 def dense_rows(
     items: tf.RaggedTensor, num_items: int, values: tf.Tensor | None = None
@@ -24,6 +26,48 @@ def dense_rows(
     places = tf.stack([tf.cast(items.value_rowids(), tf.int64), flat], axis=1)
     shape = tf.stack([tf.cast(items.nrows(), tf.int64), num_items])
     return tf.scatter_nd(places, values, shape)
+
+
+def input_rows(
+    items: tf.RaggedTensor,
+    num_items: int,
+    keys: tf.Tensor | None = None,
+    dropout: float = 0.0,
+) -> tf.Tensor:
+    """Rows of length 1, from which items are then left out; what stays is scaled up.
+
+    Args:
+        items: Positions of the items of each person.
+        num_items: Length of a row.
+        keys: Of each person, for the noise that leaves out; needed with `dropout`.
+        dropout: Share of the items that are left out, in [0, 1).
+
+    Shapes:
+        items: whole numbers [batch, None], keys: int64 [batch] -> float32 [batch,
+        num_items]
+    """
+    people = items.value_rowids()
+    counts = tf.cast(items.row_lengths(), tf.float32)
+    values = tf.gather(tf.math.rsqrt(counts), people)
+    if dropout:
+        # By the person and the item: their order does not count.
+        noise = random.uniform(
+            random.fold_in(tf.gather(keys, people), items.values), ()
+        )
+        values *= tf.cast(noise >= dropout, tf.float32) / (1.0 - dropout)
+    return dense_rows(items, num_items, values)
+
+
+def multinomial_loss(items: tf.RaggedTensor, logits: tf.Tensor) -> tf.Tensor:
+    """Minus the log-probability of the items, summed over each person's: [batch].
+
+    Shapes:
+        items: whole numbers [batch, None], logits: float32 [batch, num_items]
+    """
+    counts = tf.cast(items.row_lengths(), tf.float32)
+    shares = tf.gather(1.0 / counts, items.value_rowids())
+    rows = dense_rows(items, logits.shape[1], shares)
+    return counts * tf.nn.softmax_cross_entropy_with_logits(rows, logits)
 
 
 def rows_of_padded(items: tf.Tensor, num_items: int) -> tf.Tensor:

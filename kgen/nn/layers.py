@@ -4,7 +4,8 @@ Its `SpectralNormalization` writes the divided kernel over the trained one in ev
 forward pass, and its gradient does not know of the division. Its `Conv2D(groups=)` is
 traced into a function of its own, which does not convert to ONNX. The replicas of its
 `BatchNormalization` exchange three messages a call, and not one. Its `LeakyReLU` keeps
-a convolution from being fused with its bias, and TensorFlow complains of that.
+a convolution from being fused with its bias, and TensorFlow complains of that. Chains
+of its `Add` are merged into one sum, in an order that varies from run to run.
 """
 
 import keras
@@ -192,3 +193,24 @@ class GroupedConv2D(keras.layers.Layer):
             "group_size": self.group_size,
             "kernel_initializer": initializer,
         }
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Sum(keras.layers.Layer):
+    """The sum of two inputs: `keras.layers.Add` that repeats bit for bit in a chain.
+
+    TensorFlow's graph optimizer merges additions that feed each other, and then begins
+    with whichever addend is no longer needed elsewhere; it leaves `add_n` as it is.
+
+    Shapes:
+        two of [batch, ...] -> the same
+    """
+
+    def call(self, inputs):
+        """Adds the second to the first."""
+        first, second = inputs
+        return tf.add_n([first, second])
+
+    def compute_output_shape(self, input_shape):
+        """The shape of the first."""
+        return input_shape[0]

@@ -50,10 +50,21 @@ def gaussian_log_likelihood(
     Shapes:
         values, mean: [batch, ...]; log_variance: anything that broadcasts -> [batch]
     """
+    return sum_rows(gaussian_log_density(values, mean, log_variance))
+
+
+def gaussian_log_density(
+    values: tf.Tensor, mean: tf.Tensor | float, log_variance: tf.Tensor | float
+) -> tf.Tensor:
+    """Log-density of each value under its own Gaussian.
+
+    Shapes:
+        values: [batch, ...]; the others: anything that broadcasts -> [batch, ...]
+    """
     values, mean = tf.cast(values, tf.float32), tf.cast(mean, tf.float32)
     log_variance = tf.cast(log_variance, tf.float32)
     squared_error = tf.square(values - mean) * tf.exp(-log_variance)
-    return sum_rows(-0.5 * (LOG_2_PI + log_variance + squared_error))
+    return -0.5 * (LOG_2_PI + log_variance + squared_error)
 
 
 def discretized_logistic_log_likelihood(

@@ -1,0 +1,366 @@
+"""RecVAE: recommendation by an autoencoder whose prior remembers its last posterior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy
+from kgen.models.catalogue import Catalogue, Recommendations, assert_items
+from kgen.nn import gradients, losses, optimizers, random
+from kgen.nn.item_rows import dense_rows, input_rows, multinomial_loss
+from kgen.nn.layers import Sum
+
+WIDE_LOG_VARIANCE = 10.0  # of the prior's widest part; it and the next: the authors'
+NORM_EPSILON = 0.1  # code
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class RecVAE(GenerativeModel):
+    """Variational autoencoder of people's items, trained by turns, with its own prior.
+
+    As in Mult-VAE, a person is the set of items he or she has, and the loss is minus
+    the log-probability of these items and the weighted KL, in nats per person. The
+    prior of a person's latents is a mixture that holds them near where the encoder of
+    the cycle before put them. Encoder and decoder learn by turns: the encoder for some
+    steps, from people with some items left out, and then the linear decoder, from all
+    of them.
+
+    Args:
+        item_ids: Original ids of the items, whole numbers or strings, in the order of
+            their positions.
+        item_counts: People of the training data that have each item: the scores of
+            those without a history. None: all alike.
+        hidden_dim: Width of each hidden layer of the encoder.
+        num_layers: How many there are; each gets the outputs of all before it.
+        latent_dim: Length of a latent vector, at least 1.
+        input_dropout: Share of a person's items that the encoder does not see while it
+            learns, in [0, 1).
+        kl_weight_per_item: Factor of a person's KL term for each item that he or she
+            has: gamma.
+        kl_weight: The same factor for everybody instead, or None.
+        prior_weights: Shares of the prior's parts: the standard normal, the posterior
+            of the encoder of the cycle before, and a wide normal. They sum to 1.
+        encoder_steps: Steps of the encoder in a cycle. In the paper, three epochs.
+        decoder_steps: Steps of the decoder after them. In the paper, one epoch.
+
+    Shapes:
+        items, targets: ragged whole numbers [batch, None], positions in `item_ids`
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> model = RecVAE(item_ids=[10, 20, 30, 40], latent_dim=2, hidden_dim=8)
+        >>> model.compile()
+        >>> model.fit(tf.data.Dataset.from_tensors(tf.ragged.constant([[0, 1], [2]])))
+        >>> best = model.recommend([[10, 30]], k=2)  # item_ids, scores: [1, 2]
+
+    Reference:
+        Shenbin et al., 2020, RecVAE: a New Variational Autoencoder for Top-N
+        Recommendations with Implicit Feedback. As in the authors' code, the prior mixes
+        in each latent dimension, not whole vectors.
+    """
+
+    batch_names = ("items", "targets")
+
+    def __init__(
+        self,
+        *,
+        item_ids: Sequence[Any],
+        item_counts: Sequence[int] | None = None,
+        hidden_dim: int = 600,
+        num_layers: int = 5,
+        latent_dim: int = 200,
+        input_dropout: float = 0.5,
+        kl_weight_per_item: float = 0.005,
+        kl_weight: float | None = None,
+        prior_weights: Sequence[float] = (0.15, 0.75, 0.1),
+        encoder_steps: int = 3,
+        decoder_steps: int = 1,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.catalogue = Catalogue(item_ids, item_counts)
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.latent_dim = latent_dim
+        self.input_dropout = input_dropout
+        self.kl_weight_per_item = kl_weight_per_item
+        self.kl_weight = kl_weight
+        self.prior_weights = tuple(prior_weights)
+        self.encoder_steps = encoder_steps
+        self.decoder_steps = decoder_steps
+        self._check_arguments()
+
+        with layers_of_policy(self.dtype_policy):
+            self.encoder = self._make_encoder("encoder")
+            self.old_encoder = self._make_encoder("old_encoder")
+            self.decoder = keras.Sequential(
+                [
+                    keras.Input((latent_dim,)),
+                    layers.Dense(self.catalogue.num_items),
+                ],
+                name="decoder",
+            )
+        self.old_encoder.trainable = False
+        self.old_encoder.set_weights(self.encoder.get_weights())
+        names = ("kl", "standard_kl", "reconstruction", "loss", "ndcg")
+        self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
+        self.built = True
+
+    def _make_encoder(self, name):
+        """From rows of items to means and log-variances: densely connected layers."""
+        rows = keras.Input((self.catalogue.num_items,))
+        hidden = self._add_layer(rows)
+        # The sum of the layers' outputs so far. A copy, so that none is used more than
+        # twice: the order in which TensorFlow sums three gradients is left to chance.
+        total = keras.ops.copy(hidden)
+        for _ in range(self.num_layers - 1):
+            hidden = self._add_layer(hidden, total)
+            total = Sum()([total, hidden])
+        return keras.Model(rows, layers.Dense(2 * self.latent_dim)(hidden), name=name)
+
+    def _add_layer(self, inputs, skipped=None):
+        """One hidden layer; what skips it joins before the activation."""
+        hidden = layers.Dense(self.hidden_dim)(inputs)
+        if skipped is not None:
+            hidden = Sum()([hidden, skipped])
+        hidden = layers.Activation("swish")(hidden)
+        return layers.LayerNormalization(epsilon=NORM_EPSILON)(hidden)
+
+    @property
+    def item_ids(self) -> list[Any]:
+        """Original ids, in the order of the positions."""
+        return self.catalogue.item_ids.tolist()
+
+    @property
+    def item_counts(self) -> list[float]:
+        """People of the training data that have each item."""
+        return self.catalogue.item_counts.tolist()
+
+    def compile(  # type: ignore[override]  # two optimizers in place of one
+        self,
+        encoder_optimizer: str | keras.optimizers.Optimizer | None = None,
+        decoder_optimizer: str | keras.optimizers.Optimizer | None = None,
+        **options: Any,
+    ) -> None:
+        """Prepares the model for `fit`.
+
+        Args:
+            encoder_optimizer: A Keras optimizer or its name; default: Adam with a rate
+                of 5e-4. Keras callbacks that set a learning rate set this one's.
+            decoder_optimizer: Likewise; another object than the first.
+            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
+        """
+        self.compile_optimizers(
+            {
+                "encoder_optimizer": (
+                    encoder_optimizer or optimizers.Adam(5e-4),
+                    self.encoder.trainable_variables,
+                ),
+                "decoder_optimizer": (
+                    decoder_optimizer or optimizers.Adam(5e-4),
+                    self.decoder.trainable_variables,
+                ),
+            },
+            **options,
+        )
+
+    # -- the bound ----------------------------------------------------------
+
+    def check_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Refuses items that are not positions."""
+        return assert_items(batch, self.catalogue.num_items)
+
+    def call(self, data: Any, training: bool = False) -> tf.Tensor:
+        """Scores all items for a batch of people: logits [batch, num_items]."""
+        items = self.unpack(data)["items"]
+        return self._score_rows(dense_rows(items, self.catalogue.num_items))
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Updates the encoder or the decoder, whose turn follows from the step."""
+        items = self.unpack(data)["items"]
+        keys = self.noise_keys(items.row_lengths(), random.STREAM_TRAIN)
+        cycle = self.encoder_steps + self.decoder_steps
+        terms = gradients.alternate(
+            self.step.value % cycle < self.encoder_steps,
+            self._update_encoder,
+            self._update_decoder,
+            items,
+            keys,
+        )
+        self.step.assign_add(1)
+        return self.log(terms, training=True)
+
+    def _update_encoder(self, items, keys):
+        def compute_loss():
+            terms, _ = self._bound(items, keys, self.input_dropout, training=True)
+            return tf.reduce_mean(terms["loss"]), terms
+
+        return self.minimize(
+            compute_loss, self.encoder.trainable_variables, self.encoder_optimizer
+        )
+
+    def _update_decoder(self, items, keys):
+        # The encoder rests now, so the first of these steps makes the copy that its
+        # next turn needs, and the others change nothing.
+        gradients.update_average(
+            self.old_encoder.variables, self.encoder.variables, tf.zeros([])
+        )
+
+        def compute_loss():
+            terms, _ = self._bound(items, keys, dropout=0.0, training=True)
+            return tf.reduce_mean(terms["loss"]), terms
+
+        return self.minimize(
+            compute_loss, self.decoder.trainable_variables, self.decoder_optimizer
+        )
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """The bound without dropout, from fixed noise, and NDCG@100 of hidden items."""
+        batch = self.unpack(data)
+        items = batch["items"]
+        keys = self.noise_keys(items.row_lengths(), random.STREAM_TEST)
+        terms, mean = self._bound(items, keys, dropout=0.0, training=False)
+        terms |= self.catalogue.ndcg(batch, self._decode(mean))
+        return self.log(terms, training=False)
+
+    def _bound(self, items, keys, dropout, training):
+        """Loss and its parts, one number per person, and the posterior's mean."""
+        num_items = self.catalogue.num_items
+        rows = input_rows(items, num_items, random.fold_in(keys, 1), dropout)
+        mean, log_variance = self._encode(self.encoder, rows, training)
+        noise = random.normal(keys, (self.latent_dim,))
+        latents = mean + tf.exp(0.5 * log_variance) * noise
+        log_posterior = (
+            losses.gaussian_log_density(noise, 0.0, 0.0) - 0.5 * log_variance
+        )
+        old_posterior = self._encode(self.old_encoder, input_rows(items, num_items))
+        log_prior = composite_log_density(latents, *old_posterior, self.prior_weights)
+        kl = tf.reduce_sum(log_posterior - log_prior, axis=1)  # by the one sample
+        reconstruction = multinomial_loss(items, self._decode(latents, training))
+        terms = {
+            "kl": kl,
+            "standard_kl": losses.sum_rows(losses.gaussian_kl(mean, log_variance)),
+            "reconstruction": reconstruction,
+            "loss": reconstruction + self._kl_weights(items) * kl,
+        }
+        return terms, mean
+
+    def _kl_weights(self, items):
+        """Factor of each person's KL: [batch], or a number for all."""
+        if self.kl_weight is not None:
+            return self.kl_weight
+        return self.kl_weight_per_item * tf.cast(items.row_lengths(), tf.float32)
+
+    def _score_rows(self, rows):
+        """Logits of people by their rows of ones, [batch, num_items]."""
+        mean, _ = self._encode(self.encoder, tf.math.l2_normalize(rows, axis=1))
+        return self._decode(mean)
+
+    def _encode(self, encoder, rows, training=False):
+        """Mean and log-variance of the posterior: [batch, latent_dim] each."""
+        code = tf.cast(encoder(rows, training=training), tf.float32)
+        return tf.split(code, 2, axis=1)
+
+    def _decode(self, latents, training=False):
+        return tf.cast(self.decoder(latents, training=training), tf.float32)
+
+    # -- use ----------------------------------------------------------------
+
+    def recommend(
+        self, histories: Sequence[Sequence[Any]], k: int = 10, remove_seen: bool = True
+    ) -> Recommendations:
+        """Finds the best items for people, whom the model need not have seen before.
+
+        Args:
+            histories: The original ids of the items of each person. Who has none gets
+                the most popular items.
+            k: How many for each.
+            remove_seen: Whether items of the history are left out.
+
+        Raises:
+            ValueError: If an item is unknown, or `k` above the number of items.
+        """
+        return self.catalogue.recommend(
+            self._graphs, self._score_rows, histories, k, remove_seen
+        )
+
+    def score(self, rows: Any) -> np.ndarray:
+        """Scores all items for people by their rows of ones: float32 [n, num_items].
+
+        Args:
+            rows: A NumPy or SciPy sparse array [n, num_items].
+        """
+        return self.catalogue.score(self._graphs, self._score_rows, rows)
+
+    def signatures(self) -> list[Signature]:
+        """`recommend`: items of people in, the best other items out."""
+        return self.catalogue.signatures(self._score_rows, (self.encoder, self.decoder))
+
+    def health(self, logs: dict[str, float]) -> list[str]:
+        """Names posterior collapse: everybody is recommended the same.
+
+        By the KL to the standard normal: that to the prior, which holds a posterior
+        itself, is not near 0 then.
+        """
+        if logs.get("standard_kl", 1.0) > 0.1:
+            return []
+        return [
+            f"posterior collapse: the KL to the standard normal is "
+            f"{logs['standard_kl']:.3f} nats, so everybody is recommended the same. "
+            "Try a smaller kl_weight_per_item (or kl_weight)."
+        ]
+
+    def _check_arguments(self) -> None:
+        check = self.check_argument
+        for name in (
+            "hidden_dim",
+            "num_layers",
+            "latent_dim",
+            "encoder_steps",
+            "decoder_steps",
+        ):
+            check(name, getattr(self, name) >= 1, "be at least 1")
+        check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
+        check("kl_weight_per_item", self.kl_weight_per_item >= 0, "be 0 or more")
+        kept = self.kl_weight is None or self.kl_weight >= 0
+        check("kl_weight", kept, "be 0 or more, or None")
+        weights = self.prior_weights
+        check(
+            "prior_weights",
+            len(weights) == 3 and min(weights) > 0 and math.isclose(sum(weights), 1),
+            "be three shares above 0 that sum to 1",
+        )
+
+
+def composite_log_density(
+    latents: tf.Tensor,
+    old_mean: tf.Tensor,
+    old_log_variance: tf.Tensor,
+    weights: Sequence[float],
+) -> tf.Tensor:
+    """Log-density of each latent dimension under the composite prior.
+
+    Args:
+        latents: Where.
+        old_mean: Of the posterior of the encoder of the cycle before.
+        old_log_variance: Likewise.
+        weights: Shares of the standard normal, this posterior, and the wide normal.
+
+    Shapes:
+        [batch, latent_dim] each -> [batch, latent_dim]
+    """
+    zeros = tf.zeros_like(old_mean)
+    means = tf.stack([zeros, old_mean, zeros])  # [parts, batch, latent_dim]
+    log_variances = tf.stack([zeros, old_log_variance, zeros + WIDE_LOG_VARIANCE])
+    parts = losses.gaussian_log_density(latents, means, log_variances)
+    parts += tf.math.log(tf.constant(weights))[:, None, None]
+    return tf.reduce_logsumexp(parts, axis=0)

@@ -13,7 +13,20 @@ from kgen.recipes.recommenders import RecommenderRecipe
 class MultVAERecipe(RecommenderRecipe):
     """Mult-VAE: recommends items to people by what they like (default: MovieLens 100K).
 
-    Lab record: see `kgen.recipes.multvae`'s presets; not measured yet.
+    Lab record. TensorFlow 2.21, Keras 3.15, float32, on two cores of an AMD EPYC beside
+    other work, 2026-11-25. Test users, full ranking; the options of baselines are chosen
+    by validation users. Of several seeds, which draw the split as well: mean (standard
+    deviation). `benchmarks/recommender_seeds.py` measures all of it.
+
+    `kgen fit multvae --preset ml_100k --data ml-100k.zip`: 11 s. 10 seeds: NDCG@100
+    0.451 (0.019), recall@20 0.389 (0.023), recall@50 0.557 (0.024). EASE 0.463 (0.020),
+    0.398 (0.018), 0.561 (0.019); item-kNN 0.423, 0.358, 0.526; popularity 0.274
+    (0.014), 0.210 (0.018), 0.332 (0.024). Less EASE, paired: NDCG@100 -0.011 +- 0.013.
+    Learning rate and epochs by validation NDCG of three seeds: 60 epochs with a rate
+    that falls 0.432, 100 with one that stays 0.424.
+
+    `kgen fit multvae --preset ml_1m --data DIR`, DIR with the pairs of MovieLens 1M: 2
+    min. 3 seeds: LAB1M In batches of 500 for 100 epochs 0.431 (one seed).
     """
 
     recipe_name: ClassVar[str] = "multvae"

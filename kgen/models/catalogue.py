@@ -129,6 +129,16 @@ class Catalogue:
             ids, scores = np.concatenate([ids, found]), np.concatenate([scores, best])
         return Recommendations(ids, scores)
 
+    def score(
+        self, graphs: dict[str, Any], score_rows: ScoreRows, rows: Any
+    ) -> np.ndarray:
+        """Scores all items by rows of ones, a NumPy or SciPy array: [n, num_items]."""
+        if "score" not in graphs:
+            spec = tf.TensorSpec([None, self.num_items], tf.float32)
+            graphs["score"] = trace(score_rows, rows=spec)
+        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
+        return graphs["score"](rows=tf.constant(dense, tf.float32)).numpy()
+
     def signatures(
         self, score_rows: ScoreRows, layers: tuple[keras.layers.Layer, ...]
     ) -> list[Signature]:

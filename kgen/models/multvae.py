@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy
 from kgen.models.catalogue import Catalogue, Recommendations, assert_items
 from kgen.nn import losses, random
 from kgen.nn.item_rows import dense_rows, ndcg
@@ -147,7 +147,8 @@ class MultVAE(GenerativeModel):
             terms, _ = self._bound(items, kl_weight, training=True)
             loss = tf.reduce_mean(terms["loss"])
             if self.weight_decay:
-                loss += self.weight_decay * self._squared_weights()
+                weights = losses.squared_weights(self.trainable_variables)
+                loss += self.weight_decay * weights
             return loss, terms
 
         terms = self.minimize(compute_loss)
@@ -200,10 +201,6 @@ class MultVAE(GenerativeModel):
         kept = tf.cast(noise >= self.input_dropout, tf.float32)
         return kept / (1.0 - self.input_dropout)
 
-    def _squared_weights(self):
-        kernels = [v.value for v in self.trainable_variables if len(v.shape) > 1]
-        return tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
-
     def _score_rows(self, rows):
         """Logits of people by their rows of ones, [batch, num_items]."""
         code = self._encode(tf.math.l2_normalize(rows, axis=1))
@@ -243,12 +240,7 @@ class MultVAE(GenerativeModel):
         Args:
             rows: A NumPy or SciPy sparse array [n, num_items].
         """
-        if "score" not in self._graphs:
-            spec = tf.TensorSpec([None, self.catalogue.num_items], tf.float32)
-            self._graphs["score"] = trace(self._score_rows, rows=spec)
-        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
-        scores = self._graphs["score"](rows=tf.constant(dense, tf.float32))
-        return scores.numpy()
+        return self.catalogue.score(self._graphs, self._score_rows, rows)
 
     def signatures(self) -> list[Signature]:
         """`recommend`: items of people in, the best other items out."""

@@ -6,8 +6,9 @@ or latent dimensions, never over the batch.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import keras
 import tensorflow as tf
 
 LOG_2_PI = math.log(2.0 * math.pi)
@@ -227,6 +228,17 @@ ADVERSARIAL_LOSSES = {
 PAIRED_LOSSES = ("relativistic",)  # The generator's looks at the real images, too.
 
 
+def pair_accuracy(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tf.Tensor:
+    """1 where the real one of a pair has the higher score, 1/2 for equal ones.
+
+    Shapes:
+        real_logits, fake_logits: [batch, 1] or [batch] -> [batch]
+    """
+    real, fake = _columns(real_logits, fake_logits)
+    correct = tf.cast(real > fake, tf.float32)
+    return correct + 0.5 * tf.cast(real == fake, tf.float32)
+
+
 # -- penalties of a discriminator's gradient ------------------------------------
 
 
@@ -268,6 +280,15 @@ def one_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
     # The root has no gradient at 0: a discriminator that ignores its input.
     norm = tf.sqrt(sum_rows(tf.square(gradients)) + 1e-12)
     return tf.square(norm - 1.0)
+
+
+# -- penalties of weights --------------------------------------------------------
+
+
+def squared_weights(variables: Sequence[keras.Variable]) -> tf.Tensor:
+    """Sums the squares of all kernels among these; biases are left out. A scalar."""
+    kernels = [v.value for v in variables if len(v.shape) > 1]
+    return tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
 
 
 def _columns(*logits: tf.Tensor) -> list[tf.Tensor]:

@@ -86,7 +86,7 @@ def test_models_do_not_import_each_other(path):
     models = {
         file.stem
         for file in path.parent.glob("*.py")
-        if file.stem not in ("__init__", "base", "inputs", "loading")
+        if file.stem not in ("__init__", "base", "catalogue", "inputs", "loading")
     }
     tree = ast.parse(path.read_text())
     names = imported_modules(tree, ("kgen", "models"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,17 +17,19 @@ from kgen.models.catalogue import Catalogue, Recommendations, assert_items
 from kgen.nn import losses, optimizers, random
 from kgen.nn.item_rows import dense_rows, ndcg
 
+_CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator that tells nothing apart
+
 
 @keras.saving.register_keras_serializable(package="kgen")
 class CFGAN(GenerativeModel):
     """Conditional adversarial network of people's items, without noise.
 
     A person is a row of ones and zeros: the items he or she has. The generator maps the
-    row to a score in (0, 1) for each item; the discriminator, which sees the row too,
-    tells these scores from the row itself. That alone is solved by scores of 1, since
-    it is shown the scores of a person's own items only. So it is shown a drawn share of
-    the others as well (partial masking), and scores of another drawn share are pulled
-    to 0 (zero reconstruction), both drawn anew in each update.
+    row to a score of each item; the discriminator, which sees the row too, tells these
+    scores from the row itself. That alone is solved by scores of 1, since it is shown
+    the scores of a person's own items only. So it is shown a drawn share of the others
+    as well (partial masking), and scores of another drawn share are pulled to 0 (zero
+    reconstruction), both drawn anew in each update.
 
     A generator that returns its input solves the game, too, and recommends nothing: it
     has to be stopped before, at the best NDCG of a validation set.
@@ -51,6 +54,8 @@ class CFGAN(GenerativeModel):
             that are added to its mean loss; biases are left out.
         discriminator_weight_decay: Likewise of the discriminator.
         activation: Name of the Keras activation of the hidden layers.
+        output_activation: Likewise of the generator's last one. "linear", as in the
+            authors' program, ranks better than "sigmoid", which keeps scores in (0, 1).
 
     Shapes:
         items, targets: ragged whole numbers [batch, None], positions in `item_ids`
@@ -93,6 +98,7 @@ class CFGAN(GenerativeModel):
         generator_weight_decay: float = 1e-3,
         discriminator_weight_decay: float = 1e-3,
         activation: str = "sigmoid",
+        output_activation: str = "linear",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -107,17 +113,18 @@ class CFGAN(GenerativeModel):
         self.generator_weight_decay = generator_weight_decay
         self.discriminator_weight_decay = discriminator_weight_decay
         self.activation = activation
+        self.output_activation = output_activation
         self._check_arguments()
 
         num_items = self.catalogue.num_items
         with layers_of_policy(self.dtype_policy):
-            # Both end in logits, whose sigmoids are the scores and the probability that
-            # a row is real.
             self.generator = keras.Sequential(
                 [
                     keras.Input((num_items,)),
                     *(layers.Dense(n, activation) for n in self.generator_units),
                     layers.Dense(num_items),
+                    # Not in half precision, which makes ties of nearby scores.
+                    layers.Activation(output_activation, dtype="float32"),
                 ],
                 name="generator",
             )
@@ -133,7 +140,6 @@ class CFGAN(GenerativeModel):
             "zero_reconstruction",
             "discriminator_loss",
             "generator_loss",
-            "discriminator_accuracy",
             "distance",
             "ndcg",
         )
@@ -189,7 +195,7 @@ class CFGAN(GenerativeModel):
         return assert_items(batch, self.catalogue.num_items)
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
-        """Scores all items for a batch of people: logits [batch, num_items]."""
+        """Scores all items for a batch of people: [batch, num_items]."""
         items = self.unpack(data)["items"]
         return self._score_rows(dense_rows(items, self.catalogue.num_items), training)
 
@@ -234,21 +240,17 @@ class CFGAN(GenerativeModel):
 
     def _discriminator_loss(self, rows, keys, training=True):
         """Loss, and its parts: one number per person."""
-        scores = tf.sigmoid(self._score_rows(rows, training))
+        scores = self._score_rows(rows, training)
         real_logits = self._judge(rows, rows, training)
         fake_logits = self._judge(rows, self._shown(scores, rows, keys), training)
         loss, _ = losses.non_saturating(real_logits, fake_logits)
-        terms = {
-            "discriminator_loss": loss,
-            "discriminator_accuracy": losses.pair_accuracy(real_logits, fake_logits),
-        }
-        return tf.reduce_mean(loss) + _decay(
-            self.discriminator, self.discriminator_weight_decay
-        ), terms
+        total = tf.reduce_mean(loss)
+        total += _decay(self.discriminator, self.discriminator_weight_decay)
+        return total, {"discriminator_loss": loss}
 
     def _generator_loss(self, rows, keys, training=True):
         """Loss, and its parts: one number per person."""
-        scores = tf.sigmoid(self._score_rows(rows, training))
+        scores = self._score_rows(rows, training)
         fake_logits = self._judge(rows, self._shown(scores, rows, keys), training)
         _, loss = losses.non_saturating(fake_logits, fake_logits)
         zeros = _draw_others(rows, random.fold_in(keys, 2), self.zero_reconstruction)
@@ -258,9 +260,9 @@ class CFGAN(GenerativeModel):
             "generator_loss": loss,
             "distance": _relative_distance(scores, rows),
         }
-        return tf.reduce_mean(loss + self.zero_reconstruction_weight * squares) + (
-            _decay(self.generator, self.generator_weight_decay)
-        ), terms
+        total = tf.reduce_mean(loss + self.zero_reconstruction_weight * squares)
+        total += _decay(self.generator, self.generator_weight_decay)
+        return total, terms
 
     def _shown(self, scores, rows, keys):
         """Scores of a person's own items and of a drawn share of the others."""
@@ -268,8 +270,8 @@ class CFGAN(GenerativeModel):
         return scores * (rows + others)
 
     def _score_rows(self, rows, training=False):
-        """Logits of people by their rows of ones, [batch, num_items]."""
-        return tf.cast(self.generator(rows, training=training), tf.float32)
+        """Scores of people by their rows of ones, [batch, num_items]."""
+        return self.generator(rows, training=training)
 
     def _judge(self, condition, rows, training):
         """Logits that rows are real, given who they are of: [batch, 1]."""
@@ -289,10 +291,6 @@ class CFGAN(GenerativeModel):
             k: How many for each.
             remove_seen: Whether items of the history are left out.
 
-        Returns:
-            Ids and scores: logits, in the order of the scores in (0, 1), but without
-            ties where those are rounded to 1.
-
         Raises:
             ValueError: If an item is unknown, or `k` above the number of items.
         """
@@ -301,7 +299,7 @@ class CFGAN(GenerativeModel):
         )
 
     def score(self, rows: Any) -> np.ndarray:
-        """Scores all items for people by their rows of ones: logits [n, num_items].
+        """Scores all items for people by their rows of ones: float32 [n, num_items].
 
         Args:
             rows: A NumPy or SciPy sparse array [n, num_items].
@@ -315,19 +313,18 @@ class CFGAN(GenerativeModel):
     def health(self, logs: dict[str, float]) -> list[str]:
         """Names a lost balance, and a generator that returns its input."""
         warnings = []
-        accuracy = logs.get("discriminator_accuracy", 0.75)
+        loss = logs.get("discriminator_loss", _CHANCE)
         distance = logs.get("distance", 1.0)
-        if accuracy < 0.45:
+        if loss < 0.1:
             warnings.append(
-                f"the discriminator fails: it tells {100 * accuracy:.1f} % of pairs "
-                "apart, fewer than by chance. Try a higher rate for it, or more "
-                "discriminator_steps."
+                f"the discriminator wins: its loss is {loss:.3f}, and {_CHANCE:.2f} by "
+                "chance, so the generator may learn no more. Try a lower rate for it, "
+                "fewer discriminator_steps, or discriminator_weight_decay."
             )
-        if logs.get("generator_loss", 0.0) > 10.0:
+        if loss > 2.5:
             warnings.append(
-                "the discriminator wins: it takes scores for real with a probability "
-                f"of exp(-{logs['generator_loss']:.0f}), so the generator may learn no "
-                "more. Try a lower rate for it, or discriminator_weight_decay."
+                f"the discriminator fails: its loss is {loss:.2f}, and {_CHANCE:.2f} "
+                "by chance. Try a higher rate for it, or more discriminator_steps."
             )
         if distance < 0.05:
             warnings.append(
@@ -351,8 +348,9 @@ class CFGAN(GenerativeModel):
             "discriminator_weight_decay",
         ):
             check(name, getattr(self, name) >= 0, "be 0 or more")
-        known = hasattr(keras.activations, self.activation)
-        check("activation", known, "name an activation of Keras, such as sigmoid")
+        for name in ("activation", "output_activation"):
+            known = hasattr(keras.activations, getattr(self, name))
+            check(name, known, "name an activation of Keras, such as sigmoid")
 
 
 def _keys_of_turns(keys, network, num_turns):

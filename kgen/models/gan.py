@@ -267,7 +267,7 @@ class GAN(GenerativeModel):
         )
         terms = {
             "discriminator_loss": loss,
-            "discriminator_accuracy": losses.pair_accuracy(real_logits, fake_logits),
+            "discriminator_accuracy": _accuracy(real_logits, fake_logits),
             "generator_loss": generator_loss,
         }
         if not self._penalized:
@@ -524,3 +524,10 @@ class GAN(GenerativeModel):
         average.set_weights(self.generator.get_weights())
         average.trainable = False
         return average
+
+
+def _accuracy(real_logits, fake_logits):
+    """1 where the real image of a pair has the higher score: [batch]."""
+    correct = tf.cast(real_logits > fake_logits, tf.float32)
+    ties = tf.cast(real_logits == fake_logits, tf.float32)
+    return tf.reshape(correct + 0.5 * ties, [-1])

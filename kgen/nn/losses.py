@@ -228,17 +228,6 @@ ADVERSARIAL_LOSSES = {
 PAIRED_LOSSES = ("relativistic",)  # The generator's looks at the real images, too.
 
 
-def pair_accuracy(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tf.Tensor:
-    """1 where the real one of a pair has the higher score, 1/2 for equal ones.
-
-    Shapes:
-        real_logits, fake_logits: [batch, 1] or [batch] -> [batch]
-    """
-    real, fake = _columns(real_logits, fake_logits)
-    correct = tf.cast(real > fake, tf.float32)
-    return correct + 0.5 * tf.cast(real == fake, tf.float32)
-
-
 # -- penalties of a discriminator's gradient ------------------------------------
 
 

@@ -277,7 +277,7 @@ ROWS = [
         ),
         make_rows=item_rows,
         evaluate=lambda model, arrays: [],
-        loss="discriminator_loss",
+        loss="distance",
         optimizers=("generator_optimizer", "discriminator_optimizer"),
         learning_rate=0.05,
     ),

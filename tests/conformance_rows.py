@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen import data, evaluation
-from kgen.models import GAN, VAE, GenerativeModel, MultVAE, RecVAE
+from kgen.models import CFGAN, GAN, VAE, GenerativeModel, MultVAE, RecVAE
 
 BATCH_SIZE = 16
 SEEDS = np.array([0, 1, 2, 2**40 + 3, -5, 63, 7, 8], np.int64)
@@ -282,8 +282,26 @@ ROWS = [
             decoder_steps=1,
         ),
         make_rows=item_rows,
-        evaluate=lambda model, arrays: [],
+        evaluate=evaluate_recommender,
         optimizers=("encoder_optimizer", "decoder_optimizer"),
+        learning_rate=0.05,
+    ),
+    RecommenderRow(
+        name="CFGAN: both masks, three and two updates",
+        make=functools.partial(
+            CFGAN,
+            item_ids=range(NUM_ITEMS),
+            generator_units=(16,),
+            discriminator_units=(8,),
+            zero_reconstruction_weight=0.1,
+            generator_steps=3,
+            generator_weight_decay=1e-4,
+            discriminator_weight_decay=1e-4,
+        ),
+        make_rows=item_rows,
+        evaluate=evaluate_recommender,
+        loss="distance",
+        optimizers=("generator_optimizer", "discriminator_optimizer"),
         learning_rate=0.05,
     ),
 ]

@@ -2,10 +2,20 @@
 
 import kgen.nn.optimizers  # noqa: F401 (a compiled model's file names its optimizer)
 from kgen.models.base import GenerativeModel, Signature
+from kgen.models.cfgan import CFGAN
 from kgen.models.gan import GAN
 from kgen.models.loading import load
 from kgen.models.multvae import MultVAE
 from kgen.models.recvae import RecVAE
 from kgen.models.vae import VAE
 
-__all__ = ["GAN", "GenerativeModel", "MultVAE", "RecVAE", "Signature", "VAE", "load"]
+__all__ = [
+    "CFGAN",
+    "GAN",
+    "GenerativeModel",
+    "MultVAE",
+    "RecVAE",
+    "Signature",
+    "VAE",
+    "load",
+]

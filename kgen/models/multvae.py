@@ -147,7 +147,8 @@ class MultVAE(GenerativeModel):
             terms, _ = self._bound(items, kl_weight, training=True)
             loss = tf.reduce_mean(terms["loss"])
             if self.weight_decay:
-                loss += self.weight_decay * self._squared_weights()
+                weights = losses.squared_weights(self.trainable_variables)
+                loss += self.weight_decay * weights
             return loss, terms
 
         terms = self.minimize(compute_loss)
@@ -182,10 +183,6 @@ class MultVAE(GenerativeModel):
         reconstruction = multinomial_loss(items, logits)
         loss = reconstruction + kl_weight * kl
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl}, logits
-
-    def _squared_weights(self):
-        kernels = [v.value for v in self.trainable_variables if len(v.shape) > 1]
-        return tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
 
     def _score_rows(self, rows):
         """Logits of people by their rows of ones, [batch, num_items]."""

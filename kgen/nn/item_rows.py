@@ -71,7 +71,11 @@ def multinomial_loss(items: tf.RaggedTensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def rows_of_padded(items: tf.Tensor, num_items: int) -> tf.Tensor:
-    """Likewise, of positions padded with -1; an item that comes twice counts once.
+    """Writes 1 at the place of each item, and 0 elsewhere; an item twice counts once.
+
+    Args:
+        items: Positions, padded with -1.
+        num_items: How many items there are.
 
     Shapes:
         items: int64 [batch, longest] -> float32 [batch, num_items]

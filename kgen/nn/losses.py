@@ -6,8 +6,9 @@ or latent dimensions, never over the batch.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import keras
 import tensorflow as tf
 
 LOG_2_PI = math.log(2.0 * math.pi)
@@ -279,6 +280,15 @@ def one_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
     # The root has no gradient at 0: a discriminator that ignores its input.
     norm = tf.sqrt(sum_rows(tf.square(gradients)) + 1e-12)
     return tf.square(norm - 1.0)
+
+
+# -- penalties of weights --------------------------------------------------------
+
+
+def squared_weights(variables: Sequence[keras.Variable]) -> tf.Tensor:
+    """Sums the squares of all kernels among these; biases are left out. A scalar."""
+    kernels = [v.value for v in variables if len(v.shape) > 1]
+    return tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
 
 
 def _columns(*logits: tf.Tensor) -> list[tf.Tensor]:

@@ -4,8 +4,10 @@ import lazy_loader as lazy
 
 # One line for each command: the module is imported when its recipe is asked for.
 RECIPES = {
+    "cfgan": "kgen.recipes.cfgan:CFGANRecipe",
     "gan": "kgen.recipes.gan:GANRecipe",
     "multvae": "kgen.recipes.multvae:MultVAERecipe",
+    "recvae": "kgen.recipes.recvae:RecVAERecipe",
     "vae": "kgen.recipes.vae:VAERecipe",
 }
 
@@ -13,8 +15,10 @@ __getattr__, __dir__, _names = lazy.attach(
     __name__,
     submod_attrs={
         "base": ["Recipe", "presets", "read_record", "recipe_class", "recipe_of_run"],
+        "cfgan": ["CFGANRecipe"],
         "gan": ["GANRecipe"],
         "multvae": ["MultVAERecipe"],
+        "recvae": ["RecVAERecipe"],
         "vae": ["VAERecipe"],
     },
 )

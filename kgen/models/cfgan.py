@@ -1,0 +1,385 @@
+"""CFGAN: recommendation by a generator of what people have, and a discriminator."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy
+from kgen.models.catalogue import Catalogue, Recommendations, assert_items
+from kgen.nn import losses, optimizers, random
+from kgen.nn.item_rows import dense_rows
+
+_CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator that tells nothing apart
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class CFGAN(GenerativeModel):
+    """Conditional adversarial network of people's items, without noise.
+
+    A person is a row of ones and zeros: the items he or she has. The generator maps the
+    row to a score of each item; the discriminator, which sees the row too, tells these
+    scores from the row itself. That alone is solved by scores of 1, since it is shown
+    the scores of a person's own items only. So it is shown a drawn share of the others
+    as well (partial masking), and scores of another drawn share are pulled to 0 (zero
+    reconstruction), both drawn anew in each update.
+
+    A generator that returns its input solves the game, too, and recommends nothing: it
+    has to be stopped before, at the best NDCG of a validation set.
+
+    Args:
+        item_ids: Original ids of the items, whole numbers or strings, in the order of
+            their positions.
+        item_counts: People of the training data that have each item: the scores of
+            those without a history. None: all alike.
+        generator_units: Widths of the generator's hidden layers.
+        discriminator_units: Likewise of the discriminator's.
+        zero_reconstruction: Share of the items a person has not whose squared scores,
+            summed, are added to the generator's loss, in [0, 1].
+        zero_reconstruction_weight: Factor of that sum.
+        partial_masking: Share of the items a person has not whose scores the
+            discriminator is shown, in [0, 1].
+        generator_steps: Updates of the generator by one batch.
+        discriminator_steps: Updates of the discriminator before them. Each update is by
+            the whole batch, as the authors' program makes so many passes over the data:
+            cut into parts, a small last batch would leave one of them without a row.
+        generator_weight_decay: Factor of the squared weights of the generator, summed,
+            that are added to its mean loss; biases are left out. The default is the
+            authors' 1e-3 of half the squares, as is the next one, for MovieLens 100K.
+        discriminator_weight_decay: Likewise of the discriminator.
+        activation: Name of the Keras activation of the hidden layers.
+        output_activation: Likewise of the generator's last one. "linear", as in the
+            authors' program, ranks better than "sigmoid", which keeps scores in (0, 1).
+
+    Shapes:
+        items, targets: ragged whole numbers [batch, None], positions in `item_ids`
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> model = CFGAN(item_ids=[10, 20, 30, 40], generator_units=(8,))
+        >>> model.compile()
+        >>> model.fit(tf.data.Dataset.from_tensors(tf.ragged.constant([[0, 1], [2]])))
+        >>> best = model.recommend([[10, 30]], k=2)  # item_ids, scores: [1, 2]
+
+    Reference:
+        Chae et al., 2018, CFGAN: A Generic Collaborative Filtering Framework based on
+        Generative Adversarial Networks. Each item is drawn for itself, so a share is
+        met on average. The generator's loss is the one that does not saturate, as in
+        the authors' program. Their item-based mode is this model with people in place
+        of items: a row is an item, and a score that of a person. It scores the people
+        it was trained on, and nobody else, by `score(rows).T`; `recommend` does not
+        serve it. Pérez Maurera et al., 2022, An Evaluation Study of Generative
+        Adversarial Networks for Collaborative Filtering, find the results not to be
+        competitive throughout.
+    """
+
+    batch_names = ("items", "targets")
+
+    def __init__(
+        self,
+        *,
+        item_ids: Sequence[Any],
+        item_counts: Sequence[int] | None = None,
+        generator_units: Sequence[int] = (400,),
+        discriminator_units: Sequence[int] = (125,),
+        zero_reconstruction: float = 0.7,
+        zero_reconstruction_weight: float = 0.03,
+        partial_masking: float = 0.7,
+        generator_steps: int = 4,
+        discriminator_steps: int = 2,
+        generator_weight_decay: float = 5e-4,
+        discriminator_weight_decay: float = 0.0,
+        activation: str = "sigmoid",
+        output_activation: str = "linear",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.catalogue = Catalogue(item_ids, item_counts)
+        self.generator_units = tuple(generator_units)
+        self.discriminator_units = tuple(discriminator_units)
+        self.zero_reconstruction = zero_reconstruction
+        self.zero_reconstruction_weight = zero_reconstruction_weight
+        self.partial_masking = partial_masking
+        self.generator_steps = generator_steps
+        self.discriminator_steps = discriminator_steps
+        self.generator_weight_decay = generator_weight_decay
+        self.discriminator_weight_decay = discriminator_weight_decay
+        self.activation = activation
+        self.output_activation = output_activation
+        self._check_arguments()
+
+        num_items = self.catalogue.num_items
+        with layers_of_policy(self.dtype_policy):
+            self.generator = keras.Sequential(
+                [
+                    keras.Input((num_items,)),
+                    *(layers.Dense(n, activation) for n in self.generator_units),
+                    layers.Dense(num_items),
+                    # Not in half precision, which makes ties of nearby scores.
+                    layers.Activation(output_activation, dtype="float32"),
+                ],
+                name="generator",
+            )
+            self.discriminator = keras.Sequential(
+                [
+                    keras.Input((2 * num_items,)),
+                    *(layers.Dense(n, activation) for n in self.discriminator_units),
+                    layers.Dense(1),
+                ],
+                name="discriminator",
+            )
+        names = (
+            "zero_reconstruction",
+            "discriminator_loss",
+            "generator_loss",
+            "distance",
+            "ndcg",
+        )
+        self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
+        self.built = True
+
+    @property
+    def item_ids(self) -> list[Any]:
+        """Original ids, in the order of the positions."""
+        return self.catalogue.item_ids.tolist()
+
+    @property
+    def item_counts(self) -> list[float]:
+        """People of the training data that have each item."""
+        return self.catalogue.item_counts.tolist()
+
+    def compile(  # type: ignore[override]  # two optimizers in place of one
+        self,
+        generator_optimizer: str | keras.optimizers.Optimizer | None = None,
+        discriminator_optimizer: str | keras.optimizers.Optimizer | None = None,
+        **options: Any,
+    ) -> None:
+        """Prepares the model for `fit`.
+
+        Args:
+            generator_optimizer: A Keras optimizer or its name; default: Adam with a
+                rate of 1e-4. Keras callbacks that set a learning rate set this one's.
+            discriminator_optimizer: Likewise; another object than the first.
+            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
+        """
+        if generator_optimizer is None:
+            generator_optimizer = optimizers.Adam(1e-4)
+        if discriminator_optimizer is None:
+            discriminator_optimizer = optimizers.Adam(1e-4)
+        self.compile_optimizers(
+            {
+                "generator_optimizer": (
+                    generator_optimizer,
+                    self.generator.trainable_variables,
+                ),
+                "discriminator_optimizer": (
+                    discriminator_optimizer,
+                    self.discriminator.trainable_variables,
+                ),
+            },
+            **options,
+        )
+
+    # -- the game -----------------------------------------------------------
+
+    def check_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Refuses items that are not positions."""
+        return assert_items(batch, self.catalogue.num_items)
+
+    def call(self, data: Any, training: bool = False) -> tf.Tensor:
+        """Scores all items for a batch of people: [batch, num_items]."""
+        items = self.unpack(data)["items"]
+        return self._score_rows(dense_rows(items, self.catalogue.num_items), training)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Updates the discriminator and then the generator, each by the whole batch."""
+        rows, keys = self._rows_and_keys(self.unpack(data), random.STREAM_TRAIN)
+        judged = [
+            self.minimize(
+                functools.partial(self._discriminator_loss, rows, turn_keys),
+                self.discriminator.trainable_variables,
+                self.discriminator_optimizer,
+            )
+            for turn_keys in _keys_of_turns(keys, 1, self.discriminator_steps)
+        ]
+        generated = [
+            self.minimize(
+                functools.partial(self._generator_loss, rows, turn_keys),
+                self.generator.trainable_variables,
+                self.generator_optimizer,
+            )
+            for turn_keys in _keys_of_turns(keys, 2, self.generator_steps)
+        ]
+        self.step.assign_add(1)
+        return self.log(_joined(judged) | _joined(generated), training=True)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """The losses with fixed masks, and NDCG@100 of hidden items."""
+        batch = self.unpack(data)
+        rows, keys = self._rows_and_keys(batch, random.STREAM_TEST)
+        _, judged = self._discriminator_loss(rows, keys, training=False)
+        _, generated = self._generator_loss(rows, keys, training=False)
+        terms = judged | generated
+        terms |= self.catalogue.ndcg(batch, self._score_rows(rows))
+        return self.log(terms, training=False)
+
+    def _rows_and_keys(self, batch, stream):
+        items = batch["items"]
+        rows = dense_rows(items, self.catalogue.num_items)
+        return rows, self.noise_keys(items.row_lengths(), stream)
+
+    def _discriminator_loss(self, rows, keys, training=True):
+        """Loss, and its parts: one number per person."""
+        scores = self._score_rows(rows, training)
+        real_logits = self._judge(rows, rows, training)
+        fake_logits = self._judge(rows, self._shown(scores, rows, keys), training)
+        loss, _ = losses.non_saturating(real_logits, fake_logits)
+        total = tf.reduce_mean(loss)
+        total += _decay(self.discriminator, self.discriminator_weight_decay)
+        return total, {"discriminator_loss": loss}
+
+    def _generator_loss(self, rows, keys, training=True):
+        """Loss, and its parts: one number per person."""
+        scores = self._score_rows(rows, training)
+        fake_logits = self._judge(rows, self._shown(scores, rows, keys), training)
+        _, loss = losses.non_saturating(fake_logits, fake_logits)
+        zeros = _draw_others(rows, random.fold_in(keys, 2), self.zero_reconstruction)
+        squares = tf.reduce_sum(zeros * tf.square(scores), axis=1)
+        terms = {
+            "zero_reconstruction": squares,
+            "generator_loss": loss,
+            "distance": _relative_distance(scores, rows),
+        }
+        total = tf.reduce_mean(loss + self.zero_reconstruction_weight * squares)
+        total += _decay(self.generator, self.generator_weight_decay)
+        return total, terms
+
+    def _shown(self, scores, rows, keys):
+        """Scores of a person's own items and of a drawn share of the others."""
+        others = _draw_others(rows, random.fold_in(keys, 1), self.partial_masking)
+        return scores * (rows + others)
+
+    def _score_rows(self, rows, training=False):
+        """Scores of people by their rows of ones, [batch, num_items]."""
+        return self.generator(rows, training=training)
+
+    def _judge(self, condition, rows, training):
+        """Logits that rows are real, given who they are of: [batch, 1]."""
+        inputs = tf.concat([condition, rows], axis=1)  # [batch, 2 * num_items]
+        return tf.cast(self.discriminator(inputs, training=training), tf.float32)
+
+    # -- use ----------------------------------------------------------------
+
+    def recommend(
+        self, histories: Sequence[Sequence[Any]], k: int = 10, remove_seen: bool = True
+    ) -> Recommendations:
+        """Finds the best items for people, whom the model need not have seen before.
+
+        Args:
+            histories: The original ids of the items of each person. Who has none gets
+                the most popular items.
+            k: How many for each.
+            remove_seen: Whether items of the history are left out.
+
+        Raises:
+            ValueError: If an item is unknown, or `k` above the number of items.
+        """
+        return self.catalogue.recommend(
+            self._graphs, self._score_rows, histories, k, remove_seen
+        )
+
+    def score(self, rows: Any) -> np.ndarray:
+        """Scores all items for people by their rows of ones: float32 [n, num_items].
+
+        Args:
+            rows: A NumPy or SciPy sparse array [n, num_items].
+        """
+        return self.catalogue.score(self._graphs, self._score_rows, rows)
+
+    def signatures(self) -> list[Signature]:
+        """`recommend`: items of people in, the best other items out."""
+        return self.catalogue.signatures(self._score_rows, (self.generator,))
+
+    def health(self, logs: dict[str, float]) -> list[str]:
+        """Names a lost balance, and a generator that returns its input."""
+        warnings = []
+        loss = logs.get("discriminator_loss", _CHANCE)
+        distance = logs.get("distance", 1.0)
+        if loss < 0.1:
+            warnings.append(
+                f"the discriminator wins: its loss is {loss:.3f}, and {_CHANCE:.2f} by "
+                "chance, so the generator may learn no more. Try a lower rate for it, "
+                "fewer discriminator_steps, or discriminator_weight_decay."
+            )
+        if loss > 2.5:
+            warnings.append(
+                f"the discriminator fails: its loss is {loss:.2f}, and {_CHANCE:.2f} "
+                "by chance. Try a higher rate for it, or more discriminator_steps."
+            )
+        if distance < 0.05:
+            warnings.append(
+                f"the identity: all but {100 * distance:.1f} % of a row is in its "
+                "scores, so items that a person has not are hardly told apart. Stop "
+                "earlier, or try partial_masking or generator_weight_decay."
+            )
+        return warnings
+
+    def _check_arguments(self) -> None:
+        check = self.check_argument
+        for name in ("generator_units", "discriminator_units"):
+            check(name, min(getattr(self, name), default=1) >= 1, "be at least 1")
+        for name in ("zero_reconstruction", "partial_masking"):
+            check(name, 0 <= getattr(self, name) <= 1, "be in [0, 1]")
+        for name in ("generator_steps", "discriminator_steps"):
+            check(name, getattr(self, name) >= 1, "be at least 1")
+        for name in (
+            "zero_reconstruction_weight",
+            "generator_weight_decay",
+            "discriminator_weight_decay",
+        ):
+            check(name, getattr(self, name) >= 0, "be 0 or more")
+        for name in ("activation", "output_activation"):
+            known = hasattr(keras.activations, getattr(self, name))
+            check(name, known, "name an activation of Keras, such as sigmoid")
+
+
+def _keys_of_turns(keys, network, num_turns):
+    """Keys of the masks of each update, other ones for each network."""
+    return [random.fold_in(keys, network, turn) for turn in range(num_turns)]
+
+
+def _draw_others(rows, keys, share):
+    """Ones for a drawn share of the items that people have not: [batch, num_items]."""
+    drawn = random.uniform(keys, (rows.shape[1],)) < share
+    return (1.0 - rows) * tf.cast(drawn, tf.float32)
+
+
+def _relative_distance(scores, rows):
+    """Squared, of scores from the row, for each item of the row: [batch].
+
+    0 for the identity, 1 for scores of 0 throughout.
+    """
+    counts = tf.reduce_sum(rows, axis=1)
+    squares = tf.reduce_sum(tf.square(scores - rows), axis=1)
+    return tf.math.divide_no_nan(squares, counts)
+
+
+def _decay(network, factor):
+    """What the weights of a network add to its loss."""
+    if not factor:
+        return 0.0
+    return factor * losses.squared_weights(network.trainable_variables)
+
+
+def _joined(turns):
+    """The numbers of several updates, one after the other, by name."""
+    return {name: tf.concat([turn[name] for turn in turns], 0) for name in turns[0]}

@@ -1,6 +1,7 @@
 """`kgen generate RUN`: draws images from a trained model."""
 
 import inspect
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ BATCH_SIZE = 256
 @click.option(
     "--labels",
     type=IntegerRanges(),
-    help="The class of each image, for a conditional model: one for all seeds, or as "
-    "many as there are seeds.",
+    help="The classes, for a conditional model: one for all seeds, or several that the "
+    "seeds take in turn; default: all of them in turn.",
 )
 @click.option(
     "--temperature",
@@ -49,8 +50,6 @@ def command(
     temperature: float | None,
 ) -> None:
     """Draw images from RUN, one for each seed."""
-    if labels is not None:
-        labels = _one_per_seed(labels, len(seeds))
     _check_destination(out)
 
     load_tensorflow()
@@ -64,6 +63,10 @@ def command(
             f"A {type(model).__name__} generates nothing from seeds. It recommends: "
             "kgen recommend."
         )
+    if labels is None and getattr(model, "num_classes", None):
+        labels = tuple(range(model.num_classes))
+    if labels is not None:
+        labels = tuple(itertools.islice(itertools.cycle(labels), len(seeds)))
     options: dict[str, Any] = {}
     if temperature is not None:
         if "temperature" not in inspect.signature(model.generate).parameters:
@@ -78,17 +81,6 @@ def command(
     _write(np.concatenate(batches), seeds, out)
     noun = "image" if len(seeds) == 1 else "images"
     click.echo(f"{len(seeds)} {noun}: {out}")
-
-
-def _one_per_seed(labels: tuple[int, ...], num_seeds: int) -> tuple[int, ...]:
-    if len(labels) == 1:
-        return labels * num_seeds
-    if len(labels) != num_seeds:
-        raise click.UsageError(
-            "--labels takes one class for all seeds or one for each. Received: "
-            f"{len(labels)} labels for {num_seeds} seeds."
-        )
-    return labels
 
 
 def _check_destination(out: Path) -> None:

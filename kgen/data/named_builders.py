@@ -64,7 +64,8 @@ def prepare(builder: Any, name: str, download: bool) -> None:
         raise FileNotFoundError(
             f"The data set {name} is not in {data_path}, and nothing is downloaded "
             "where `download` is False, as in a dry run. Name the folder it was "
-            "prepared in with `data_dir`, or allow the download."
+            "prepared in with `data_dir`, or that of its own files as the data, or do "
+            "without the dry run."
         )
     missing = [
         path

@@ -449,7 +449,8 @@ class GAN(GenerativeModel):
                 "image_shape",
                 adversarial_networks.sizes_that_work(shape),
                 "have sides of 8 to 128 pixels that can be halved until one is at most "
-                "7, such as 28, 32, 48, 64 or 128, or come with networks of your own",
+                "7, such as 28, 32, 48, 64 or 128 (image_size=28 makes them), or come "
+                "with networks of your own, in Python",
             )
         check("latent_dim", self.latent_dim >= 1, "be at least 1")
         check("width", self.width >= 1, "be at least 1")

@@ -242,8 +242,12 @@ class RecVAE(GenerativeModel):
         log_posterior = (
             losses.gaussian_log_density(noise, 0.0, 0.0) - 0.5 * log_variance
         )
-        old_posterior = self._encode(self.old_encoder, input_rows(items, num_items))
-        log_prior = composite_log_density(latents, *old_posterior, self.prior_weights)
+        old_mean, old_log_variance = self._encode(
+            self.old_encoder, input_rows(items, num_items)
+        )
+        log_prior = composite_log_density(
+            latents, old_mean, old_log_variance, self.prior_weights
+        )
         kl = tf.reduce_sum(log_posterior - log_prior, axis=1)  # by the one sample
         reconstruction = multinomial_loss(items, self._decode(latents, training))
         terms = {

@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -161,7 +162,10 @@ class Recipe:
         from kgen.training.strategies import is_chief, num_processes
 
         strategy = training.make_strategy(
-            self.strategy, worker_timeout=self.worker_timeout, report=report
+            self.strategy,
+            worker_timeout=self.worker_timeout,
+            join=not dry_run,
+            report=report,
         )
         chief = is_chief(strategy)
         folder = training.RunFolder(self.run_folder)
@@ -354,8 +358,10 @@ class Recipe:
         """Refuses these options where they are given and not above 0."""
         for name in names:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"`{name}` must be above 0. Received: {name}={value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(
+                    f"`{name}` must be above 0, and finite. Received: {name}={value}"
+                )
 
     def _schedule(self, peak: float, steps_per_epoch: int) -> Any:
         """A learning rate over the whole run: it rises, and falls to 0 by a cosine."""

@@ -121,6 +121,10 @@ class GANRecipe(ImageRecipe):
         """Checks what can be checked without the data."""
         super().__post_init__()
         self._check_above_0("discriminator_learning_rate")
+        if not 0 <= self.adam_beta < 1:
+            raise ValueError(
+                f"`adam_beta` must be in [0, 1). Received: adam_beta={self.adam_beta}"
+            )
 
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.GAN` for these images."""

@@ -14,9 +14,9 @@ class MultVAERecipe(RecommenderRecipe):
     """Mult-VAE: recommends items to people by what they like (default: MovieLens 100K).
 
     Lab record. TensorFlow 2.21, Keras 3.15, float32, on two cores of an AMD EPYC beside
-    other work, 2026-11-25. Test users, full ranking; the options of baselines are chosen
-    by validation users. Of several seeds, which draw the split as well: mean (standard
-    deviation). `benchmarks/recommender_seeds.py` measures all of it.
+    other work, 2026-11-25. Test users, full ranking; the options of baselines are
+    chosen by validation users. Of several seeds, which draw the split as well: mean
+    (standard deviation). `benchmarks/recommender_seeds.py` measures all of it.
 
     `kgen fit multvae --preset ml_100k --data ml-100k.zip`: 11 s. 10 seeds: NDCG@100
     0.451 (0.019), recall@20 0.389 (0.023), recall@50 0.557 (0.024). EASE 0.463 (0.020),

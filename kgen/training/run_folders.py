@@ -76,7 +76,11 @@ class RunFolder:
         """
         self.check_free(resume=resume, overwrite=overwrite)
         if self.recipe.is_file() and resume:
-            return self._check_same_run(record)
+            changes = self._check_same_run(record)
+            for unfinished in self.path.rglob(".*.tmp"):  # what a kill has left
+                if unfinished.is_file():
+                    unfinished.unlink()
+            return changes
         if overwrite and self.path.is_dir():
             self._remove()
         self.path.mkdir(parents=True, exist_ok=True)

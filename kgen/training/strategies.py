@@ -22,6 +22,7 @@ def make_strategy(
     name: str = "auto",
     *,
     worker_timeout: float = 600.0,
+    join: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> tf.distribute.Strategy:
     """Returns a distribution strategy.
@@ -33,7 +34,9 @@ def make_strategy(
             TPU that TPU_NAME names. "auto": multiworker if TF_CONFIG is set, tpu if
             TPU_NAME is, mirrored if there are several GPUs, otherwise none.
         worker_timeout: Seconds to wait for the other processes to start.
-        report: Called with a line while it waits for them.
+        join: Whether to train with the other processes. If not, TF_CONFIG is read, and
+            the strategy is that of this process alone.
+        report: Called with a line while it waits for them, or does not join them.
 
     Raises:
         ValueError: If the name is unknown, or TF_CONFIG or TPU_NAME is missing or
@@ -50,10 +53,12 @@ def make_strategy(
         name = "multiworker"
     if name == "multiworker":
         cluster = read_cluster(os.environ.get("TF_CONFIG", ""))
-        if len(cluster.addresses) > 1:
+        if len(cluster.addresses) > 1 and not join:
+            report(f"This is the plan of one of {len(cluster.addresses)} processes.")
+        elif len(cluster.addresses) > 1:
             wait_for_cluster(cluster, worker_timeout, report)
             return _multi_worker_strategy(cluster)
-        name = "auto"  # A cluster of one is a single machine.
+        name = "auto"  # A single machine, as is a cluster of one.
     gpus = tf.config.list_logical_devices("GPU")
     if name == "auto" and "TPU_NAME" in os.environ:
         name = "tpu"

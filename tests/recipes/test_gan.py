@@ -13,6 +13,17 @@ def test_a_discriminator_that_cannot_learn_is_refused(rate):
         GANRecipe(discriminator_learning_rate=rate)
 
 
+@pytest.mark.parametrize("beta", [-0.1, 1.0])
+def test_a_decay_outside_its_range_is_refused(beta):
+    with pytest.raises(ValueError, match=r"`adam_beta` must be in \[0, 1\). Received"):
+        GANRecipe(adam_beta=beta)
+
+
+def test_an_infinite_rate_is_refused():
+    with pytest.raises(ValueError, match="above 0, and finite. Received: learning_ra"):
+        GANRecipe(learning_rate=float("inf"))
+
+
 def test_each_network_has_its_own_rate():
     recipe = GANRecipe(width=4, learning_rate=1e-3, discriminator_learning_rate=4e-3)
     model = recipe.make_model(recipe.open_data(), steps_per_epoch=10)

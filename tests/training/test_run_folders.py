@@ -95,6 +95,15 @@ def test_resuming_nothing_starts_a_run(folder):
     assert json.loads(folder.recipe.read_text()) == RECORD
 
 
+def test_resuming_clears_what_a_kill_has_left_half_written(folder):
+    folder.claim(RECORD)
+    (folder.path / "samples").mkdir()
+    half = folder.path / "samples" / ".epoch-0003.png.w3_sg3bj.tmp"
+    half.touch()
+    folder.claim(RECORD, resume=True)
+    assert not half.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -51,6 +51,16 @@ def tf_config(cluster, kind, index):
 
 
 @pytest.mark.parametrize("name", ["auto", "multiworker"])
+def test_a_process_that_does_not_join_the_others_is_alone(name, monkeypatch):
+    workers = {"worker": ["localhost:1", "localhost:2"]}
+    monkeypatch.setenv("TF_CONFIG", tf_config(workers, "worker", 0))
+    lines: list[str] = []
+    strategy = make_strategy(name, join=False, report=lines.append)
+    assert strategy is tf.distribute.get_strategy()
+    assert lines == ["This is the plan of one of 2 processes."]
+
+
+@pytest.mark.parametrize("name", ["auto", "multiworker"])
 def test_a_cluster_of_one_is_a_single_machine(monkeypatch, name):
     """AI Platform describes one machine so; no port is opened and nothing differs."""
     monkeypatch.setenv("TF_CONFIG", tf_config({"chief": ["a:1"]}, "chief", 0))

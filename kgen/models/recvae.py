@@ -15,7 +15,7 @@ from kgen.models.base import GenerativeModel, Signature, layers_of_policy
 from kgen.models.catalogue import Catalogue, Recommendations, assert_items
 from kgen.nn import gradients, losses, optimizers, random
 from kgen.nn.item_rows import dense_rows, input_rows, multinomial_loss
-from kgen.nn.layers import Sum
+from kgen.nn.layers import Fork, Sum
 
 WIDE_LOG_VARIANCE = 10.0  # of the prior's widest part; it and the next: the authors'
 NORM_EPSILON = 0.1  # code
@@ -118,13 +118,11 @@ class RecVAE(GenerativeModel):
     def _make_encoder(self, name):
         """From rows of items to means and log-variances: densely connected layers."""
         rows = keras.Input((self.catalogue.num_items,))
-        hidden = self._add_layer(rows)
-        # The sum of the layers' outputs so far. A copy, so that none is used more than
-        # twice: the order in which TensorFlow sums three gradients is left to chance.
-        total = keras.ops.copy(hidden)
+        hidden, total = Fork()(self._add_layer(rows))
         for _ in range(self.num_layers - 1):
-            hidden = self._add_layer(hidden, total)
-            total = Sum()([total, hidden])
+            skipped, total = Fork()(total)  # the sum of all outputs so far
+            hidden, output = Fork()(self._add_layer(hidden, skipped))
+            total = Sum()([total, output])
         return keras.Model(rows, layers.Dense(2 * self.latent_dim)(hidden), name=name)
 
     def _add_layer(self, inputs, skipped=None):

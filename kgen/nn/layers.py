@@ -5,7 +5,8 @@ forward pass, and its gradient does not know of the division. Its `Conv2D(groups
 traced into a function of its own, which does not convert to ONNX. The replicas of its
 `BatchNormalization` exchange three messages a call, and not one. Its `LeakyReLU` keeps
 a convolution from being fused with its bias, and TensorFlow complains of that. Chains
-of its `Add` are merged into one sum, in an order that varies from run to run.
+of additions, its `Add` and those of gradients, are merged by TensorFlow into one sum
+that begins with whichever addend is needed no more elsewhere: a matter of timing.
 """
 
 import keras
@@ -199,18 +200,40 @@ class GroupedConv2D(keras.layers.Layer):
 class Sum(keras.layers.Layer):
     """The sum of two inputs: `keras.layers.Add` that repeats bit for bit in a chain.
 
-    TensorFlow's graph optimizer merges additions that feed each other, and then begins
-    with whichever addend is no longer needed elsewhere; it leaves `add_n` as it is.
-
     Shapes:
         two of [batch, ...] -> the same
     """
 
     def call(self, inputs):
-        """Adds the second to the first."""
-        first, second = inputs
-        return tf.add_n([first, second])
+        """Adds them."""
+        return _sum(*inputs)
 
     def compute_output_shape(self, input_shape):
         """The shape of the first."""
         return input_shape[0]
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Fork(keras.layers.Layer):
+    """The input twice, for two uses whose gradients are added as `Sum` adds.
+
+    Shapes:
+        [batch, ...] -> two of the same
+    """
+
+    def call(self, inputs):
+        """Copies the input."""
+
+        @tf.custom_gradient
+        def fork(values):
+            return (tf.identity(values), tf.identity(values)), _sum
+
+        return fork(inputs)
+
+    def compute_output_shape(self, input_shape):
+        """The shape of the input, twice."""
+        return input_shape, input_shape
+
+
+def _sum(first, second):
+    return tf.reduce_sum(tf.stack([first, second]), axis=0)  # no addition to merge

@@ -10,6 +10,8 @@ from scipy.special import log_softmax
 import kgen
 from kgen.models import RecVAE
 from kgen.models.recvae import composite_log_density
+from kgen.nn.item_rows import input_rows
+from kgen.nn.optimizers import Adam
 
 NUM_ITEMS = 6
 
@@ -111,12 +113,24 @@ def test_dense_connections_add_all_outputs_before():
     np.testing.assert_allclose(model.encoder(rows), expected, atol=1e-5)
 
 
+def test_inputs_have_length_one_and_lose_a_share_of_their_items():
+    whole = input_rows(people(), NUM_ITEMS).numpy()
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, rtol=1e-6)
+    assert {*np.flatnonzero(whole[2])} == {4, 5}
+    many = tf.ragged.constant([[*range(NUM_ITEMS)]] * 2000, dtype=tf.int32)
+    keys = kgen.nn.random.keys(tf.range(2000, dtype=tf.int64))
+    rows = input_rows(many, NUM_ITEMS, keys, dropout=0.75).numpy()
+    # What stays is four times 1 / sqrt(6); of 12,000 coins a share of .25 +- .004.
+    np.testing.assert_allclose(np.unique(rows), [0, 4 / np.sqrt(6)], rtol=1e-6)
+    assert (rows > 0).mean() == pytest.approx(0.25, abs=0.016)
+
+
 # -- turns -------------------------------------------------------------------------
 
 
 def test_each_turn_moves_its_own_network_and_the_decoders_first_makes_the_copy():
     model = small(encoder_steps=3, decoder_steps=2)
-    model.compile()
+    model.compile("sgd", "sgd")
     seen = []
     for _ in range(10):
         networks = model.encoder, model.decoder, model.old_encoder
@@ -125,28 +139,28 @@ def test_each_turn_moves_its_own_network_and_the_decoders_first_makes_the_copy()
         seen.append([moved(*pair) for pair in zip(networks, before, strict=True)])
     encoder, first, later = [1, 0, 0], [0, 1, 1], [0, 1, 0]
     np.testing.assert_array_equal(seen, [*[encoder] * 3, first, later] * 2)
-    assert not moved(model.old_encoder, weights_of(model.encoder))
+    for old, new in zip(model.old_encoder.weights, model.encoder.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
     counts = [int(optimizer.iterations) for optimizer in model.optimizers]
     assert counts == [6, 4]
 
 
 def test_the_turn_goes_on_after_a_load(tmp_path):
     model = small(encoder_steps=3, decoder_steps=2)
-    model.compile()
-    model.fit(tf.data.Dataset.from_tensors(people()).repeat(4), verbose=0)
+    model.compile("sgd", "sgd")
+    for _ in range(4):
+        model.train_on_batch(people())
     model.save(tmp_path / "recvae.keras")
     loaded = kgen.load(tmp_path / "recvae.keras")
     assert not moved(loaded.old_encoder, weights_of(model.old_encoder))
     # The fifth step is the decoder's second, the sixth the encoder's.
-    for network, rests in ((loaded.decoder, loaded.encoder),) * 1 + (
-        (loaded.encoder, loaded.decoder),
-    ):
-        before = weights_of(network), weights_of(rests)
+    turns = [(loaded.decoder, loaded.encoder), (loaded.encoder, loaded.decoder)]
+    for learns, rests in turns:
+        before = weights_of(learns), weights_of(rests)
         loaded.train_on_batch(people())
-        assert moved(network, before[0])
-        assert not moved(rests, before[1])
-    for _ in range(2):
         model.train_on_batch(people())
+        assert moved(learns, before[0])
+        assert not moved(rests, before[1])
     for ours, theirs in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
@@ -160,7 +174,7 @@ def test_it_finds_the_rest_of_a_planted_group():
     rows = [rng.permutation(8)[: 5 + i % 2] + 8 * (i % 2) for i in range(64)]
     batch = tf.ragged.constant([row.tolist() for row in rows], dtype=tf.int32)
     model = small(item_ids=range(16), hidden_dim=16)
-    model.compile(keras.optimizers.Adam(1e-2), keras.optimizers.Adam(3e-2))
+    model.compile(Adam(1e-2), Adam(3e-2), steps_per_execution=120)
     model.fit(tf.data.Dataset.from_tensors(batch).repeat(120), verbose=0)
     best = model.recommend([[0, 1, 2], [8, 9, 10]], k=5)
     assert {*best.item_ids[0]} == {3, 4, 5, 6, 7}

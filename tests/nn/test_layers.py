@@ -199,3 +199,34 @@ def test_groups_of_channels_do_not_see_each_other():
             values[..., channels], kernel[..., channels], strides=1, padding="SAME"
         )
         np.testing.assert_allclose(outputs[..., channels], alone, rtol=1e-4, atol=1e-5)
+
+
+# -- sums that repeat bit for bit ------------------------------------------------
+
+
+def test_a_fork_adds_its_gradients_and_a_sum_shares_its_own():
+    inputs = tf.constant([[1.0, -2.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        first, second = layers.Fork()(inputs)
+        total = layers.Sum()([3.0 * first, second * second])
+    np.testing.assert_array_equal(total, [[4.0, -2.0]])  # 3 x + x^2
+    np.testing.assert_array_equal(tape.gradient(total, inputs), [[5.0, -1.0]])
+
+
+def test_no_chain_of_sums_and_forks_becomes_an_addition():
+    def gradient(inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            total = inputs
+            for _ in range(3):
+                first, second = layers.Fork()(total)
+                total = layers.Sum()([tf.tanh(first), second])
+        return tape.gradient(total, inputs)
+
+    graph = tf.function(gradient).get_concrete_function(tf.TensorSpec([None, 2])).graph
+    operations = graph.get_operations()  # those of shapes are of whole numbers
+    floats = [o for o in operations if o.outputs and o.outputs[0].dtype.is_floating]
+    kinds = {operation.type for operation in floats}
+    assert {"Tanh", "TanhGrad"} <= kinds
+    assert not kinds & {"Add", "AddV2", "AddN"}

@@ -13,7 +13,7 @@ from kgen.recipes.recommenders import RecommenderRecipe
 class CFGANRecipe(RecommenderRecipe):
     """CFGAN: recommends items to people by what they like (default: MovieLens 100K).
 
-    LAB
+    Lab record: not measured by this recipe yet.
     """
 
     recipe_name: ClassVar[str] = "cfgan"

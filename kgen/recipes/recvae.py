@@ -15,8 +15,7 @@ class RecVAERecipe(RecommenderRecipe):
 
     Lab record: options are not settled yet. On MovieLens 100K, NDCG@100 of 100
     validation users after 120 epochs, two seeds, TensorFlow 2.21, 2026-11-25: 0.437
-    with a gamma of
-    0.01, 0.407 with 0.02; 0.437 with 0.005 and a dropout of 0.7.
+    with a gamma of 0.01, 0.407 with 0.02; 0.437 with 0.005 and a dropout of 0.7.
     """
 
     recipe_name: ClassVar[str] = "recvae"

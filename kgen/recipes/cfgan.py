@@ -13,13 +13,21 @@ from kgen.recipes.recommenders import RecommenderRecipe
 class CFGANRecipe(RecommenderRecipe):
     """CFGAN: recommends items to people by what they like (default: MovieLens 100K).
 
-    Lab record: not measured by this recipe yet.
+    Lab record. TensorFlow 2.21, Keras 3.15, float32, two cores of an AMD EPYC beside
+    other work, 2026-11-25; precision at 5 and 20, NDCG at 5 and 20, of test pairs.
+    MovieLens 100K by the protocol of its authors (the preset's data), training and
+    validation pairs trained on, epochs chosen by validation: item-based, of seeds 0 to
+    2, 0.432, 0.291, 0.466, 0.433; EASE 0.444, 0.298, 0.479, 0.445; popularity 0.217,
+    0.154, 0.230, 0.215; the paper 0.444 and 0.294. That is `kgen.models.CFGAN` on
+    transposed rows, in batches of 64 at a rate of 2e-4 for 70 to 100 epochs: 2 to 6
+    min. User-based, which is this command, but with those pairs, 160 epochs at 1e-4,
+    seed 0 alone: 0.413, 0.281, 0.446, 0.415; 10 min.
     """
 
     recipe_name: ClassVar[str] = "cfgan"
 
-    epochs: int = option(300, "Passes over the training people, 1 or more.")
-    batch_size: int = option(32, "People in a batch, over all devices together.")
+    epochs: int = option(160, "Passes over the training people, 1 or more.")
+    batch_size: int = option(64, "People in a batch, over all devices together.")
     learning_rate: float = option(1e-4, "Learning rate of the generator's Adam.")
     discriminator_learning_rate: float | None = option(
         None, "Likewise of the discriminator's; default: the generator's."

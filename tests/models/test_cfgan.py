@@ -219,7 +219,7 @@ def test_it_finds_the_other_items_of_a_group():
     logs = train(model, rows, 120)
     assert model.health(logs) == []
     found = model.recommend([np.flatnonzero(row) for row in rows], k=3).item_ids
-    assert (found // 8 == np.arange(48)[:, None] % 3).mean() > 0.8  # 3 / 19 by chance
+    assert (found // 8 == np.arange(48)[:, None] % 3).mean() > 0.75  # 3 / 19 by chance
     # Of people it has never seen, too.
     assert set(model.recommend([[8, 9, 10, 11]], k=4).item_ids[0]) == {12, 13, 14, 15}
 

@@ -55,7 +55,6 @@ setup(
         "bench": ["torch==2.13.*"],
         "test": [
             "pytest>=8.4",
-            "pytest-xdist>=3.6",
             "scikit-image>=0.25",
             "setuptools>=77.0",
         ],

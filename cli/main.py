@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What follows `kgen`; by default what was typed.
     """
-    sys.exit(run(arguments))
+    code = run(arguments)
+    # Whatever finalisers have to say now (thread pools of a broken strategy do, once in
+    # a while) would stand below the last line, which says what to do.
+    sys.unraisablehook = lambda unraisable: None
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

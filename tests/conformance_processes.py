@@ -1,7 +1,7 @@
 """What the conformance suite computes in processes of its own, and who starts them.
 
 Logical devices and TF_CONFIG have to be there before TensorFlow starts, and only a
-fresh process shows what a file holds. Each process serves many rows.
+fresh process shows what a file holds. Each process serves all rows at once.
 
 Usage: python conformance_processes.py devices|worker|reload FOLDER COUNT ROW...
 """
@@ -40,12 +40,10 @@ class Shared:
 
     Args:
         folder: For files; empty.
-        rows: What the processes serve.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Row] = ROWS):
+    def __init__(self, folder: Path):
         self.folder = folder
-        self.rows = rows
         self._trained: dict[str, GenerativeModel] = {}
 
     def trained(self, row: Row) -> GenerativeModel:
@@ -59,19 +57,19 @@ class Shared:
     @functools.cached_property
     def devices(self) -> Arrays:
         """One device and two replicas, trained by a process with two devices."""
-        return self.train_on_devices(2, self.rows)
+        return self.train_on_devices(2, ROWS)
 
     @functools.cached_property
     def workers(self) -> Arrays:
         """Two processes that train together; the results of the chief."""
-        return self.train_with_workers(2, self.rows)
+        return self.train_with_workers(2, ROWS)
 
     @functools.cached_property
     def reloaded(self) -> Arrays:
         """What a fresh process finds in the saved models, and generates with them."""
-        for row in self.rows:
+        for row in ROWS:
             self.trained(row).save(self.model_file(row))
-        return self._results("reload", 1, self.rows, [{}])
+        return self._results("reload", 1, ROWS, [{}])
 
     def train_on_devices(self, count: int, rows: Sequence[Row]) -> Arrays:
         """One device and `count` replicas."""

@@ -8,13 +8,6 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
-def pytest_collection_modifyitems(items):
-    """Keeps a file's tests, which share fixtures, in one worker of pytest-xdist."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder with `data/` and `tfds/`; a test that needs it is skipped without."""

@@ -16,28 +16,16 @@ from conformance import (
 from conformance_processes import Shared, run_processes
 from conformance_rows import ROWS
 
-# Each half shares its processes; two workers of pytest-xdist take one each.
-HALVES = [ROWS[::2], ROWS[1::2]]
-
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
-    return [Shared(tmp_path_factory.mktemp("conformance"), rows) for rows in HALVES]
+    return Shared(tmp_path_factory.mktemp("conformance"))
 
 
-@pytest.mark.parametrize(
-    ("half", "row"),
-    [
-        pytest.param(
-            half, row, id=row.name, marks=pytest.mark.xdist_group(f"conformance-{half}")
-        )
-        for half, rows in enumerate(HALVES)
-        for row in rows
-    ],
-)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_promise(check, half, row, shared):
-    check.function(row, shared[half])
+def test_promise(check, row, shared):
+    check.function(row, shared)
 
 
 @pytest.fixture(scope="session")

@@ -216,6 +216,60 @@ class Catalogue:
         return best_items(scores, rows if remove_seen else None, k)
 
 
+class Recommends:
+    """What every model that recommends items has, beside `GenerativeModel`.
+
+    The model has a `catalogue`, and defines `_score_rows`: rows of ones, [batch,
+    num_items], to scores of the same shape.
+    """
+
+    batch_names = ("items", "targets")
+
+    catalogue: Catalogue
+    _graphs: dict[str, Any]
+    _score_rows: ScoreRows
+
+    @property
+    def item_ids(self) -> list[Any]:
+        """Original ids, in the order of the positions."""
+        return self.catalogue.item_ids.tolist()
+
+    @property
+    def item_counts(self) -> list[float]:
+        """People of the training data that have each item."""
+        return self.catalogue.item_counts.tolist()
+
+    def check_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Refuses items that are not positions."""
+        return assert_items(batch, self.catalogue.num_items)
+
+    def recommend(
+        self, histories: Sequence[Sequence[Any]], k: int = 10, remove_seen: bool = True
+    ) -> Recommendations:
+        """Finds the best items for people, whom the model need not have seen before.
+
+        Args:
+            histories: The original ids of the items of each person. Who has none gets
+                the most popular items.
+            k: How many for each.
+            remove_seen: Whether items of the history are left out.
+
+        Raises:
+            ValueError: If an item is unknown, or `k` above the number of items.
+        """
+        return self.catalogue.recommend(
+            self._graphs, self._score_rows, histories, k, remove_seen
+        )
+
+    def score(self, rows: Any) -> np.ndarray:
+        """Scores all items for people by their rows of ones: float32 [n, num_items].
+
+        Args:
+            rows: A NumPy or SciPy sparse array [n, num_items].
+        """
+        return self.catalogue.score(self._graphs, self._score_rows, rows)
+
+
 def _position_table(item_ids: np.ndarray) -> tf.lookup.StaticHashTable:
     """A table from original ids to positions; -1 for what it does not know."""
     positions = tf.range(len(item_ids), dtype=tf.int64)

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from kgen.models.base import GenerativeModel, Signature, layers_of_policy
-from kgen.models.catalogue import Catalogue, Recommendations, assert_items
+from kgen.models.catalogue import Catalogue, Recommends
 from kgen.nn import losses, random
 from kgen.nn.item_rows import dense_rows, input_rows, multinomial_loss
 from kgen.nn.schedules import linear_ramp
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class MultVAE(GenerativeModel):
+class MultVAE(Recommends, GenerativeModel):
     """Variational autoencoder of people's items, with a multinomial likelihood.
 
     A person is the set of items he or she has. The encoder sees it with some items left
@@ -58,8 +57,6 @@ class MultVAE(GenerativeModel):
     Reference:
         Liang et al., 2018, Variational Autoencoders for Collaborative Filtering.
     """
-
-    batch_names = ("items", "targets")
 
     def __init__(
         self,
@@ -115,21 +112,7 @@ class MultVAE(GenerativeModel):
         self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
         self.built = True
 
-    @property
-    def item_ids(self) -> list[Any]:
-        """Original ids, in the order of the positions."""
-        return self.catalogue.item_ids.tolist()
-
-    @property
-    def item_counts(self) -> list[float]:
-        """People of the training data that have each item."""
-        return self.catalogue.item_counts.tolist()
-
     # -- the bound ----------------------------------------------------------
-
-    def check_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Refuses items that are not positions."""
-        return assert_items(batch, self.catalogue.num_items)
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores all items for a batch of people: logits [batch, num_items]."""
@@ -198,32 +181,6 @@ class MultVAE(GenerativeModel):
         return tf.cast(self.decoder(code, training=training), tf.float32)
 
     # -- use ----------------------------------------------------------------
-
-    def recommend(
-        self, histories: Sequence[Sequence[Any]], k: int = 10, remove_seen: bool = True
-    ) -> Recommendations:
-        """Finds the best items for people, whom the model need not have seen before.
-
-        Args:
-            histories: The original ids of the items of each person. Who has none gets
-                the most popular items.
-            k: How many for each.
-            remove_seen: Whether items of the history are left out.
-
-        Raises:
-            ValueError: If an item is unknown, or `k` above the number of items.
-        """
-        return self.catalogue.recommend(
-            self._graphs, self._score_rows, histories, k, remove_seen
-        )
-
-    def score(self, rows: Any) -> np.ndarray:
-        """Scores all items for people by their rows of ones: float32 [n, num_items].
-
-        Args:
-            rows: A NumPy or SciPy sparse array [n, num_items].
-        """
-        return self.catalogue.score(self._graphs, self._score_rows, rows)
 
     def signatures(self) -> list[Signature]:
         """`recommend`: items of people in, the best other items out."""

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from kgen.models.base import GenerativeModel, Signature, layers_of_policy
-from kgen.models.catalogue import Catalogue, Recommendations, assert_items
+from kgen.models.catalogue import Catalogue, Recommends
 from kgen.nn import gradients, losses, optimizers, random
 from kgen.nn.item_rows import dense_rows, input_rows, multinomial_loss
 from kgen.nn.layers import Fork, Sum
@@ -22,7 +21,7 @@ NORM_EPSILON = 0.1  # code
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class RecVAE(GenerativeModel):
+class RecVAE(Recommends, GenerativeModel):
     """Variational autoencoder of people's items, trained by turns, with its own prior.
 
     As in Mult-VAE, a person is the set of items he or she has, and the loss is minus
@@ -67,8 +66,6 @@ class RecVAE(GenerativeModel):
         Recommendations with Implicit Feedback. As in the authors' code, the prior mixes
         in each latent dimension, not whole vectors.
     """
-
-    batch_names = ("items", "targets")
 
     def __init__(
         self,
@@ -133,16 +130,6 @@ class RecVAE(GenerativeModel):
         hidden = layers.Activation("swish")(hidden)
         return layers.LayerNormalization(epsilon=NORM_EPSILON)(hidden)
 
-    @property
-    def item_ids(self) -> list[Any]:
-        """Original ids, in the order of the positions."""
-        return self.catalogue.item_ids.tolist()
-
-    @property
-    def item_counts(self) -> list[float]:
-        """People of the training data that have each item."""
-        return self.catalogue.item_counts.tolist()
-
     def compile(  # type: ignore[override]  # two optimizers in place of one
         self,
         encoder_optimizer: str | keras.optimizers.Optimizer | None = None,
@@ -172,10 +159,6 @@ class RecVAE(GenerativeModel):
         )
 
     # -- the bound ----------------------------------------------------------
-
-    def check_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Refuses items that are not positions."""
-        return assert_items(batch, self.catalogue.num_items)
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores all items for a batch of people: logits [batch, num_items]."""
@@ -276,32 +259,6 @@ class RecVAE(GenerativeModel):
         return tf.cast(self.decoder(latents, training=training), tf.float32)
 
     # -- use ----------------------------------------------------------------
-
-    def recommend(
-        self, histories: Sequence[Sequence[Any]], k: int = 10, remove_seen: bool = True
-    ) -> Recommendations:
-        """Finds the best items for people, whom the model need not have seen before.
-
-        Args:
-            histories: The original ids of the items of each person. Who has none gets
-                the most popular items.
-            k: How many for each.
-            remove_seen: Whether items of the history are left out.
-
-        Raises:
-            ValueError: If an item is unknown, or `k` above the number of items.
-        """
-        return self.catalogue.recommend(
-            self._graphs, self._score_rows, histories, k, remove_seen
-        )
-
-    def score(self, rows: Any) -> np.ndarray:
-        """Scores all items for people by their rows of ones: float32 [n, num_items].
-
-        Args:
-            rows: A NumPy or SciPy sparse array [n, num_items].
-        """
-        return self.catalogue.score(self._graphs, self._score_rows, rows)
 
     def signatures(self) -> list[Signature]:
         """`recommend`: items of people in, the best other items out."""

@@ -257,10 +257,13 @@ ROWS = [
         penalty_decay_images=200,
     ),
     RecommenderRow(
-        name="MultVAE: annealed, weight decay",
+        name="MultVAE: annealed, weight decay, features",
         make=functools.partial(
             MultVAE,
             item_ids=range(NUM_ITEMS),
+            item_features=[
+                [f"third:{3 * item // NUM_ITEMS}"] for item in range(NUM_ITEMS)
+            ],
             hidden_units=(16,),
             latent_dim=4,
             kl_warmup_steps=10,

@@ -33,7 +33,7 @@ from kgen.data.rating_splits import (
 )
 
 SPLIT_KINDS = ("strong", "leave-one-out", "random", "held-out-items")
-_YEAR = re.compile(r"\s*\(\d{4}[-\u2013]?\d*\)\s*$")  # "Heat (1995)"
+_YEAR = re.compile(r"\s*\((\d{4})[-\u2013]?\d*\)\s*$")  # "Heat (1995)"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
@@ -525,9 +525,9 @@ class RatingSet:
     def item_features(self) -> tuple[scipy.sparse.csr_array, list[str]]:
         """Returns what the titles and genres say about the items.
 
-        Features are the genres, called "genre:Comedy", and the words of the titles in
-        lower case and without the year at the end, called "word:story"; both ascending,
-        genres first. Words that are in one title only are left out.
+        Features are the genres, called "genre:Comedy", the words of the titles in lower
+        case, called "word:story", and the years at their ends, called "year:1995"; in
+        this order, each ascending. Words and years of one item only are left out.
 
         Returns:
             float32 ones, [num_items, num_features], and the names of the features.
@@ -544,6 +544,7 @@ class RatingSet:
         genres = [{f"genre:{name}" for name in names} for names in self.item_genres]
         words = [
             {f"word:{word}" for word in _WORD.findall(_YEAR.sub("", title).lower())}
+            | {f"year:{year}" for year in _YEAR.findall(title)}
             for title in self.item_titles
         ]
         titles_with = Counter(word for one in words for word in one)

@@ -13,8 +13,12 @@ that are no positions, and on users without targets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import sparse
+
+BLOCK_USERS = 256  # whose scores are in memory together
 
 
 def top_items(
@@ -78,6 +82,44 @@ def top_items(
     top = np.full((num_users, k), -1, np.int64)
     top[:, :length] = np.where(left, np.take_along_axis(positions, order, axis=1), -1)
     return top
+
+
+def recommended(
+    score: Callable[[sparse.csr_array], np.ndarray],
+    history: sparse.csr_array,
+    k: int,
+    candidates: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The k best items of each user that are not in the history, in blocks of users.
+
+    Items with equal scores come in an order drawn once, the same for all. In that of
+    their positions, a model that knows nothing of some items would rank them by what
+    their ids tell: MovieLens numbers well-known films first.
+
+    Args:
+        score: Takes rows of `history`, and returns a score of each item, as `top_items`
+            takes them.
+        history: Not zero where a user has an item: [users, items].
+        k: Length of the lists.
+        candidates: Positions of the only items that may be recommended. None: all.
+        progress: Called with the number of users that are done, and their total.
+
+    Returns:
+        Positions of items, int64 [users, k]; -1 where fewer than k items are left.
+    """
+    num_users, num_items = history.shape
+    order = np.random.default_rng(0).permutation(num_items)
+    if candidates is not None:
+        candidates = np.flatnonzero(np.isin(order, candidates))
+    blocks = [np.zeros((0, k), np.int64)]
+    for start in range(0, num_users, BLOCK_USERS):
+        seen = history[start : start + BLOCK_USERS]
+        places = top_items(score(seen)[:, order], seen[:, order], k, candidates)
+        blocks.append(np.where(places < 0, -1, order[places]))
+        if progress:
+            progress(min(start + BLOCK_USERS, num_users), num_users)
+    return np.concatenate(blocks)
 
 
 # -- One number for each user --------------------------------------------------

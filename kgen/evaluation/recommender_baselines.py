@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import get_lapack_funcs
 
-from kgen.evaluation.ranking import top_items
+from kgen.evaluation.ranking import recommended, top_items
 
 # Rows of a dense block: 256 of 21,000 items in float64 are 43 MB.
 _BLOCK = 256
@@ -254,6 +254,7 @@ def choose(
     measure: Callable[[np.ndarray, sparse.csr_array], np.ndarray],
     *,
     k: int = 100,
+    candidates: np.ndarray | None = None,
 ) -> tuple[Baseline, dict[str, float]]:
     """Fits each baseline to training users, and finds the best for validation users.
 
@@ -268,6 +269,7 @@ def choose(
         measure: Of `kgen.evaluation.ranking`, the higher, the better: takes the lists
             and the targets and returns one number for each user.
         k: Length of the lists.
+        candidates: Positions of the only items that are ranked. None: all.
 
     Returns:
         The best, fitted, the first of equals; and the mean that each reached, by name.
@@ -287,22 +289,13 @@ def choose(
                 f"{baseline.name!r}"
             )
         fitted = copy.copy(baseline).fit(train)
-        reached[fitted.name] = float(
-            measure(_lists(fitted, history, k), targets).mean()
-        )
+        lists = recommended(fitted.score, history, k, candidates)
+        reached[fitted.name] = float(measure(lists, targets).mean())
         if best is None or reached[fitted.name] > reached[best.name]:
             best = fitted
     if best is None:
         raise ValueError("There must be a baseline to choose. Received: none.")
     return best, reached
-
-
-def _lists(baseline: Baseline, history: sparse.csr_array, k: int) -> np.ndarray:
-    """Recommends k items that are not in the history, in blocks of users."""
-    blocks = [
-        history[start : start + _BLOCK] for start in range(0, history.shape[0], _BLOCK)
-    ]
-    return np.concatenate([top_items(baseline.score(seen), seen, k) for seen in blocks])
 
 
 def _checked(matrix: sparse.csr_array, name: str) -> sparse.csr_array:

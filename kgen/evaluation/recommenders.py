@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ from kgen.evaluation.recommender_baselines import (
 )
 from kgen.evaluation.records import Record, bootstrap_interval
 
-BLOCK_USERS = 256  # whose scores are in memory together
 LIST_LENGTH = 100  # of the longest lists that are measured
 _CATALOGUE_LENGTH = 20  # of those that coverage, novelty and popularity bias look at
 _NUM_TIMED = 200  # single requests whose median is the speed
@@ -69,7 +68,9 @@ def evaluate_recommender(
     EASE (and, where the items have titles and genres, a kNN of these) are measured on
     the same users; their options are chosen by NDCG@100 of the validation users. Each
     record of the model has EASE as its baseline, and the protocol says how far the two
-    are apart, user by user.
+    are apart, user by user. In a split of held-out items these alone are ranked, and
+    popularity and the kNN of titles and genres, the baseline, are all there is to
+    compare with: the others know nothing of such items.
 
     Args:
         model: Has `score(rows)`, scores [users, items] of rows of ones; `item_ids`; and
@@ -108,17 +109,24 @@ def evaluate_recommender(
         f"{rating_set.name}, {rating_set.kind} split, {users.history.shape[0]:,} "
         f"{split} users, {train.nnz:,} pairs to train on"
     )
+    if users.candidates is not None:
+        what += f", {len(users.candidates):,} held-out items ranked"
     lists = {
-        name: _lists(score, users, progress)
+        name: ranking.recommended(
+            score, users.history, LIST_LENGTH, users.candidates, progress
+        )
         for name, score in [("", model.score)]
         + [(baseline.name, baseline.score) for baseline in baselines]
     }
-    reference = next(one.name for one in baselines if isinstance(one, EASE))
+    values = {name: _user_values(top, users.targets) for name, top in lists.items()}
+    reference = next(
+        one.name
+        for one in reversed(baselines)
+        if isinstance(one, EASE) or users.candidates is not None
+    )
     records = []
     for subject, top in lists.items():
-        records += _user_records(
-            subject, top, lists[reference], reference, users, what, seed
-        )
+        records += _user_records(subject, values, reference, what, seed)
         records += _catalogue_records(subject, top, users, train, what)
         if not subject:
             records.append(_request_time(model, rating_set, users))
@@ -138,73 +146,70 @@ def _users(rating_set: RatingSet, split: str, limit: int | None) -> _Users:
 def _fitted_baselines(rating_set, train) -> list[Baseline]:
     """Each kind with the options that are best for validation users."""
     shown = _users(rating_set, "validation", None)
-    kinds: list[list[Baseline]] = [
-        [Popularity()],
-        [
-            ItemKNN(num_neighbors=n, shrinkage=shrinkage)
-            for n, shrinkage in _KNN_OPTIONS
-        ],
-        [EASE(l2=l2) for l2 in _EASE_L2],
-    ]
+    kinds: list[list[Baseline]] = [[Popularity()]]
+    if shown.candidates is None:
+        kinds += [
+            [ItemKNN(num_neighbors=n, shrinkage=s) for n, s in _KNN_OPTIONS],
+            [EASE(l2=l2) for l2 in _EASE_L2],
+        ]
     if rating_set.item_titles is not None:
         kinds.append([ContentKNN(rating_set.item_features()[0])])
     return [
-        choose(kind, train, shown.history, shown.targets, ranking.ndcg)[0]
+        choose(
+            kind,
+            train,
+            shown.history,
+            shown.targets,
+            ranking.ndcg,
+            candidates=shown.candidates,
+        )[0]
         for kind in kinds
     ]
 
 
-def _blocks(matrix: sparse.csr_array) -> Iterator[slice]:
-    for start in range(0, matrix.shape[0], BLOCK_USERS):
-        yield slice(start, start + BLOCK_USERS)
+def _user_values(top, targets) -> dict[str, np.ndarray]:
+    """One number for each user, for every measure at every length."""
+    return {
+        f"{name}@{k}": measure(top[:, :k], targets)
+        for name, measure, lengths in _MEASURES
+        for k in lengths
+    }
 
 
-def _lists(score, users: _Users, progress) -> np.ndarray:
-    """The best items of each user: [users, LIST_LENGTH]."""
-    tops = []
-    for rows in _blocks(users.history):
-        shown = users.history[rows]
-        tops.append(
-            ranking.top_items(score(shown), shown, LIST_LENGTH, users.candidates)
-        )
-        if progress:
-            progress(min(rows.stop, users.history.shape[0]), users.history.shape[0])
-    return np.concatenate(tops)
-
-
-def _user_records(subject, top, reference_top, reference, users, what, seed):
-    """Means over users of every measure at every length."""
+def _user_records(subject, values, reference, what, seed) -> list[Record]:
+    """Means over users of every measure, and how far they are from the reference's."""
     records = []
-    for name, measure, lengths in _MEASURES:
-        for k in lengths:
-            values = measure(top[:, :k], users.targets)
-            others = measure(reference_top[:, :k], users.targets)
-            low, high = bootstrap_interval(values - others, seed=seed)
-            apart = (
-                f"; less {reference}, user by user: {np.mean(values - others):+.4f} "
-                f"({low:+.4f} to {high:+.4f})"
+    for metric, others in values[reference].items():
+        gains = values[subject][metric] - others
+        low, high = bootstrap_interval(gains, seed=seed)
+        apart = (
+            f"; less {reference}, user by user: {gains.mean():+.4f} "
+            f"({low:+.4f} to {high:+.4f})"
+        )
+        records.append(
+            Record.of_mean(
+                values[subject][metric],
+                metric=metric,
+                subject=subject,
+                unit="",
+                protocol=f"{what}, full ranking, seen items left out"
+                + ("" if subject == reference else apart),
+                seed=seed,
+                higher_is_better=True,
+                baseline=(reference, float(others.mean())),
             )
-            records.append(
-                Record.of_mean(
-                    values,
-                    metric=f"{name}@{k}",
-                    subject=subject,
-                    unit="",
-                    protocol=f"{what}, full ranking, seen items left out"
-                    + ("" if subject == reference else apart),
-                    seed=seed,
-                    higher_is_better=True,
-                    baseline=(reference, float(np.mean(others))),
-                )
-            )
+        )
     return records
 
 
 def _catalogue_records(subject, top, users, train, what):
     """Numbers of all lists together: what of the catalogue they show."""
     top = top[:, :_CATALOGUE_LENGTH]
+    num_items = train.shape[1]
+    num_ranked = num_items if users.candidates is None else len(users.candidates)
+    covered = ranking.coverage(top, num_items) * num_items / num_ranked
     rows = [
-        ("coverage", ranking.coverage(top, train.shape[1]), "", "of all items", True),
+        ("coverage", covered, "", "of all items that are ranked", True),
         ("novelty", ranking.novelty(top, train), "bits", "of training users", True),
         (
             "popularity_bias",

@@ -39,14 +39,23 @@ class Catalogue:
         item_ids: Whole numbers or strings, each once.
         item_counts: How many people of the training data have each item: what people
             without a history are recommended by. None: all alike.
+        item_features: Names of what is known of each item, a list for each. None:
+            nothing.
+
+    Attributes:
+        features: 1 where an item has a feature, the features in the order of their
+            names, and 0 elsewhere: uint8 [num_items, num_features]; or None.
 
     Raises:
-        ValueError: If there are no ids, an id comes twice, ids are of several kinds,
-            or there is not one count for each.
+        ValueError: If there are no ids, an id comes twice, ids are of several kinds, or
+            there is not one count, or one list of features, for each.
     """
 
     def __init__(
-        self, item_ids: Sequence[Any], item_counts: Sequence[int] | None = None
+        self,
+        item_ids: Sequence[Any],
+        item_counts: Sequence[int] | None = None,
+        item_features: Sequence[Sequence[str]] | None = None,
     ):
         ids = np.asarray(item_ids)
         kind = ids.dtype.kind
@@ -70,7 +79,20 @@ class Catalogue:
         self.is_text = kind == "U"
         self.item_ids = ids if self.is_text else ids.astype(np.int64)
         self.item_counts = counts.astype(np.float32)
+        self.features = None
+        if item_features is not None:
+            self.features, self._feature_names = _feature_rows(item_features, len(ids))
         self._positions = {item: i for i, item in enumerate(self.item_ids.tolist())}
+
+    @property
+    def item_features(self) -> list[list[str]] | None:
+        """The names of each item's features, in order."""
+        if self.features is None:
+            return None
+        return [
+            [self._feature_names[column] for column in np.flatnonzero(row)]
+            for row in self.features
+        ]
 
     def positions(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
         """Maps original ids to positions, padded with -1: int64 [people, longest].
@@ -268,6 +290,26 @@ class Recommends:
             rows: A NumPy or SciPy sparse array [n, num_items].
         """
         return self.catalogue.score(self._graphs, self._score_rows, rows)
+
+
+def _feature_rows(
+    item_features: Sequence[Sequence[str]], num_items: int
+) -> tuple[np.ndarray, list[str]]:
+    """Ones at each item's features, and the features' names."""
+    lists = [list(features) for features in item_features]
+    names = sorted({name for features in lists for name in features})
+    text = not any(isinstance(features, str) for features in item_features)
+    if len(lists) != num_items or not names or not text:
+        raise ValueError(
+            "`item_features` must be a list of names for each item, and one of them "
+            f"must have one. Received: {len(lists)} for {num_items} items, with "
+            f"{len(names)} names, the first ones {names[:3]}."
+        )
+    columns = {name: column for column, name in enumerate(names)}
+    rows = np.zeros((num_items, len(names)), np.uint8)
+    for row, features in zip(rows, lists, strict=True):
+        row[[columns[name] for name in features]] = 1
+    return rows, names
 
 
 def _position_table(item_ids: np.ndarray) -> tf.lookup.StaticHashTable:

@@ -30,6 +30,13 @@ class MultVAE(Recommends, GenerativeModel):
             their positions.
         item_counts: People of the training data that have each item: the scores of
             those without a history. None: all alike.
+        item_features: Names of what is known of each item, a list for each, such as
+            ["genre:Comedy", "year:1995"]: the encoder sees those of a person's items,
+            and the score of an item is its own and those of its features, summed. An
+            item with a count of 0 has none of its own, and no part in the loss: so are
+            items recommended that nobody has had yet. None: no features.
+        feature_dropout: Share of the features, and of the items' own scores, that a
+            training step does without, in [0, 1).
         hidden_units: Widths of the encoder's hidden layers; the decoder mirrors them.
         latent_dim: Length of a latent vector, at least 1.
         variational: False: Mult-DAE, a denoising autoencoder whose code is one more
@@ -55,7 +62,9 @@ class MultVAE(Recommends, GenerativeModel):
         >>> best = model.recommend([[10, 30]], k=2)  # item_ids, scores: [1, 2]
 
     Reference:
-        Liang et al., 2018, Variational Autoencoders for Collaborative Filtering.
+        Liang et al., 2018, Variational Autoencoders for Collaborative Filtering. That
+        features stand in for an item's own weights where these are left out: Volkovs et
+        al., 2017, DropoutNet: Addressing Cold Start in Recommender Systems.
     """
 
     def __init__(
@@ -63,6 +72,8 @@ class MultVAE(Recommends, GenerativeModel):
         *,
         item_ids: Sequence[Any],
         item_counts: Sequence[int] | None = None,
+        item_features: Sequence[Sequence[str]] | None = None,
+        feature_dropout: float = 0.3,
         hidden_units: Sequence[int] = (600,),
         latent_dim: int = 200,
         variational: bool = True,
@@ -74,7 +85,8 @@ class MultVAE(Recommends, GenerativeModel):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.catalogue = Catalogue(item_ids, item_counts)
+        self.catalogue = Catalogue(item_ids, item_counts, item_features)
+        self.feature_dropout = feature_dropout
         self.hidden_units = tuple(hidden_units)
         self.latent_dim = latent_dim
         self.variational = variational
@@ -85,7 +97,9 @@ class MultVAE(Recommends, GenerativeModel):
         self.activation = activation
         self._check_arguments()
 
-        num_items = self.catalogue.num_items
+        # A column for each item, and one for each feature.
+        features = self.catalogue.features
+        width = self.catalogue.num_items + (0 if features is None else len(features.T))
         with layers_of_policy(self.dtype_policy):
             code = (
                 layers.Dense(2 * latent_dim)
@@ -94,7 +108,7 @@ class MultVAE(Recommends, GenerativeModel):
             )
             self.encoder = keras.Sequential(
                 [
-                    keras.Input((num_items,)),
+                    keras.Input((width,)),
                     *(layers.Dense(n, activation) for n in self.hidden_units),
                     code,
                 ],
@@ -104,7 +118,7 @@ class MultVAE(Recommends, GenerativeModel):
                 [
                     keras.Input((latent_dim,)),
                     *(layers.Dense(n, activation) for n in reversed(self.hidden_units)),
-                    layers.Dense(num_items),
+                    layers.Dense(width),
                 ],
                 name="decoder",
             )
@@ -163,6 +177,8 @@ class MultVAE(Recommends, GenerativeModel):
             kl = tf.reduce_sum(losses.gaussian_kl(mean, log_variance), axis=1)
             code = mean + tf.exp(0.5 * log_variance) * noise
         logits = self._decode(code, training)
+        if training and self._features is not None:
+            logits = tf.where(self._is_known > 0, logits, -1e9)
         reconstruction = multinomial_loss(items, logits)
         loss = reconstruction + kl_weight * kl
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl}, logits
@@ -175,12 +191,40 @@ class MultVAE(Recommends, GenerativeModel):
         return self._decode(code)
 
     def _encode(self, rows, training=False):
+        if self._features is not None:
+            rows = tf.concat([rows * self._is_known, rows @ self._features], axis=1)
         return tf.cast(self.encoder(rows, training=training), tf.float32)
 
     def _decode(self, code, training=False):
-        return tf.cast(self.decoder(code, training=training), tf.float32)
+        scores = tf.cast(self.decoder(code, training=training), tf.float32)
+        if self._features is None:
+            return scores
+        if training and self.feature_dropout:  # the same ones for all people of a step
+            key = random.keys(self.seed, random.STREAM_FEATURES, self.step.value)
+            noise = random.uniform(key[None], (scores.shape[1],))
+            kept = tf.cast(noise >= self.feature_dropout, tf.float32)
+            scores *= kept / (1.0 - self.feature_dropout)
+        own, of_features = tf.split(scores, [self.catalogue.num_items, -1], axis=1)
+        return own * self._is_known + of_features @ tf.transpose(self._features)
+
+    @property
+    def _features(self):
+        """Ones where an item has a feature: [num_items, num_features]; or None."""
+        features = self.catalogue.features
+        return None if features is None else tf.cast(tf.constant(features), tf.float32)
+
+    @property
+    def _is_known(self):
+        """1 for each item that somebody has had, 0 for the others: [num_items]."""
+        counts = self.catalogue.item_counts
+        return ((counts > 0) | (counts.max() == 0)).astype("float32")
 
     # -- use ----------------------------------------------------------------
+
+    @property
+    def item_features(self) -> list[list[str]] | None:
+        """The names of each item's features, in order."""
+        return self.catalogue.item_features
 
     def signatures(self) -> list[Signature]:
         """`recommend`: items of people in, the best other items out."""
@@ -201,6 +245,7 @@ class MultVAE(Recommends, GenerativeModel):
         check("hidden_units", min(self.hidden_units, default=1) >= 1, "be at least 1")
         check("latent_dim", self.latent_dim >= 1, "be at least 1")
         check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
+        check("feature_dropout", 0 <= self.feature_dropout < 1, "be in [0, 1)")
         check("kl_weight", self.kl_weight >= 0, "be 0 or more")
         check("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more")
         check("weight_decay", self.weight_decay >= 0, "be 0 or more")

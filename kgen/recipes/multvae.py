@@ -41,6 +41,12 @@ class MultVAERecipe(RecommenderRecipe):
         (600,), "Hidden layers of the encoder; the decoder mirrors them."
     )
     latent_dim: int = option(200, "Length of a latent vector, 1 or more.")
+    item_features: bool = option(
+        False, "Also learn from titles and genres, and so score items nobody has had."
+    )
+    feature_dropout: float = option(
+        0.3, "Share of them that a step does without; with item_features."
+    )
     variational: bool = option(True, "With noise and KL; without: Mult-DAE.")
     input_dropout: float = option(0.5, "Share of items the encoder does not see.")
     kl_weight: float = option(0.2, "Factor of the KL term (beta), 0 or more.")
@@ -55,6 +61,8 @@ class MultVAERecipe(RecommenderRecipe):
 
         model = MultVAE(
             **self._items(data),
+            item_features=_item_features(data) if self.item_features else None,
+            feature_dropout=self.feature_dropout,
             hidden_units=self.hidden_units,
             latent_dim=self.latent_dim,
             variational=self.variational,
@@ -72,11 +80,27 @@ class MultVAERecipe(RecommenderRecipe):
         return model
 
 
+def _item_features(data):
+    """The names of each item's features."""
+    features, names = data.item_features()
+    return [
+        [names[column] for column in features[[row]].indices]
+        for row in range(data.num_items)
+    ]
+
+
 _ML_100K = MultVAERecipe(name="multvae-ml-100k", held_out_users=100)
 PRESETS = {
     "ml_100k": _ML_100K,
     "ml_100k_dae": dataclasses.replace(
         _ML_100K, name="multvae-ml-100k-dae", variational=False, hidden_units=()
+    ),
+    "ml_100k_content": MultVAERecipe(
+        name="multvae-ml-100k-content",
+        split="held-out-items",
+        item_features=True,
+        weight_decay=0.01,
+        epochs=12,
     ),
     "ml_1m": MultVAERecipe(
         name="multvae-ml-1m",

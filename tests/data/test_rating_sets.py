@@ -455,7 +455,7 @@ def titled(tmp_path):
     """Five films; film 3 is liked by nobody."""
     movies = [
         "1::Toy Story (1995)::Animation|Comedy",
-        "2::Toy Story 2 (1999)::Animation",
+        "2::Toy Story 2 (1995)::Animation",
         "3::The Story (2001)::Drama",
         "4::Léon, a Child's Toy (1994)::",
         "5::1984 (1984)::Drama",
@@ -477,22 +477,23 @@ def test_titles_and_genres_are_those_of_the_items(titled):
     ]
 
 
-def test_item_features_are_genres_and_words_of_two_titles(titled):
+def test_item_features_are_genres_words_and_years_of_two_titles(titled):
     features, names = titled.item_features()
-    # Years at the end are no words; "2", "1984", "child's" are in one title only.
+    # The years 1994 and 1984, "2", "1984" and "child's" are in one title only.
     assert names == [
         "genre:Animation",
         "genre:Comedy",
         "genre:Drama",
         "word:story",
         "word:toy",
+        "year:1995",
     ]
     assert features.dtype == np.float32
     assert features.toarray().tolist() == [
-        [1, 1, 0, 1, 1],
-        [1, 0, 0, 1, 1],
-        [0, 0, 0, 0, 1],
-        [0, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 1],
+        [1, 0, 0, 1, 1, 1],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 1, 0, 0, 0],
     ]
 
 

@@ -281,7 +281,41 @@ def test_means_over_nothing_are_refused():
 
 
 def test_every_measure_is_tested():
-    public = {name for name, value in vars(ranking).items() if callable(value)}
+    public = {
+        name
+        for name, value in vars(ranking).items()
+        if getattr(value, "__module__", "") == ranking.__name__
+    }
     public = {name for name in public if not name.startswith("_")}
     tested = {function.__name__ for function in MEASURES}
-    assert public == tested | {"coverage", "novelty", "popularity_bias", "top_items"}
+    others = {"coverage", "novelty", "popularity_bias", "recommended", "top_items"}
+    assert public == tested | others
+
+
+def test_recommended_are_the_best_items_in_blocks_of_users(monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_USERS", 2)
+    rng = np.random.default_rng(0)
+    history = sparse.csr_array(rng.random((5, 9)) < 0.3, dtype=np.float32)
+    weights = rng.normal(size=(9, 9))
+    seen_by_progress = []
+    top = ranking.recommended(
+        lambda rows: rows @ weights + np.arange(9),
+        history,
+        9,
+        candidates=np.array([1, 3, 4, 8]),
+        progress=lambda done, total: seen_by_progress.append((done, total)),
+    )
+    expected = top_items(
+        history @ weights + np.arange(9), history, 9, np.array([1, 3, 4, 8])
+    )
+    np.testing.assert_array_equal(top, expected)
+    assert seen_by_progress == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_ids_say_nothing_where_scores_do_not():
+    history = sparse.csr_array((3, 1000))
+    top = ranking.recommended(lambda rows: np.zeros(rows.shape), history, 500)
+    assert (top == top[0]).all()
+    # The mean of 500 positions out of 1,000, within four standard deviations.
+    assert abs(top[0].mean() - 499.5) < 4 * 9.2
+    assert abs(top[0, :10].mean() - 499.5) < 4 * 91

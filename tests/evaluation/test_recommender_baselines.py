@@ -14,6 +14,7 @@ from kgen.evaluation import (
     ItemKNN,
     Popularity,
     choose,
+    ranking,
     recommender_baselines,
 )
 from kgen.evaluation.ranking import ndcg, recall, top_items
@@ -238,7 +239,7 @@ def test_no_baseline_loads_tensorflow():
 
 
 def test_choose_returns_the_best_and_what_each_reached(monkeypatch):
-    monkeypatch.setattr(recommender_baselines, "_BLOCK", 2)  # three blocks of users
+    monkeypatch.setattr(ranking, "BLOCK_USERS", 2)  # three blocks of users
     # Items 0 and 1 go together, and so do 2 and 3; 4 is what most have.
     pairs = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]] * 5 + [[0, 0, 0, 0, 1]] * 9)
     history = sparse.csr_array(np.array([[1, 0, 0, 0, 0]] * 3 + [[0, 0, 1, 0, 0]] * 2))
@@ -257,6 +258,17 @@ def test_choose_returns_the_best_and_what_each_reached(monkeypatch):
     np.testing.assert_array_equal(best.score(history).argmax(axis=1), [1, 1, 1, 3, 3])
     with pytest.raises(ValueError, match="Call `fit`"):
         given[1].score(history)
+    # Among 1 and 3 alone, popularity is right of three users or of two.
+    _, reached = choose(
+        [Popularity()],
+        sparse.csr_array(pairs[:-1]),
+        history,
+        targets,
+        recall,
+        k=1,
+        candidates=np.array([1, 3]),
+    )
+    assert reached["popularity"] in (0.4, 0.6)
 
 
 def test_a_choice_needs_a_baseline_a_user_and_names():

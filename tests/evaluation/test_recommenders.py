@@ -86,7 +86,42 @@ def test_held_out_items_are_ranked_among_themselves():
     records = evaluate_recommender(model, data)
     # One item is held out for the test, and everybody has it.
     assert value(records, "recall@20") == value(records, "mrr@100") == 1.0
-    assert value(records, "coverage@20") == pytest.approx(1 / 20)
+    assert value(records, "coverage@20") == 1.0
+    # EASE and the item-kNN know nothing of it.
+    assert {record.subject for record in records} == {"", "popularity"}
+    assert "1 held-out items ranked" in records[0].protocol
+
+
+def test_items_that_nobody_has_had_are_compared_with_a_knn_of_their_content(tmp_path):
+    genres = ["Drama", "Comedy"]
+    films = [f"{i}::Film {i} (1990)::{genres[i % 2]}" for i in range(200)]
+    (tmp_path / "movies.dat").write_text("\n".join(films))
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{user}::{2 * film + user % 2}"
+        for user in range(30)
+        for film in rng.permutation(100)[:50]
+    ]
+    (tmp_path / "ratings.dat").write_text("\n".join(rows))
+    data = open_ratings(tmp_path, split="held-out-items")
+
+    class LikesTheirGenre(Oracle):
+        item_ids = data.item_ids.tolist()
+
+        def score(self, rows):
+            of_genre = np.array(self.item_ids) % 2 == 0
+            prefers = (rows.toarray() * np.where(of_genre, 1, -1)).sum(axis=1) > 0
+            return (prefers[:, None] == of_genre).astype(np.float32)
+
+    records = evaluate_recommender(LikesTheirGenre(), data)
+    subjects = list(dict.fromkeys(record.subject for record in records))
+    assert subjects == ["", "popularity", "content KNN"]
+    assert records[0].baseline[0] == "content KNN"
+    assert "less content KNN" in records[0].protocol
+    knows, does_not = (
+        value(records, "ndcg@20", subject) for subject in ("content KNN", "popularity")
+    )
+    assert knows == value(records, "ndcg@20") > does_not + 0.1
 
 
 def test_other_items_and_training_people_are_refused():

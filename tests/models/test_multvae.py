@@ -179,6 +179,10 @@ def test_wrong_requests_are_refused(trained, histories, k, message):
         ({"item_ids": [0.5, 1.5]}, "whole numbers or of strings"),
         ({"item_counts": [1, 2]}, "for 6 items"),
         ({"item_counts": [1, 2, 3, 4, 5, -6]}, "0 or more"),
+        ({"item_features": [["x"]]}, "1 for 6 items"),
+        ({"item_features": [[]] * 6}, "with 0 names"),
+        ({"item_features": ["xy"] * 6}, "list of names for each item"),
+        ({"feature_dropout": 1.0}, "feature_dropout=1.0"),
         ({"input_dropout": 1.0}, "input_dropout=1.0"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0"),
         ({"latent_dim": 0}, "latent_dim=0"),
@@ -221,3 +225,77 @@ def test_validation_measures_ndcg_of_the_targets(trained):
     )
     assert "ndcg" not in logs
     assert trained.health({"kl": 0.01}) and not trained.health({"kl": 3.0})
+
+
+# -- features of items ---------------------------------------------------------
+
+FEATURES = [["x"], ["x", "new"], ["x"], ["y"], ["y", "new"], []]
+
+
+def test_scores_with_features_by_hand():
+    counts = [3, 2, 0, 5, 1, 4]  # nobody has item 2
+    model = make(item_features=FEATURES, item_counts=counts, variational=False)
+    rows = np.array([[1, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1.0]])
+    features = np.array(  # new, x, y
+        [[0, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 0, 0.0]]
+    )
+    scaled = rows / np.sqrt(rows.sum(1, keepdims=True))
+    known = np.array([1, 1, 0, 1, 1, 1.0])
+    inputs = np.concatenate([scaled * known, scaled @ features], axis=1)
+    kernels = [np.asarray(w, np.float64) for w in model.encoder.get_weights()]
+    code = inputs @ kernels[0] + kernels[1]
+    code = np.tanh(np.tanh(code) @ kernels[2] + kernels[3])
+    kernels = [np.asarray(w, np.float64) for w in model.decoder.get_weights()]
+    outputs = np.tanh(code @ kernels[0] + kernels[1]) @ kernels[2] + kernels[3]
+    expected = outputs[:, :6] * known + outputs[:, 6:] @ features.T
+    np.testing.assert_allclose(model.score(rows), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_item_nobody_has_had_takes_no_part_in_the_loss():
+    options = {"item_features": FEATURES, "feature_dropout": 0.0, "input_dropout": 0.0}
+    model = make(item_counts=[3, 2, 0, 5, 1, 4], **options)
+    terms, logits = model._bound(ragged([0, 3]), 0.0, training=True)
+    known = np.delete(logits.numpy()[0], 2)
+    log_shares = known - np.log(np.exp(known).sum())
+    loss = -(log_shares[0] + log_shares[2])
+    np.testing.assert_allclose(terms["reconstruction"], [loss], rtol=1e-5)
+
+
+def test_a_step_does_without_a_share_of_the_features():
+    features = [[f"f{item}"] for item in range(1000)]
+    model = make(item_ids=range(1000), item_features=features, feature_dropout=0.3)
+    model.decoder.set_weights(
+        [np.ones_like(w) for w in model.decoder.get_weights()]  # all scores alike
+    )
+    code = tf.ones([2, 2])
+    whole = model._decode(code).numpy()
+    first, again = (model._decode(code, training=True).numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first[0], first[1])  # the same for all people
+    # An item has its own score and that of its feature: 0, 1 or 2 of them stay.
+    shares, counts = np.unique(np.round(first[0] / whole[0] * 1.4), return_counts=True)
+    assert shares.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(counts, [90, 420, 490], atol=65)  # four deviations
+    model.step.assign_add(1)
+    assert (model._decode(code, training=True).numpy() != first).any()
+
+
+def test_an_item_nobody_has_had_is_recommended_to_those_who_like_its_kind(tmp_path):
+    # The first three are x and the others y; nobody has had c and f.
+    features = [["x"]] * 3 + [["y"]] * 3
+    model = make(item_counts=[9, 9, 0, 9, 9, 0], item_features=features)
+    model.compile(keras.optimizers.Adam(0.02))
+    batch = {"items": ragged(*[[0], [1], [0, 1], [3], [4], [3, 4]] * 4)}
+    batches = tf.data.Dataset.from_tensors(batch).repeat(100)
+    model.fit(batches, steps_per_epoch=100, verbose=0)
+    best = model.recommend([["a", "b"], ["e", "d"]], k=1)
+    assert best.item_ids.tolist() == [["c"], ["f"]]
+    # So it is for who has such an item: the encoder knows its features.
+    best = model.recommend([["c"], ["f"]], k=2)
+    assert [set(items) for items in best.item_ids.tolist()] == [{"a", "b"}, {"d", "e"}]
+    model.save(tmp_path / "m.keras")
+    loaded = kgen.load(tmp_path / "m.keras")
+    assert loaded.item_features == features
+    np.testing.assert_array_equal(
+        loaded.recommend([["c"]], k=5).scores, model.recommend([["c"]], k=5).scores
+    )

@@ -34,7 +34,8 @@ class MultVAE(Recommends, GenerativeModel):
             ["genre:Comedy", "year:1995"]: the encoder sees those of a person's items,
             and the score of an item is its own and those of its features, summed. An
             item with a count of 0 has none of its own, and no part in the loss: so are
-            items recommended that nobody has had yet. None: no features.
+            items recommended that nobody has had yet. In memory they are a matrix,
+            float32 [num_items, num_features]. None: no features.
         feature_dropout: Share of the features, and of the items' own scores, that a
             training step does without, in [0, 1).
         hidden_units: Widths of the encoder's hidden layers; the decoder mirrors them.

@@ -40,10 +40,12 @@ class Shared:
 
     Args:
         folder: For files; empty.
+        rows: Those whose results are asked for.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, rows: Sequence[Row] = ROWS):
         self.folder = folder
+        self.rows = rows
         self._trained: dict[str, GenerativeModel] = {}
 
     def trained(self, row: Row) -> GenerativeModel:
@@ -57,19 +59,19 @@ class Shared:
     @functools.cached_property
     def devices(self) -> Arrays:
         """One device and two replicas, trained by a process with two devices."""
-        return self.train_on_devices(2, ROWS)
+        return self.train_on_devices(2, self.rows)
 
     @functools.cached_property
     def workers(self) -> Arrays:
         """Two processes that train together; the results of the chief."""
-        return self.train_with_workers(2, ROWS)
+        return self.train_with_workers(2, self.rows)
 
     @functools.cached_property
     def reloaded(self) -> Arrays:
         """What a fresh process finds in the saved models, and generates with them."""
-        for row in ROWS:
+        for row in self.rows:
             self.trained(row).save(self.model_file(row))
-        return self._results("reload", 1, ROWS, [{}])
+        return self._results("reload", 1, self.rows, [{}])
 
     def train_on_devices(self, count: int, rows: Sequence[Row]) -> Arrays:
         """One device and `count` replicas."""
@@ -102,7 +104,8 @@ class Shared:
         environments: Sequence[dict[str, str]],
     ) -> Arrays:
         indices = [str(ROWS.index(row)) for row in rows]
-        run_processes([task, str(self.folder), str(count), *indices], environments)
+        arguments = [task, str(self.folder), str(count), *indices]
+        run_processes(arguments, environments, limit_seconds=200 + 60 * len(rows))
         with np.load(self.folder / f"{task}.npz") as arrays:
             return dict(arrays)
 
@@ -114,7 +117,7 @@ def model_file(folder: Path, row: Row) -> Path:
 def run_processes(
     arguments: list[str],
     environments: Sequence[dict[str, str]],
-    limit_seconds: float = 400.0,
+    limit_seconds: float,
 ) -> None:
     """Runs this file, once for each environment, all at the same time.
 

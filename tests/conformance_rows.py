@@ -35,6 +35,8 @@ class Row:
         optimizers: The arguments of `compile` that take an optimizer each.
         options: Further arguments of `compile`.
         learning_rate: For plain SGD.
+        slow: Whether it is tested with `-m slow` only: another row of its class runs
+            always, and this one whenever the table is written.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Row:
     optimizers: tuple[str, ...] = ("optimizer",)
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     learning_rate: float = 1e-3
+    slow: bool = False
 
     def model(
         self,
@@ -173,6 +176,7 @@ def gan_row(
     name: str,
     image_shape: tuple[int, int, int],
     learning_rate: float = 3e-3,
+    slow: bool = True,
     **arguments: Any,
 ) -> Row:
     """A row of a GAN that makes such images."""
@@ -186,6 +190,7 @@ def gan_row(
         loss="discriminator_loss",
         optimizers=("generator_optimizer", "discriminator_optimizer"),
         learning_rate=learning_rate,
+        slow=slow,
     )
 
 
@@ -197,6 +202,7 @@ ROWS = [
         ),
         make_rows=labelled_images((8, 8, 1)),
         evaluate=evaluate_autoencoder,
+        slow=True,
     ),
     Row(
         name="VAE: conv, classes, IWAE, flow prior",
@@ -229,9 +235,14 @@ ROWS = [
         make_rows=labelled_images((8, 8, 3)),
         evaluate=evaluate_autoencoder,
         options={"gradient_clip_norm": 10.0},
+        slow=True,
     ),
     gan_row(
-        "dcgan, batch norm", (16, 16, 1), width=4, discriminator_normalization="batch"
+        "dcgan, batch norm",
+        (16, 16, 1),
+        slow=False,
+        width=4,
+        discriminator_normalization="batch",
     ),
     gan_row(
         "residual, spectral norm, classes, hinge, GP, augmentation, two updates",

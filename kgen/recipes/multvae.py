@@ -46,6 +46,10 @@ class MultVAERecipe(RecommenderRecipe):
     without the dropout of features 0.491, with it 0.503; without years 0.425. Where
     all items have been had, features change little: `--preset ml_100k --item-features`,
     3 seeds, NDCG@100 0.442, EASE 0.453.
+
+    `kgen fit multvae --split leave-one-out --data ml-100k.zip`: 8 s. 3 seeds, of which
+    the split takes no notice: NDCG@100 0.146 (0.002), recall@20 0.218 (0.003); EASE
+    0.158, 0.234; item-kNN 0.145, 0.214; popularity 0.090, 0.137.
     """
 
     recipe_name: ClassVar[str] = "multvae"

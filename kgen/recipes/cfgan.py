@@ -87,4 +87,13 @@ PRESETS = {
     "ml_100k": CFGANRecipe(
         name="cfgan-ml-100k", min_rating=0.0, min_items=1, split="random"
     ),
+    "ml_1m": CFGANRecipe(
+        name="cfgan-ml-1m",
+        data="movielens/1m-ratings",
+        min_rating=0.0,
+        epochs=55,
+        batch_size=256,
+        learning_rate=5e-4,
+        generator_weight_decay=1e-4,
+    ),
 }

@@ -437,6 +437,30 @@ class RatingSet:
         mask = self._parts[split].targets
         return None if mask is None else self._matrix(split, mask)
 
+    def known_pairs(self, split: str) -> scipy.sparse.csr_array:
+        """Returns what `history` holds, but a row for every user.
+
+        Users without a history or without a target, who are in no row of `history`,
+        have theirs here: in the test of "leave-one-out" and "random" all pairs that are
+        no targets of the test.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            float32 ones, [num_users, num_items], with sorted indices.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        _check_split(split)
+        mask = self._parts[split].history
+        places = self._pairs.users[mask], self._pairs.items[mask]
+        return scipy.sparse.csr_array(
+            (np.ones(len(places[0]), np.float32), places),
+            shape=(self.num_users, self.num_items),
+        )
+
     def candidates(self, split: str) -> np.ndarray | None:
         """Returns the items to rank in a split, ascending positions in `item_ids`.
 

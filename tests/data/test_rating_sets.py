@@ -281,6 +281,19 @@ def test_random_deals_pairs():
     assert opened.splits["test"] == len(with_targets)
 
 
+def test_known_pairs_are_those_of_all_users_that_are_no_targets():
+    opened = open_ratings(
+        made_up(), split="random", min_rating=None, hidden_fraction=0.1
+    )
+    known = opened.known_pairs("test")
+    # A user without a target is in no row of the history, but has a row here.
+    assert known.shape == (30, 40) and opened.splits["test"] < 30
+    assert known.nnz == 360 - 36 and known.has_sorted_indices
+    for split in SPLITS:
+        rows = opened.known_pairs(split)[opened.user_rows(split)]
+        np.testing.assert_array_equal(rows.toarray(), opened.history(split).toarray())
+
+
 def test_held_out_items_are_in_no_history_and_are_what_is_ranked():
     opened = open_ratings(made_up(), split="held-out-items", min_rating=None)
     assert opened.num_items == 40 and opened.candidates("train") is None

@@ -23,7 +23,9 @@ class CFGANRecipe(RecommenderRecipe):
     batches of 64, a rate of 2e-4: 1 to 3 min a seed. Precision at 5 and 20, NDCG at 5
     and 20: 0.432 (0.001), 0.290 (0.002), 0.464 (0.003), 0.430 (0.004). EASE, l2 300,
     0.444 (0.005), 0.298 (0.003), 0.479 (0.005), 0.445 (0.004); popularity 0.217, 0.154,
-    0.230, 0.215; the paper 0.444 and 0.294.
+    0.230, 0.215; the paper 0.444 and 0.294. User-based, `--seeds 2 --mode user`, a rate
+    of 1e-4, 135 epochs chosen: 0.414 (0.009), 0.280 (0.004), 0.448 (0.009), 0.414
+    (0.009); EASE on these two 0.442, 0.296, 0.476, 0.442; 4 min a seed.
 
     `benchmarks/recommender_seeds.py --seeds 3 cfgan --data ml-100k.zip --held-out-users
     100`: 75 to 90 s a seed. NDCG@100 0.425 (0.007), recall@20 0.363 (0.012), recall@50

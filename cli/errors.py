@@ -1,5 +1,6 @@
 """What a user reads when a command fails: one line."""
 
+import errno
 import re
 import traceback
 from collections.abc import Iterable
@@ -51,7 +52,9 @@ def describe(error: Exception) -> str:
             return _one_line(raised_in_graph.group(1))
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{place}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = ". Make room; a fit goes on with --resume." if full else ""
+        return f"{error.strerror}{place}{advice}"
     if isinstance(error, OSError) or _is_raised_by_kgen(error):
         return _one_line(str(error))
     lines = str(error).strip().split("\n")

@@ -1,5 +1,6 @@
 """`kgen evaluate RUN`: measures a trained model."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -30,11 +31,19 @@ from .startup import load_tensorflow
     type=click.IntRange(min=1),
     help="Measure on the first images, or people, only, this many.",
 )
+@click.option("--data", help="Where the data are now, if they have been moved.")
 @debug_option
-def command(run: Path, split: str, num_samples: int | None, limit: int | None) -> None:
+def command(
+    run: Path,
+    split: str,
+    num_samples: int | None,
+    limit: int | None,
+    data: str | None,
+) -> None:
     """Measure RUN on held-out data and write its metrics.json.
 
-    It can take an hour. If it is interrupted, the same command goes on where it was.
+    Likelihoods of images can take an hour. If it is interrupted, the same command goes
+    on where it was.
     """
     load_tensorflow()
     import rich.console
@@ -42,11 +51,20 @@ def command(run: Path, split: str, num_samples: int | None, limit: int | None) -
 
     import kgen
     from kgen.evaluation import table, write_records
-    from kgen.recipes import recipe_of_run
+    from kgen.recipes import read_record, recipe_of_run
 
     # The likelihoods of the images that are done.
     unfinished = run / "evaluate-unfinished.npz"
     recipe = recipe_of_run(run)
+    if data is not None:
+        recipe = dataclasses.replace(recipe, data=data)
+    opened = recipe.open_data()
+    if opened.fingerprint != read_record(run)["data"]["fingerprint"]:
+        raise click.UsageError(
+            f"The data of {run} are not those it was trained on (their fingerprint has "
+            "changed), so what is held out of them now may have been trained on. Name "
+            "the right ones by --data, or train anew with kgen fit."
+        )
     model = kgen.load(run)
     options = {} if num_samples is None else {"num_samples": num_samples}
     if options and not hasattr(model, "log_likelihood"):
@@ -63,7 +81,7 @@ def command(run: Path, split: str, num_samples: int | None, limit: int | None) -
         try:
             records = recipe.evaluate(
                 model,
-                recipe.open_data(),
+                opened,
                 split=split,
                 limit=limit,
                 progress=lambda done, all: bar.update(task, completed=done, total=all),

@@ -1,5 +1,7 @@
 """`kgen recommend RUN`: items for somebody who likes some."""
 
+import csv
+import re
 from pathlib import Path
 
 import click
@@ -13,8 +15,8 @@ from .startup import load_tensorflow
 @click.option(
     "--items",
     default="",
-    help="Ids of the items that the person likes, with commas between them; without "
-    "any, the most popular items are recommended.",
+    help="Ids of the items that the person likes, with commas between them, in quotes "
+    "where an id has a comma; without any, the most popular items are recommended.",
 )
 @click.option(
     "-k",
@@ -40,13 +42,18 @@ def command(run: Path, items: str, count: int | None, remove_seen: bool) -> None
         raise click.UsageError(
             f"A {type(model).__name__} recommends nothing. Use kgen generate."
         )
-    history: list[int | str] = [part.strip() for part in items.split(",")]
+    typed = csv.reader([items], skipinitialspace=True)
+    history: list[int | str] = [part.strip() for row in typed for part in row]
     history = [item for item in history if item]
     if not model.catalogue.is_text:
         history = [_whole_number(item) for item in history]
     titles = _titles(recipe_of_run(run))
     count = count or min(10, model.catalogue.num_items)
-    best = model.recommend([history], k=count, remove_seen=remove_seen)
+    try:
+        best = model.recommend([history], k=count, remove_seen=remove_seen)
+    except ValueError as error:
+        text = str(error).replace("`histories`", "--items").replace("`k`", "-k")
+        raise click.UsageError(text.replace("k=", "-k ")) from error
     if not history:
         click.echo("Without --items: what most people like.")
     found = zip(best.item_ids[0].tolist(), best.scores[0].tolist(), strict=True)
@@ -60,13 +67,12 @@ def command(run: Path, items: str, count: int | None, remove_seen: bool) -> None
 
 
 def _whole_number(text: str | int) -> int:
-    try:
-        return int(text)
-    except ValueError:
+    if not re.fullmatch(r"[+-]?[0-9]+", str(text)):
         raise click.UsageError(
             f"--items must be whole numbers, as the items of this run are. Received: "
             f"{text!r}."
-        ) from None
+        )
+    return int(text)
 
 
 def _titles(recipe) -> dict[int | str, str]:

@@ -125,8 +125,16 @@ def test_the_recommender_of_the_readme_works(test_data, tmp_path, monkeypatch, c
     assert "EASE" in capsys.readouterr().out
 
 
+def test_the_python_example_of_recommendation_works(test_data, tmp_path):
+    source = test_data / "data" / "movielens" / "ml-100k.zip"
+    example = blocks("python")[0].replace("path/to/ml-100k.zip", str(source))
+    example = example.replace("epochs=60", "epochs=2, verbose=0")
+    done = run_python(example + "\nprint(best.item_ids.shape)", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "(2, 5)\n"), done.stderr
+
+
 def test_the_example_of_own_networks_works(folder):
-    [_, _, example] = blocks("python")
+    *_, example = blocks("python")
     example = example.replace("epochs=10", "epochs=1, verbose=0")
     done = run_python(example + "\nprint(int(gan.step.numpy()))", folder)
     # 1,439 images in batches of 32, twice.
@@ -134,7 +142,7 @@ def test_the_example_of_own_networks_works(folder):
 
 
 def test_the_python_example_works(folder):
-    [example, serving, _] = blocks("python")
+    [_, example, serving, _] = blocks("python")
     example = example.replace("epochs=10", "epochs=1, verbose=0")
     done = run_python(example, folder)
     assert done.returncode == 0, done.stderr

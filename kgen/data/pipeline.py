@@ -107,7 +107,7 @@ class Pipeline:
                 "`batch_size` must not exceed the number of rows when the last, "
                 "incomplete batch is dropped, because no batch would be left. "
                 f"Received: batch_size={batch_size} for {num_rows} rows. Try "
-                f"batch_size={min(batch_size, num_rows)} or less."
+                f"batch_size={num_rows}" + (" or less." if num_rows > 1 else ".")
             )
         self.num_rows = int(num_rows)
         self.batch_size = int(batch_size)

@@ -110,7 +110,10 @@ def _damage_named(file: TableFile) -> Iterator[None]:
         zipfile.BadZipFile,
         zlib.error,
         EOFError,
+        OSError,  # of Arrow, where a page of Parquet is damaged
     ) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the file system, which says why
         raise ValueError(
             f"Cannot read {file}: it is damaged, or of another kind than its name says "
             f"({str(error).strip()[:400]}). Copy or download it again."

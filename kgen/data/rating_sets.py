@@ -88,6 +88,7 @@ def ratings(
         >>> batches.element_spec["items"].shape
         TensorShape([64, None])
     """
+    _check_split(split_name, "split_name")
     training = split_name == "train"
     opened = open_ratings(
         source,
@@ -472,6 +473,11 @@ class RatingSet:
         _check_split(split)
         return self._candidates.get(split)
 
+    def item_counts(self) -> np.ndarray:
+        """Returns how many users of the training have each item: int64 [num_items]."""
+        items = self._rows_of("train", self._parts["train"].history)[1]
+        return np.bincount(items, minlength=self.num_items)
+
     def _matrix(self, split: str, mask: np.ndarray) -> scipy.sparse.csr_array:
         starts, items = self._rows_of(split, mask)
         return scipy.sparse.csr_array(
@@ -511,7 +517,8 @@ class RatingSet:
         Returns:
             A pipeline of dicts: "items", the history, a ragged int32 tensor [batch,
             None] of ascending positions in `item_ids`; and, for validation and test,
-            "targets" likewise. Unshuffled, row i is row i of `history(split)`.
+            "targets" likewise; and, where not all items are ranked, "candidates", the
+            same for each row. Unshuffled, row i is row i of `history(split)`.
 
         Raises:
             ValueError: An unknown split, or a batch size above the number of users
@@ -528,6 +535,8 @@ class RatingSet:
                 for name, mask in masks.items()
             }
 
+        candidates = self.candidates(split)
+
         def read(rows: tf.Tensor, epoch: tf.Tensor, places: tf.Tensor) -> Batch:
             batch = {}
             for name, (starts, items) in rows_of.items():
@@ -535,6 +544,13 @@ class RatingSet:
                     tf.gather(starts, rows), tf.gather(starts, rows + 1)
                 )
                 batch[name] = wanted.with_values(tf.gather(items, wanted.values))
+            if candidates is not None:
+                num_rows = tf.size(rows)
+                lengths = tf.fill([num_rows], len(candidates))
+                repeated = tf.tile(tf.constant(candidates, tf.int32), [num_rows])
+                batch["candidates"] = tf.RaggedTensor.from_row_lengths(
+                    repeated, lengths, validate=False
+                )
             return batch
 
         return Pipeline(
@@ -634,8 +650,9 @@ def _rated(min_rating: float | None) -> str:
     return "" if min_rating is None else f" rated {min_rating:g} or more"
 
 
-def _check_split(split: str) -> None:
+def _check_split(split: str, argument: str = "split") -> None:
     if split not in SPLITS:
         raise ValueError(
-            f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}"
+            f"`{argument}` must be one of {', '.join(SPLITS)}. Received: "
+            f"{argument}={split!r}"
         )

@@ -110,7 +110,9 @@ def evaluate_recommender(
         f"{split} users, {train.nnz:,} pairs to train on"
     )
     if users.candidates is not None:
-        what += f", {len(users.candidates):,} held-out items ranked"
+        what += (
+            f", {len(users.candidates):,} held-out items ranked, equal scores by chance"
+        )
     lists = {
         name: ranking.recommended(
             score, users.history, LIST_LENGTH, users.candidates, progress
@@ -208,17 +210,13 @@ def _catalogue_records(subject, top, users, train, what):
     num_items = train.shape[1]
     num_ranked = num_items if users.candidates is None else len(users.candidates)
     covered = ranking.coverage(top, num_items) * num_items / num_ranked
-    rows = [
-        ("coverage", covered, "", "of all items that are ranked", True),
-        ("novelty", ranking.novelty(top, train), "bits", "of training users", True),
-        (
-            "popularity_bias",
-            ranking.popularity_bias(top, users.history, train),
-            "",
-            "of lists over histories, less 1",
-            False,
-        ),
-    ]
+    rows = [("coverage", covered, "", "of all items that are ranked", True)]
+    if users.candidates is None:  # Of items that nobody has had, all are as unpopular.
+        bias = ranking.popularity_bias(top, users.history, train)
+        rows += [
+            ("novelty", ranking.novelty(top, train), "bits", "of training users", True),
+            ("popularity_bias", bias, "", "of lists over histories, less 1", False),
+        ]
     return [
         Record(
             metric=f"{name}@{_CATALOGUE_LENGTH}",

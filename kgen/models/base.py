@@ -61,9 +61,12 @@ class GenerativeModel(keras.Model):
 
     Attributes:
         batch_names: Standard names of what a batch holds: what it must, what it may.
+        meaning: Arguments that say what the numbers in a batch stand for: the weights
+            of a model with others are of no use.
     """
 
     batch_names: tuple[str, str] = ("images", "labels")
+    meaning: tuple[str, ...] = ()
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)

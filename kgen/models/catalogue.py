@@ -64,10 +64,16 @@ class Catalogue:
                 "`item_ids` must be a list of whole numbers or of strings, one for "
                 f"each item. Received: shape {ids.shape}, type {ids.dtype}."
             )
-        if len(np.unique(ids)) < len(ids) or (kind == "U" and "" in ids):
+        if kind == "U" and not all(isinstance(one, str) for one in item_ids):
             raise ValueError(
-                "`item_ids` must name each item once, and none by an empty text. "
-                f"Received: {len(ids)} ids, {len(np.unique(ids))} of them different."
+                "`item_ids` must be all whole numbers, or all strings. Received: both."
+            )
+        padding = "" if kind == "U" else -1
+        if len(np.unique(ids)) < len(ids) or padding in ids:
+            raise ValueError(
+                f"`item_ids` must name each item once, and none by {padding!r}, which "
+                f"stands for no item. Received: {len(ids)} ids, {len(np.unique(ids))} "
+                "of them different."
             )
         counts = np.zeros(len(ids)) if item_counts is None else np.asarray(item_counts)
         if counts.shape != ids.shape or (counts < 0).any():
@@ -165,10 +171,12 @@ class Catalogue:
         """The log `ndcg`, NDCG@100 of the targets, if the batch holds any."""
         if "targets" not in batch:
             return {}
-        seen, targets = (
-            dense_rows(batch[name], self.num_items) for name in ("items", "targets")
-        )
-        return {"ndcg": ndcg(logits, seen, targets, k=100)}
+        names = batch.keys() & {"items", "targets", "candidates"}
+        rows = {name: dense_rows(batch[name], self.num_items) for name in names}
+        left_out, targets = rows["items"], rows["targets"]
+        if "candidates" in rows:
+            left_out = 1.0 - rows["candidates"] * (1.0 - left_out)
+        return {"ndcg": ndcg(logits, left_out, targets, k=100)}
 
     def signatures(
         self, score_rows: ScoreRows, layers: tuple[keras.layers.Layer, ...]
@@ -246,6 +254,7 @@ class Recommends:
     """
 
     batch_names = ("items", "targets")
+    meaning: tuple[str, ...] = ("item_ids",)
 
     catalogue: Catalogue
     _graphs: dict[str, Any]
@@ -272,9 +281,14 @@ class Recommends:
 
         Args:
             histories: The original ids of the items of each person. Who has none gets
-                the most popular items.
+                the items with the highest `item_counts`, which are then the scores.
             k: How many for each.
             remove_seen: Whether items of the history are left out.
+
+        Returns:
+            Ids and scores, [people, k], the best first: a score compares the items of
+            one person and nothing else. Where no unseen item is left, the id is -1 (or
+            "") and the score minus infinity.
 
         Raises:
             ValueError: If an item is unknown, or `k` above the number of items.
@@ -329,7 +343,7 @@ def assert_items(
 ) -> dict[str, tf.RaggedTensor]:
     """Refuses inside a compiled step what is no ragged batch of positions."""
     checked = dict(batch)
-    for name in ("items", "targets"):
+    for name in ("items", "targets", "candidates"):
         if name not in batch:
             continue
         items = batch[name]
@@ -344,5 +358,10 @@ def assert_items(
         flat = tf.concat([items.values, tf.zeros([1], items.dtype)], axis=0)
         message = f"`{name}` must lie in [0, {num_items}). Received values from"
         with tf.control_dependencies([assert_range(flat, 0, num_items - 1, message)]):
+            items = items.with_values(tf.identity(items.values))
+        most = tf.reduce_max(dense_rows(items, num_items))
+        message = f"`{name}` must hold an item once for each person. Received: it comes"
+        once = tf.debugging.Assert(most <= 1, [message, most, "times"])
+        with tf.control_dependencies([once]):
             checked[name] = items.with_values(tf.identity(items.values))
     return checked

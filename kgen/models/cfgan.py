@@ -303,7 +303,8 @@ class CFGAN(Recommends, GenerativeModel):
             "generator_weight_decay",
             "discriminator_weight_decay",
         ):
-            check(name, getattr(self, name) >= 0, "be 0 or more")
+            kept = 0 <= getattr(self, name) < math.inf
+            check(name, kept, "be 0 or more, and finite")
         for name in ("activation", "output_activation"):
             known = hasattr(keras.activations, getattr(self, name))
             check(name, known, "name an activation of Keras, such as sigmoid")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -247,8 +248,9 @@ class MultVAE(Recommends, GenerativeModel):
         check("latent_dim", self.latent_dim >= 1, "be at least 1")
         check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
         check("feature_dropout", 0 <= self.feature_dropout < 1, "be in [0, 1)")
-        check("kl_weight", self.kl_weight >= 0, "be 0 or more")
+        check("kl_weight", 0 <= self.kl_weight < math.inf, "be 0 or more, and finite")
         check("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more")
-        check("weight_decay", self.weight_decay >= 0, "be 0 or more")
+        decay = self.weight_decay
+        check("weight_decay", 0 <= decay < math.inf, "be 0 or more, and finite")
         known = hasattr(keras.activations, self.activation)
         check("activation", known, "name an activation of Keras, such as tanh")

@@ -289,9 +289,10 @@ class RecVAE(Recommends, GenerativeModel):
         ):
             check(name, getattr(self, name) >= 1, "be at least 1")
         check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
-        check("kl_weight_per_item", self.kl_weight_per_item >= 0, "be 0 or more")
-        kept = self.kl_weight is None or self.kl_weight >= 0
-        check("kl_weight", kept, "be 0 or more, or None")
+        kept = 0 <= self.kl_weight_per_item < math.inf
+        check("kl_weight_per_item", kept, "be 0 or more, and finite")
+        kept = self.kl_weight is None or 0 <= self.kl_weight < math.inf
+        check("kl_weight", kept, "be 0 or more, and finite, or None")
         weights = self.prior_weights
         check(
             "prior_weights",

@@ -74,14 +74,16 @@ def rows_of_padded(items: tf.Tensor, num_items: int) -> tf.Tensor:
     """Writes 1 at the place of each item, and 0 elsewhere; an item twice counts once.
 
     Args:
-        items: Positions, padded with -1.
+        items: Positions, padded with -1; what is no position is passed over.
         num_items: How many items there are.
 
     Shapes:
         items: int64 [batch, longest] -> float32 [batch, num_items]
     """
+    items = tf.pad(items, [[0, 0], [0, 1]], constant_values=-1)  # ONNX needs a column
     num_rows, longest = tf.unstack(tf.shape(items, out_type=tf.int64))
-    columns = tf.where(items < 0, tf.constant(num_items, tf.int64), items)
+    is_item = (items >= 0) & (items < num_items)
+    columns = tf.where(is_item, items, tf.constant(num_items, tf.int64))
     rows = tf.repeat(tf.range(num_rows), longest)
     places = tf.stack([rows, tf.reshape(columns, [-1])], axis=1)
     # One column more, for the padding.

@@ -91,7 +91,9 @@ class Recipe:
         self._check_above_0("learning_rate", "worker_timeout", "gradient_clip_norm")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be in [0, 2**63). Received: {self.seed}")
-        if self.name and (Path(self.name).name != self.name or self.name == ".."):
+        if self.name is not None and (
+            self.name in ("", "..") or Path(self.name).name != self.name
+        ):
             raise ValueError(
                 "`name` must be the name of a folder, without a path to it: that is "
                 f"what `folder` is for. Received: name={self.name}"
@@ -247,7 +249,14 @@ class Recipe:
                 "`start_from` must be another run than the one that is written. "
                 f"Received: start_from={run}. Choose another `name`."
             )
-        weights = load(source).get_weights()
+        trained = load(source)
+        for name in model.meaning:
+            if getattr(trained, name, None) != getattr(model, name):
+                raise ValueError(
+                    f"`start_from` must be a model with the same {name} as the one to "
+                    f"train. Received: start_from={run}, with others."
+                )
+        weights = trained.get_weights()
         pairs = itertools.zip_longest(weights, model.weights)
         for given, needed in pairs:
             shapes = [None if x is None else tuple(x.shape) for x in (given, needed)]

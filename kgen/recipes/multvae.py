@@ -74,6 +74,15 @@ class MultVAERecipe(RecommenderRecipe):
     weight_decay: float = option(0.0, "Factor of the summed squares of the weights.")
     activation: str = option("tanh", "Keras activation of the hidden layers.")
 
+    def __post_init__(self) -> None:
+        """Checks what can be checked without the data."""
+        super().__post_init__()
+        if not 0 <= self.kl_warmup <= 1:
+            raise ValueError(
+                "`kl_warmup` must be in [0, 1], a share of the run. Received: "
+                f"kl_warmup={self.kl_warmup}"
+            )
+
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.MultVAE` for these ratings."""
         from kgen.models import MultVAE

@@ -113,8 +113,8 @@ class RecommenderRecipe(Recipe):
 
     def _items(self, data: Any) -> dict[str, Any]:
         """The arguments of a model that say what its items are."""
-        counts = data.history("train").sum(axis=0)
-        return {"item_ids": data.item_ids.tolist(), "item_counts": counts.tolist()}
+        counts = data.item_counts().tolist()
+        return {"item_ids": data.item_ids.tolist(), "item_counts": counts}
 
 
 def titles(data: Any, item_ids: Any) -> list[str]:

@@ -6,6 +6,8 @@ import contextlib
 import signal
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,8 +83,16 @@ class Checkpointer(keras.callbacks.Callback):
         """
         if not self.file.is_file():
             return False
-        with np.load(self.file, allow_pickle=False) as saved:
-            states = {name: _entries(saved, name) for name in ("state", "metrics")}
+        try:
+            # Opened here: NumPy leaves a damaged file open.
+            with open(self.file, "rb") as file, np.load(file) as saved:
+                states = {name: _entries(saved, name) for name in ("state", "metrics")}
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+            raise ValueError(
+                f"A checkpoint must be whole. Received: {self.file}, which is damaged "
+                f"({error}). Start anew with --overwrite, and --start-from another run "
+                "if there is one."
+            ) from error
         variables = state_variables(model)
         shapes = [tuple(variable.shape) for variable in variables]
         if shapes != [value.shape for value in states["state"]]:

@@ -142,7 +142,8 @@ class RunFolder:
         if changed:
             raise ValueError(
                 f"The run in {self.path} was started otherwise: {'; '.join(changed)}. "
-                "Resume it with its own options and data, or choose another --name."
+                "Resume it with its own options and data, or choose another --name; "
+                "--start-from takes over its weights once it has ended."
             )
         names = ("versions", "strategy", "replicas", "threads", "precision")
         return [

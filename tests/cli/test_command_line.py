@@ -92,7 +92,8 @@ def test_a_file_system_error_is_the_reason_and_the_place(failing, capsys):
     failing(OSError(28, "No space left on device", "run/model.keras"))
     assert run(["fail"]) == 1
     assert capsys.readouterr().err == (
-        "Error: No space left on device: run/model.keras\n"
+        "Error: No space left on device: run/model.keras. Make room; a fit goes on "
+        "with --resume.\n"
     )
 
 

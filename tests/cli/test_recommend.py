@@ -64,9 +64,10 @@ def test_what_is_seen_comes_back_when_asked_for(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ("--items 10,77", 1, "trained on, 6 of them. Received: 77"),
+        ("--items 10,77", 2, "--items must hold items that the model was trained"),
+        ("--items 1_0", 2, "whole numbers, as the items of this run are"),
         ("--items 10,x", 2, "whole numbers, as the items of this run are"),
-        ("-k 7", 1, "Received: k=7"),
+        ("-k 7", 2, "Received: -k 7"),
         ("-k 0", 2, "0 is not in the range"),
     ],
 )
@@ -92,6 +93,46 @@ def test_the_run_has_lists_to_look_at(folder):
     assert any(title in text for title in TITLES)
 
 
+def test_other_data_are_not_measured_on(capsys, folder):
+    file = folder / "ml" / "ratings.csv"
+    whole = file.read_text()
+    metrics = folder / "saved_models/multvae/metrics.json"
+    before = metrics.read_bytes()
+    (folder / "elsewhere").mkdir()
+    for name in ("ratings.csv", "movies.csv"):
+        (folder / "elsewhere" / name).write_bytes((folder / "ml" / name).read_bytes())
+    file.write_text(whole.rsplit("\n", 30)[0])
+    try:
+        assert run(["evaluate", "multvae"]) == 2
+        assert "not those it was trained on" in capsys.readouterr().err
+        assert metrics.read_bytes() == before
+        assert run(["evaluate", "multvae", "--data", "elsewhere"]) == 0
+    finally:
+        file.write_text(whole)
+        for path in (folder / "elsewhere").iterdir():
+            path.unlink()
+        (folder / "elsewhere").rmdir()
+
+
+def test_ids_with_commas_are_quoted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ids = ["a,b", 'c "d"', "e", "f"]
+    users, items = np.divmod(np.arange(40), 4)
+    rows = [
+        f'{user},"{ids[item].replace(chr(34), chr(34) * 2)}"'
+        for user, item in zip(users, items, strict=True)
+    ]
+    (tmp_path / "r.csv").write_text("\n".join(["user,item", *rows]))
+    fit = "fit multvae --data r.csv --min-items 1 --epochs 1 --batch-size 4"
+    assert run([*fit.split(), "--hidden-units", "4", "--latent-dim", "2"]) == 0
+    command = ["recommend", "multvae", "-k", "2", "--items"]
+    assert run([*command, '"a,b", e']) == 0
+    out = capsys.readouterr().out
+    assert 'c "d"' in out and " f" in out
+    assert run([*command, '"c ""d""",f']) == 0
+    assert "a,b" in capsys.readouterr().out
+
+
 def test_evaluate_prints_the_baselines(capsys):
     assert run(["evaluate", "multvae"]) == 0
     text = capsys.readouterr().out
@@ -109,6 +150,9 @@ def test_both_exports_recommend_what_keras_recommends(folder):
     session = onnxruntime.InferenceSession("saved_models/multvae/multvae.onnx")
     metadata = session.get_modelmeta().custom_metadata_map
     ids = np.array([*json.loads(metadata["item_ids"]), -1])
+    # Without a column of items at all, everybody gets what is popular.
+    found = session.run(["recommended"], {"items": np.zeros((1, 0), np.int64)})[0]
+    assert ids[found[0]].tolist() == expected.item_ids[2].tolist()
     items = np.array([[0, 1], [3, -1], [-1, -1]], np.int64)
     places, scores = session.run(["recommended", "scores"], {"items": items})
     np.testing.assert_array_equal(ids[places], expected.item_ids)

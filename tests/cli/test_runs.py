@@ -40,6 +40,7 @@ def run_folder(tmp_path, monkeypatch):
     record = {
         "recipe": "made_up",
         "options": {"data": "digits", "epochs": 5},
+        "data": {"fingerprint": "of the data"},
         "started": "2026-01-02T03:04:05+00:00",
     }
     (folder / "recipe.json").write_text(json.dumps(record))
@@ -126,7 +127,7 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
 
     class MadeUpRecipe:
         def open_data(self):
-            return "the data"
+            return types.SimpleNamespace(fingerprint="of the data")
 
         def evaluate(self, model, data, *, progress, unfinished, **options):
             progress(1, 10)
@@ -141,7 +142,8 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
     monkeypatch.setitem(sys.modules, "kgen.evaluation", evaluation)
 
     assert run(["evaluate", "made_up", "--limit", "10"]) == 0
-    assert asked == {"data": "the data", "split": "test", "limit": 10}
+    assert asked.pop("data").fingerprint == "of the data"
+    assert asked == {"split": "test", "limit": 10}
     assert capsys.readouterr().out.splitlines() == [
         "a table of ['record']",
         "Written: saved_models/made_up/metrics.json",

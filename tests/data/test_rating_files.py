@@ -366,6 +366,17 @@ def test_parquet_is_read_by_the_names_of_its_columns(tmp_path):
     assert rows_of(read_rating_files(archive)) == rows_of(table)
 
 
+def test_a_damaged_parquet_is_named(tmp_path):
+    path = tmp_path / "any.parquet"
+    numbers = np.random.default_rng(0).integers(0, 10**9, (2, 20_000))
+    pq.write_table(pa.table({"user": numbers[0], "item": numbers[1]}), path)
+    content = bytearray(path.read_bytes())
+    content[1000:2000] = bytes(1000)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"Cannot read .*any\.parquet: it is damaged"):
+        read_rating_files(path)
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

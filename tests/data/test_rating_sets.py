@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 import tensorflow as tf
 
 from kgen.data import open_ratings, pipeline, rating_splits, ratings
@@ -382,6 +383,11 @@ def test_batches_are_ragged_int32_rows_of_the_matrices(opened):
         expected = {"items": opened.history(split)}
         if split != "train":
             expected["targets"] = opened.targets(split)
+        if opened.candidates(split) is not None:
+            row = np.isin(np.arange(opened.num_items), opened.candidates(split))
+            expected["candidates"] = scipy.sparse.csr_array(
+                np.tile(row, (opened.splits[split], 1))
+            )
         assert set(dataset.element_spec) == set(expected)
         for name, matrix in expected.items():
             spec = dataset.element_spec[name]

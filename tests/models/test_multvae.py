@@ -175,7 +175,9 @@ def test_wrong_requests_are_refused(trained, histories, k, message):
     [
         ({"item_ids": []}, "`item_ids` must be a list"),
         ({"item_ids": [1, 2, 2]}, "3 ids, 2 of them different"),
-        ({"item_ids": ["a", ""]}, "none by an empty text"),
+        ({"item_ids": ["a", ""]}, "none by ''"),
+        ({"item_ids": [0, -1]}, "none by -1"),
+        ({"item_ids": [1, "a"]}, "all whole numbers, or all strings"),
         ({"item_ids": [0.5, 1.5]}, "whole numbers or of strings"),
         ({"item_counts": [1, 2]}, "for 6 items"),
         ({"item_counts": [1, 2, 3, 4, 5, -6]}, "0 or more"),
@@ -185,6 +187,7 @@ def test_wrong_requests_are_refused(trained, histories, k, message):
         ({"feature_dropout": 1.0}, "feature_dropout=1.0"),
         ({"input_dropout": 1.0}, "input_dropout=1.0"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0"),
+        ({"weight_decay": float("inf")}, "weight_decay=inf"),
         ({"latent_dim": 0}, "latent_dim=0"),
         ({"activation": "tanhh"}, "activation of Keras"),
     ],
@@ -299,3 +302,24 @@ def test_an_item_nobody_has_had_is_recommended_to_those_who_like_its_kind(tmp_pa
     np.testing.assert_array_equal(
         loaded.recommend([["c"]], k=5).scores, model.recommend([["c"]], k=5).scores
     )
+
+
+def test_an_item_twice_is_refused():
+    model = make()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="an item once"):
+        model.train_step({"items": ragged([0, 1], [2, 3, 2])})
+    assert int(model.step.numpy()) == 0
+
+
+def test_validation_ranks_the_candidates_alone(trained):
+    shown, hidden = ragged([0], [3]), ragged([4], [1])
+    batch = {"items": shown, "targets": hidden}
+    # To others than those of its kind, they come last.
+    logs = trained.test_step(batch | {"candidates": ragged([1, 4], [1, 4])})
+    assert float(logs["ndcg"]) == pytest.approx(1 / np.log2(3))
+    trained.reset_metrics()
+    logs = trained.test_step(batch | {"candidates": ragged([4], [1])})
+    assert float(logs["ndcg"]) == pytest.approx(1.0)
+    trained.reset_metrics()
+    assert float(trained.test_step(batch)["ndcg"]) < 0.6
+    trained.reset_metrics()

@@ -49,3 +49,23 @@ def test_features_need_titles(films):
     recipe = content_recipe(films)
     with pytest.raises(ValueError, match="which has none. MovieLens has them"):
         recipe.make_model(recipe.open_data(), 3)
+
+
+def test_weights_of_other_items_are_not_taken(films):
+    recipe = content_recipe(films)
+    data = recipe.open_data()
+    recipe = dataclasses.replace(recipe, folder=str(films / "runs"), name="one")
+    model = recipe.make_model(data, 3)
+    (films / "runs").mkdir()
+    model.save(films / "runs" / "one.keras")
+    text = (films / "ratings.dat").read_text()
+    (films / "ratings.dat").write_text(text.replace("::9::", "::99::"))
+    other = dataclasses.replace(recipe, start_from=str(films / "runs" / "one.keras"))
+    with pytest.raises(ValueError, match="with the same item_ids"):
+        dataclasses.replace(other, name="two", epochs=1).run(report=lambda line: None)
+
+
+@pytest.mark.parametrize("kl_warmup", [float("nan"), 5.0, -0.1])
+def test_a_warm_up_is_a_share_of_the_run(kl_warmup):
+    with pytest.raises(ValueError, match="`kl_warmup` must be in"):
+        recipes.MultVAERecipe(kl_warmup=kl_warmup)

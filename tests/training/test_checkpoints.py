@@ -172,3 +172,12 @@ def test_a_weight_that_is_not_finite_is_not_saved(tmp_path):
         checkpointer.save([])
     assert (tmp_path / "state.npz").read_bytes() == before
     assert {file.name for file in tmp_path.iterdir()} == {"state.npz", "history.csv"}
+
+
+def test_a_checkpoint_that_was_cut_is_named(tmp_path):
+    train(tmp_path, epochs=1)
+    file = tmp_path / "state.npz"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"state\.npz, which is damaged.*--overwrite"):
+        training.Checkpointer(file).restore(make_model())

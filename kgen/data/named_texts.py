@@ -38,11 +38,11 @@ def _find_feature(builder: Any, name: str, text_key: str) -> str:
 
     features = builder.info.features
     named = isinstance(features, tfds.features.FeaturesDict)
-    found = [
+    found = sorted(
         key
         for key, feature in (features.items() if named else ())
         if isinstance(feature, tfds.features.Text)
-    ]
+    )
     if text_key in found:
         return text_key
     if text_key == "text" and len(found) == 1:

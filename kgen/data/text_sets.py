@@ -406,7 +406,8 @@ class TextSet:
             num_offsets = 1
         with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
             tokens = tf.constant(self._tokens[split])
-            key = random.keys(seed, random.STREAM_WINDOWS)
+            # A seed out of range is refused below, in words.
+            key = random.keys(seed % 2**63, random.STREAM_WINDOWS)
 
         def read(rows: tf.Tensor, epoch: tf.Tensor, places: tf.Tensor) -> Batch:
             offset = random.fold_in(key, epoch) % num_offsets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -22,6 +23,12 @@ _BYTE_SYMBOLS = {byte: chr(byte) for byte in _PRINTED} | {
 }
 # What comes back from it comes back whatever the text: all lengths of UTF-8, and space.
 _PROBE = "a B\n\n  c\r\té\u2028☃😀 "
+
+# The library takes 150 bytes of memory and more for each byte it encodes at a time, so
+# it gets a long text in pieces. They end with a line, between two characters that are
+# no space: there a word ends too, and so the ids stay what they are.
+_PIECE = re.compile(r"(?s).{4096,}?\S\n(?=\S)|.+")
+_OVER_AN_END = re.compile(r"[Ċ\n][^ĊĠĉč]")  # newline, then no newline, space, tab, \r
 
 _UNKNOWN = "Each character must be one of the {} of the tokenizer. Received:"
 _NOT_IN_GRAPH = (
@@ -343,6 +350,7 @@ class BPETokenizer(Tokenizer):
         self.tokenizer_json = tokenizer_json
         self.vocab_size = max(vocab.values(), default=-1) + 1
         self._tokenizer = tokenizer
+        self._in_pieces = not any(map(_OVER_AN_END.search, vocab))
         all_bytes = set(_BYTE_SYMBOLS.values()) <= set(vocab)
         if not all_bytes or self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError(
@@ -390,12 +398,17 @@ class BPETokenizer(Tokenizer):
             initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        pieces = (piece for text in texts for piece in _PIECE.findall(text))
+        tokenizer.train_from_iterator(pieces, trainer)
         return cls(tokenizer.to_str())
 
     def _encode(self, text: str) -> np.ndarray:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.array(ids, np.int32)
+        pieces = _PIECE.findall(text) if self._in_pieces else [text]
+        ids = [
+            np.array(self._tokenizer.encode(piece, add_special_tokens=False).ids, "i4")
+            for piece in pieces
+        ]
+        return np.concatenate([np.zeros(0, np.int32), *ids])
 
     def _decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)

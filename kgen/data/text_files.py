@@ -157,7 +157,7 @@ def _text_of_line(line: str, text_key: str, origin: str) -> str:
     except ValueError as error:
         raise ValueError(
             f"Each line must be an object in JSON. Received: {line[:200]!r} in "
-            f"{origin} ({error})."
+            f"{origin} (of this line: {error})."
         ) from error
     if not isinstance(value, dict) or not isinstance(value.get(text_key), str):
         keys = ", ".join(value) if isinstance(value, dict) else "no object"

@@ -169,6 +169,7 @@ def open_text(
         FileNotFoundError: A path that does not exist, a folder or zip without files, or
             a data set that is not there and cannot be downloaded.
         ImportError: "bpe" without the `tokenizers` library.
+        TypeError: A source or a tokenizer of another type.
         ValueError: An unknown name, a damaged file, bytes that are no UTF-8, a line
             that is no JSON or has no text, no text at all, an argument out of range, a
             split of fewer than context + 1 tokens, characters that the tokenizer does

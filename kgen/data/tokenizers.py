@@ -24,11 +24,11 @@ _BYTE_SYMBOLS = {byte: chr(byte) for byte in _PRINTED} | {
 # What comes back from it comes back whatever the text: all lengths of UTF-8, and space.
 _PROBE = "a B\n\n  c\r\té\u2028☃😀 "
 
-# The library takes 150 bytes of memory and more for each byte it encodes at a time, so
-# it gets a long text in pieces. They end with a line, between two characters that are
-# no space: there a word ends too, and so the ids stay what they are.
-_PIECE = re.compile(r"(?s).{4096,}?\S\n(?=\S)|.+")
-_OVER_AN_END = re.compile(r"[Ċ\n][^ĊĠĉč]")  # newline, then no newline, space, tab, \r
+# The library takes 150 bytes of memory and more for each byte that it encodes at once,
+# so it gets a long text in pieces. They end before a single space: there a word ends
+# too, whichever way a tokenizer cuts its words, and so the ids stay what they are.
+_PIECE = re.compile(r"(?s).{4096,}?\S(?= \S)|.+")
+_OVER_AN_END = re.compile(r"[^ĊĠĉč ][Ġ ]")  # no newline, space, tab or \r, then space
 
 _UNKNOWN = "Each character must be one of the {} of the tokenizer. Received:"
 _NOT_IN_GRAPH = (
@@ -203,6 +203,9 @@ class CharTokenizer(Tokenizer):
         self.characters = characters
         self.vocab_size = len(points)
         self._points = points
+        # A place for each code point up to the next after the last.
+        self._ids = np.full(points[-1] + 2, -1, np.int32)
+        self._ids[points] = np.arange(len(points))
 
     @classmethod
     def of_text(cls, text: str) -> CharTokenizer:
@@ -210,11 +213,9 @@ class CharTokenizer(Tokenizer):
         return cls("".join(sorted(set(text))))
 
     def _encode(self, text: str) -> np.ndarray:
-        points = _code_points(text)
-        ids = np.searchsorted(self._points, points).astype(np.int32)
-        known = self._points[np.minimum(ids, self.vocab_size - 1)] == points
-        if not known.all():
-            places = np.flatnonzero(~known)
+        ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+        places = np.flatnonzero(ids < 0)
+        if len(places):
             raise ValueError(
                 f"{_UNKNOWN.format(self.vocab_size)} {_at_places(text, places)}. Leave "
                 "them out, or make a tokenizer of a text that has them with "
@@ -494,7 +495,7 @@ def _check_text(text: str) -> None:
 
 def _code_points(text: str) -> np.ndarray:
     """Returns int32 [characters]."""
-    return np.frombuffer(text.encode("utf-32-le"), "<i4").astype(np.int32)
+    return np.frombuffer(text.encode("utf-32-le"), "<i4").astype(np.int32, copy=False)
 
 
 def _at_places(text: str, places: np.ndarray) -> str:

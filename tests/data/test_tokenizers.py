@@ -87,11 +87,11 @@ def test_a_long_text_is_encoded_in_pieces_as_in_one(bpe):
     expected = bpe._tokenizer.encode(long).ids
     assert bpe.encode(long).tolist() == expected
     assert bpe._in_pieces
-    # A token that goes over the end of a line forbids the cuts.
+    # A token that goes over the end of a word forbids the cuts.
     parts = json.loads(bpe.to_json())
     parts["pre_tokenizer"]["use_regex"] = False
-    parts["model"]["vocab"]["Ċn"] = 270
-    parts["model"]["merges"].append(["Ċ", "n"])
+    parts["model"]["vocab"]["wĠ"] = 270
+    parts["model"]["merges"].append(["w", "Ġ"])
     over = BPETokenizer(json.dumps(parts))
     assert not over._in_pieces
     assert over.encode(long).tolist() == over._tokenizer.encode(long).ids
@@ -315,6 +315,9 @@ def test_without_the_library_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"pip install kgen\[text\]"):
         BPETokenizer.train(["a"], 256)
+    # The others do without it.
+    assert all(one.decode(one.encode(MIXED[3])) == MIXED[3] for one in IN_GRAPH)
+    assert all(json.loads(one.to_json())["model"]["vocab"] for one in IN_GRAPH)
 
 
 def test_the_base_class_is_for_all():

@@ -20,6 +20,7 @@ HEAVY = (
     "rich",
     "onnx",
     "onnxruntime",
+    "tokenizers",
 )
 LIMIT = 0.5  # Seconds, the interpreter's own start included.
 COMMANDS = [

@@ -8,5 +8,13 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "image_sets": ["ImageSet", "images", "open_images"],
         "pipeline": ["Pipeline"],
         "rating_sets": ["RatingSet", "open_ratings", "ratings"],
+        "text_sets": ["TextSet", "open_text", "text"],
+        "tokenizers": [
+            "BPETokenizer",
+            "ByteTokenizer",
+            "CharTokenizer",
+            "Tokenizer",
+            "tokenizer_from_config",
+        ],
     },
 )

@@ -26,6 +26,7 @@ STREAM_BINARIZE = 6
 STREAM_BINARIZE_ONCE = 7
 STREAM_STACK = 8
 STREAM_FEATURES = 9
+STREAM_WINDOWS = 10
 
 
 def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:

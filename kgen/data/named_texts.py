@@ -1,0 +1,54 @@
+"""Texts by the names of tensorflow-datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kgen.data.named_builders import find_builder, prepare, read_examples
+from kgen.data.text_files import Documents, decode_utf8, filled
+
+
+def read_named_texts(
+    name: str, data_dir: Path | None, text_key: str, download: bool
+) -> Documents:
+    """Reads a data set of tensorflow-datasets; see `open_text` for the errors.
+
+    Its splits are read one after the other, in the order of its files.
+    """
+    builder = find_builder(name, data_dir, ())
+    feature = _find_feature(builder, name, text_key)
+    prepare(builder, name, download)
+    texts = []
+    for split in builder.info.splits:
+        examples = read_examples(builder, split, {feature: True})
+        rows = examples.as_numpy_iterator()
+        texts += [
+            decode_utf8(row[feature], f"{name}, {split}, row {number}")
+            for number, row in enumerate(rows, 1)
+        ]
+    splits = len(builder.info.splits)
+    notes = (f"read as one: its {splits} splits",) if splits > 1 else ()
+    return filled(name, texts, name, notes)
+
+
+def _find_feature(builder: Any, name: str, text_key: str) -> str:
+    """Returns the feature of that name, or, if it is "text", the only text there is."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    named = isinstance(features, tfds.features.FeaturesDict)
+    found = sorted(
+        key
+        for key, feature in (features.items() if named else ())
+        if isinstance(feature, tfds.features.Text)
+    )
+    if text_key in found:
+        return text_key
+    if text_key == "text" and len(found) == 1:
+        return found[0]
+    raise ValueError(
+        f"A data set must have a text feature {text_key!r}, or just one text feature. "
+        f"Received: {name} with {', '.join(found) or 'no text features'}. Name one by "
+        "`text_key`."
+    )

@@ -1,0 +1,169 @@
+"""Files of text: plain, gzipped, JSON Lines, and folders and zips of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kgen.data.zip_files import ZipEntry, open_root, visible
+
+TextFile = Path | ZipEntry
+
+
+class Documents(NamedTuple):
+    """What a source of text holds.
+
+    Attributes:
+        name: What the set is called.
+        texts: The documents, none of them empty.
+        notes: What was seen at the source but not used, in words.
+    """
+
+    name: str
+    texts: list[str]
+    notes: tuple[str, ...]
+
+
+def read_text_files(path: Path, text_key: str) -> Documents:
+    """Reads the documents of a file, a folder or a zip; see `open_text`.
+
+    Args:
+        path: What exists there.
+        text_key: The key of the text in a line of JSON.
+
+    Raises:
+        FileNotFoundError: A folder or zip without files.
+        ValueError: A file that is damaged or no UTF-8, a line that is no JSON or has
+            no text; nothing but empty texts. The message names the file and the line.
+    """
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+        return filled(path.name, _read_file(path, text_key), str(path))
+    files = list(_files_below(open_root(path)))
+    if not files:
+        raise FileNotFoundError(f"There is no file in {path}.")
+    texts = [text for file in files for text in _read_file(file, text_key)]
+    name = path.resolve().name if path.is_dir() else path.stem
+    return filled(name, texts, str(path))
+
+
+def read_text_list(source: Sequence[Any]) -> Documents:
+    """Checks documents from Python.
+
+    Raises:
+        TypeError: They are no list of str.
+        ValueError: There is nothing in them, or a lone surrogate.
+    """
+    if not isinstance(source, (list, tuple)):
+        raise TypeError(
+            "`source` must be a name, a path or a list of str. Received: "
+            f"{type(source).__name__}"
+        )
+    for index, text in enumerate(source):
+        if not isinstance(text, str):
+            raise TypeError(
+                "Each document must be a str. Received: "
+                f"{type(text).__name__} at {index} of `source`"
+            )
+        check_unicode(text, f"document {index} of `source`")
+    return filled("list", list(source), "`source`")
+
+
+def filled(
+    name: str, texts: list[str], origin: str, notes: tuple[str, ...] = ()
+) -> Documents:
+    """Returns the documents that are not empty.
+
+    Raises:
+        ValueError: All are.
+    """
+    kept = [text for text in texts if text]
+    if not kept:
+        raise ValueError(
+            f"A source must have text. Received: {origin}, which is empty."
+        )
+    if len(kept) < len(texts):
+        notes = (*notes, f"left out, empty documents: {len(texts) - len(kept):,}")
+    return Documents(name, kept, notes)
+
+
+def decode_utf8(content: bytes, origin: str) -> str:
+    """Returns the text of bytes, newlines as they are.
+
+    Raises:
+        ValueError: They are no UTF-8. The message names the byte.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"A text must be in UTF-8. Received: {origin}, with the byte "
+            f"0x{content[error.start]:02x} at {error.start} ({error.reason}). Convert "
+            "it to UTF-8, or leave it out if it is no text."
+        ) from error
+
+
+def check_unicode(text: str, origin: str = "the text") -> None:
+    """Refuses what Python takes for characters and UTF-8 does not.
+
+    Raises:
+        ValueError: There is a lone surrogate. The message names it and its place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "A text must not have lone surrogates, which are no characters. Received: "
+            f"{text[error.start]!r} at {error.start} of {origin}. Leave them out."
+        ) from error
+
+
+def _files_below(folder: TextFile) -> Iterator[TextFile]:
+    for child in visible(folder):
+        if child.is_dir():
+            yield from _files_below(child)
+        else:
+            yield child
+
+
+def _read_file(file: TextFile, text_key: str) -> list[str]:
+    """Returns the documents of a file: the lines of JSON Lines, or the whole."""
+    try:
+        content = file.read_bytes()
+        name = file.name.lower()
+        if name.endswith(".gz"):
+            content = gzip.decompress(content)
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"Cannot read {file}: it is damaged, or of another kind than its name says "
+            f"({error}). Copy or download it again."
+        ) from error
+    text = decode_utf8(content, str(file)).removeprefix("\ufeff")
+    if not name.removesuffix(".gz").endswith(".jsonl"):
+        return [text]
+    return [
+        _text_of_line(line, text_key, f"{file}, line {number}")
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    ]
+
+
+def _text_of_line(line: str, text_key: str, origin: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(
+            f"Each line must be an object in JSON. Received: {line[:200]!r} in "
+            f"{origin} (of this line: {error})."
+        ) from error
+    if not isinstance(value, dict) or not isinstance(value.get(text_key), str):
+        keys = ", ".join(value) if isinstance(value, dict) else "no object"
+        raise ValueError(
+            f"Each line must be an object with a text under the key {text_key!r}. "
+            f"Received: {keys or 'no keys'} in {origin}. Name the key with `text_key`."
+        )
+    check_unicode(value[text_key], origin)
+    return value[text_key]

@@ -1,0 +1,468 @@
+"""Sets of text: one stream of tokens, split, and read as windows in batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kgen.data.named_builders import NAME
+from kgen.data.named_texts import read_named_texts
+from kgen.data.pipeline import Batch, Pipeline
+from kgen.data.text_files import Documents, read_text_files, read_text_list
+from kgen.data.tokenizers import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    tokenizer_from_config,
+)
+from kgen.nn import random
+
+SPLITS = ("train", "validation", "test")
+SEPARATOR = "\n\n"  # between documents
+
+_TOKENS_PER_READ = 2**18  # few calls, and a short first one
+
+Source = str | os.PathLike | Sequence[str]
+
+
+def text(
+    source: Source,
+    *,
+    split_name: str = "train",
+    batch_size: int = 64,
+    tokenizer: str | Tokenizer | dict[str, Any] = "char",
+    vocab_size: int | None = None,
+    context: int = 256,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    text_key: str = "text",
+    seed: int = 0,
+    shuffle: bool | None = None,
+    drop_remainder: bool | None = None,
+    data_dir: str | os.PathLike | None = None,
+) -> tf.data.Dataset:
+    """Returns batches of windows of a text, as tokens.
+
+    Every iteration is one pass. The windows of the k-th pass and their order are a pure
+    function of (seed, k); without shuffling all passes are alike.
+
+    Args:
+        source: See `open_text`.
+        split_name: "train", "validation" or "test".
+        batch_size: Windows in a batch.
+        tokenizer: See `open_text`.
+        vocab_size: See `open_text`.
+        context: See `open_text`.
+        validation_fraction: See `open_text`.
+        test_fraction: See `open_text`.
+        text_key: See `open_text`.
+        seed: Integer in [0, 2**63), keys where the windows begin, and their order.
+        shuffle: Whether each pass has windows and an order of its own. By default only
+            in training.
+        drop_remainder: Whether a last, smaller batch is left out. By default only in
+            training.
+        data_dir: See `open_text`.
+
+    Returns:
+        A dataset of dicts: "tokens", int32 [batch, context + 1]; see
+        `TextSet.pipeline`.
+
+    Raises:
+        FileNotFoundError: See `open_text`.
+        ImportError: See `open_text`.
+        ValueError: See `open_text`; and a batch size above the number of training
+            windows.
+
+    Example:
+        >>> batches = kgen.data.text("input.txt", batch_size=64, context=256)
+        >>> batches.element_spec["tokens"].shape
+        TensorShape([64, 257])
+    """
+    training = split_name == "train"
+    opened = open_text(
+        source,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        context=context,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        text_key=text_key,
+        data_dir=data_dir,
+    )
+    pipeline = opened.pipeline(
+        split_name,
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=training if shuffle is None else shuffle,
+        drop_remainder=training if drop_remainder is None else drop_remainder,
+    )
+    return pipeline.dataset()
+
+
+def open_text(
+    source: Source,
+    *,
+    tokenizer: str | Tokenizer | dict[str, Any] = "char",
+    vocab_size: int | None = None,
+    context: int = 256,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    text_key: str = "text",
+    data_dir: str | os.PathLike | None = None,
+    download: bool = True,
+) -> TextSet:
+    r"""Opens a text for a language model.
+
+    Documents are joined to one text by a blank line ("\n\n"), whatever the tokenizer;
+    empty ones are left out. The text is cut by its characters: the first
+    floor((1 - validation_fraction - test_fraction) * characters) are for training, then
+    comes the validation, and the test is the end. So the splits are the same for all
+    tokenizers, and Tiny Shakespeare is 1,003,854 and 111,540 characters. Each split is
+    turned into tokens on its own.
+
+    Args:
+        source: One of
+            - a path (it goes before an equal name) of a file of text in UTF-8, with any
+              ending; it is one document. Newlines stay as they are, and a byte order
+              mark at the beginning is dropped;
+            - a path of JSON Lines (.jsonl): the text under `text_key` of each line is a
+              document, and blank lines are passed over;
+            - a .gz of one of these;
+            - a path of a folder or a .zip of such files, in the order of their names,
+              folder by folder, hidden ones left out. A zip is read where it is, and
+              never unpacked to disk;
+            - the name of a data set of tensorflow-datasets with a text feature
+              `text_key`, or with just one text feature: tiny_shakespeare, ... Its
+              splits are read as one;
+            - a list of str, the documents.
+        tokenizer: One of
+            - "char": an id for each of the characters of the whole text, so that the
+              validation has none that is unknown (Tiny Shakespeare has 65);
+            - "byte": the 256 bytes of UTF-8;
+            - "bpe": byte pair encoding with `vocab_size` ids, learned from the training
+              split alone; needs `pip install kgen[text]`;
+            - a tokenizer, or its `config()`.
+        vocab_size: Number of ids of "bpe", at least 256; for no other.
+        context: Tokens that a model sees at most, at least 1. A window has one more:
+            the inputs are all but the last, the targets all but the first.
+        validation_fraction: Share of the characters, in [0, 1).
+        test_fraction: Likewise. A split whose share is 0 does not exist.
+        text_key: The key of JSON Lines, or the feature of tensorflow-datasets, that is
+            the text.
+        data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
+            own default, ~/tensorflow_datasets. For names only.
+        download: Whether a data set of tensorflow-datasets that is not there may be
+            downloaded and prepared.
+
+    Raises:
+        FileNotFoundError: A path that does not exist, a folder or zip without files, or
+            a data set that is not there and cannot be downloaded.
+        ImportError: "bpe" without the `tokenizers` library.
+        TypeError: A source or a tokenizer of another type.
+        ValueError: An unknown name, a damaged file, bytes that are no UTF-8, a line
+            that is no JSON or has no text, no text at all, an argument out of range, a
+            split of fewer than context + 1 tokens, characters that the tokenizer does
+            not know. The message names the file, and the byte or the line.
+
+    Example:
+        >>> print(kgen.data.open_text("input.txt"))
+        input.txt: 1,115,394 characters, char tokenizer with 65 ids, ...
+    """
+    _check_options(tokenizer, vocab_size, context, validation_fraction, test_fraction)
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    return TextSet(
+        _read(source, folder, text_key, download),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        context=context,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+    )
+
+
+def _read(
+    source: Any, data_dir: Path | None, text_key: str, download: bool
+) -> Documents:
+    if not isinstance(source, (str, os.PathLike)):
+        return read_text_list(source)
+    path = Path(source).expanduser()
+    if os.path.exists(path):  # False, and no error, for a name that is too long
+        return read_text_files(path, text_key)
+    if not isinstance(source, str) or not NAME.fullmatch(source):
+        shown = repr(source[:100]) if isinstance(source, str) else source
+        raise FileNotFoundError(
+            f"There is no file or folder {shown}. A text itself goes into a list: "
+            "[text]."
+        )
+    return read_named_texts(source, data_dir, text_key, download)
+
+
+def _check_options(
+    tokenizer: Any,
+    vocab_size: int | None,
+    context: int,
+    validation_fraction: float,
+    test_fraction: float,
+) -> None:
+    if isinstance(tokenizer, str):
+        if tokenizer not in ("char", "byte", "bpe"):
+            raise ValueError(
+                "`tokenizer` must be char, byte, bpe or a tokenizer. Received: "
+                f"tokenizer={tokenizer!r}"
+            )
+    elif not isinstance(tokenizer, (Tokenizer, dict)):
+        raise TypeError(
+            "`tokenizer` must be a name, a tokenizer or its `config()`. Received: "
+            f"{type(tokenizer).__name__}"
+        )
+    if (vocab_size is None) == (tokenizer == "bpe"):
+        raise ValueError(
+            "`vocab_size` must be given for tokenizer='bpe', and for no other. "
+            f"Received: vocab_size={vocab_size}, tokenizer={tokenizer!r:.100}."
+            f"{' Try 1024.' if vocab_size is None else ''}"
+        )
+    if not isinstance(context, (int, np.integer)) or context < 1:
+        raise ValueError(
+            f"`context` must be an integer of at least 1. Received: context={context}"
+        )
+    fractions = (validation_fraction, test_fraction)
+    if not all(0 <= share < 1 for share in fractions) or not sum(fractions) < 1:
+        raise ValueError(
+            "`validation_fraction` and `test_fraction` must be in [0, 1), and leave "
+            f"something to train on. Received: {validation_fraction} and "
+            f"{test_fraction}"
+        )
+
+
+class TextSet:
+    """A text as tokens, with splits; see `open_text`.
+
+    Args:
+        documents: What a source holds.
+        tokenizer: See `open_text`, as all others.
+        vocab_size: Number of ids of "bpe".
+        context: Tokens that a model sees at most.
+        validation_fraction: Share of the characters.
+        test_fraction: Share of the characters.
+
+    Attributes:
+        name: What the set is called.
+        tokenizer: The tokenizer.
+        context: Tokens that a model sees at most.
+        splits: Number of tokens in "train", "validation" and "test", as far as they
+            exist.
+        notes: What was left out or is out of the ordinary, in words.
+
+    Raises:
+        ValueError: An argument out of range; a split of fewer than context + 1 tokens;
+            characters that the tokenizer does not know.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        *,
+        tokenizer: str | Tokenizer | dict[str, Any] = "char",
+        vocab_size: int | None = None,
+        context: int = 256,
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+    ):
+        _check_options(
+            tokenizer, vocab_size, context, validation_fraction, test_fraction
+        )
+        self.name = documents.name
+        self.context = int(context)
+        whole = SEPARATOR.join(documents.texts)
+        texts = _split(whole, validation_fraction, test_fraction)
+        self.tokenizer = _make_tokenizer(tokenizer, vocab_size, whole, texts["train"])
+        self._characters = {split: len(part) for split, part in texts.items()}
+        self._tokens = {
+            split: self._stored(self.tokenizer.encode(part))
+            for split, part in texts.items()
+        }
+        self.splits = {split: len(tokens) for split, tokens in self._tokens.items()}
+        for split, count in self.splits.items():
+            if count <= self.context:
+                fit = f"Try context={count - 1} or less, or t" if count > 1 else "T"
+                raise ValueError(
+                    "Each split must have at least context + 1 tokens, one window. "
+                    f"Received: {count} in {split} of {self.name}, and "
+                    f"context={self.context}. {fit}ake more text or another share."
+                )
+        notes = list(documents.notes)
+        if len(documents.texts) > 1:
+            notes.append(f"joined by blank lines: {len(documents.texts):,} documents")
+        if vocab_size is not None and self.tokenizer.vocab_size < vocab_size:
+            notes.append(f"no more pairs to make {vocab_size:,} tokens of")
+        self.notes = tuple(notes)
+
+    def _stored(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the ids in the smallest type that holds them all."""
+        return ids.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1))
+
+    def describe(self) -> str:
+        """Returns one line: characters, tokenizer, the splits, and the notes."""
+        counts = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
+        notes = "".join(f"; {note}" for note in self.notes)
+        return (
+            f"{self.name}: {sum(self._characters.values()):,} characters, "
+            f"{self.tokenizer.kind} tokenizer with {self.tokenizer.vocab_size:,} ids, "
+            f"context {self.context:,}; tokens: {counts}{notes}"
+        )
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the tokenizer, the splits and their tokens."""
+        head = json.dumps([self.tokenizer.config(), self.splits, self._characters])
+        digest = hashlib.sha256(head.encode())
+        for tokens in self._tokens.values():
+            digest.update(tokens.astype("<i4").data)
+        return digest.hexdigest()
+
+    def characters(self, split: str) -> int:
+        """Returns the number of characters (code points) of a split.
+
+        With the loss of a whole split it gives bits per character, which compare over
+        tokenizers: loss * targets / characters / log(2).
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        self._check_split(split)
+        return self._characters[split]
+
+    def tokens(self, split: str) -> np.ndarray:
+        """Returns the tokens of a split, int32 [tokens].
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        self._check_split(split)
+        return self._tokens[split].astype(np.int32)
+
+    def _check_split(self, split: str) -> None:
+        if split not in self.splits:
+            raise ValueError(
+                f"`split` must be one of {', '.join(self.splits)}. Received: "
+                f"split={split!r}. The share of a split is given to `open_text`."
+            )
+
+    def pipeline(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_remainder: bool = False,
+    ) -> Pipeline:
+        """Returns the pipeline that reads one split as windows.
+
+        Row i is the tokens i * context to (i + 1) * context, both included: the inputs
+        are `tokens[:, :-1]` and the targets `tokens[:, 1:]`, and each token but the
+        first is a target once. A last window that is shorter is padded with -1.
+
+        Shuffled, the windows of an epoch begin at an offset that is a pure function of
+        (seed, epoch), below `context` and as far as the text reaches; all are full, of
+        the same number in each epoch, and what is before and after them is not read.
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: Windows in a global batch.
+            seed: Integer in [0, 2**63), keys the offsets and the order.
+            shuffle: Whether each epoch has an offset and an order of its own.
+            drop_remainder: Whether a last, smaller batch is left out.
+
+        Returns:
+            A pipeline of dicts: "tokens", int32 [batch, context + 1].
+
+        Raises:
+            ValueError: An unknown split, or a batch size above the number of windows
+                when the remainder is dropped.
+        """
+        self._check_split(split)
+        num_tokens, context = self.splits[split], self.context
+        if shuffle:
+            # One window less than there is room for, so that the offset is free; but
+            # at least one.
+            num_windows = max(num_tokens // context - 1, 1)
+            num_offsets = min(num_tokens - num_windows * context, context)
+        else:
+            num_windows = math.ceil((num_tokens - 1) / context)
+            num_offsets = 1
+        with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
+            tokens = tf.constant(self._tokens[split])
+            # A seed out of range is refused below, in words.
+            key = random.keys(seed % 2**63, random.STREAM_WINDOWS)
+
+        def read(rows: tf.Tensor, epoch: tf.Tensor, places: tf.Tensor) -> Batch:
+            offset = random.fold_in(key, epoch) % num_offsets
+            within = tf.range(context + 1, dtype=tf.int64)
+            wanted = offset + rows[:, None] * context + within  # [n, context + 1]
+            found = tf.gather(tokens, tf.minimum(wanted, num_tokens - 1))
+            found = tf.cast(found, tf.int32)
+            return {"tokens": tf.where(wanted < num_tokens, found, -1)}
+
+        return Pipeline(
+            num_windows,
+            read,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_remainder=drop_remainder,
+            rows_per_read=_TOKENS_PER_READ // (context + 1),
+        )
+
+
+def _split(
+    whole: str, validation_fraction: float, test_fraction: float
+) -> dict[str, str]:
+    """Returns the characters of each split whose share is not 0."""
+    # As written, 0.1 is a tenth; as a float it is a little more.
+    test = Fraction(str(test_fraction))
+    validation = Fraction(str(validation_fraction))
+    ends = [
+        math.floor(len(whole) * (1 - validation - test)),
+        math.floor(len(whole) * (1 - test)),
+        len(whole),
+    ]
+    shares = (1, validation, test)
+    return {
+        split: whole[start:end]
+        for split, start, end, share in zip(
+            SPLITS, [0, *ends[:-1]], ends, shares, strict=True
+        )
+        if share
+    }
+
+
+def _make_tokenizer(
+    tokenizer: str | Tokenizer | dict[str, Any],
+    vocab_size: int | None,
+    whole: str,
+    training: str,
+) -> Tokenizer:
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer
+    if isinstance(tokenizer, dict):
+        return tokenizer_from_config(tokenizer)
+    if tokenizer == "char":
+        return CharTokenizer.of_text(whole)
+    if tokenizer == "byte":
+        return ByteTokenizer()
+    return BPETokenizer.train([training], vocab_size or 0)

@@ -1,0 +1,325 @@
+"""Tokenizers: ids worked out by hand, in Python, in graphs and in tokenizer.json."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kgen.data import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    tokenizer_from_config,
+    tokenizers,
+)
+
+MIXED = [
+    "To be, or not to be",
+    "",
+    "é è\r\n\tx\n\n",
+    "日本語 😀👩‍👩‍👧",
+    "\0\ufeff\u2028 \x7f\xa0\xad",
+]
+LEARNED = "low lower lowest slow\nnew newer newest 😀\n" * 9
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return BPETokenizer.train([LEARNED], 270)
+
+
+@pytest.fixture(scope="module")
+def all_kinds(bpe):
+    return [CharTokenizer.of_text("".join(MIXED)), ByteTokenizer(), bpe]
+
+
+IN_GRAPH = [CharTokenizer.of_text("".join(MIXED)), ByteTokenizer()]
+
+
+# Ids by hand
+
+
+def test_a_character_is_its_place_among_the_characters():
+    tokenizer = CharTokenizer("\nabé😀")
+    ids = tokenizer.encode("😀ab\né")
+    assert ids.tolist() == [4, 1, 2, 0, 3] and ids.dtype == np.int32
+    assert tokenizer.vocab_size == 5
+    assert tokenizer.decode([4, -1, 3, 0, -7]) == "😀é\n"
+
+
+def test_characters_of_a_text_ascend_by_code_point():
+    assert CharTokenizer.of_text("ba😀\uffffab").characters == "ab\uffff😀"
+
+
+def test_a_byte_is_its_value():
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode("aé€")
+    assert ids.tolist() == [97, 0xC3, 0xA9, 0xE2, 0x82, 0xAC]
+    assert ids.dtype == np.int32 and tokenizer.vocab_size == 256
+    assert tokenizer.decode([0xFF, 97, -1, 0xC3]) == "\ufffda\ufffd"
+
+
+def test_bpe_joins_the_most_frequent_pair_first():
+    # "ab" occurs six times and "bc" twice; each word counts on its own.
+    tokenizer = BPETokenizer.train(["ab ab ab ab", "abc", "abc"], 257)
+    assert tokenizer.vocab_size == 257
+    assert json.loads(tokenizer.to_json())["model"]["merges"] == [["a", "b"]]
+    single = {sign: tokenizer.encode(sign).item() for sign in "abc"}
+    assert max(single.values()) < 256
+    assert tokenizer.encode("abcb").tolist() == [256, single["c"], single["b"]]
+
+
+def test_a_pair_that_occurs_once_is_not_joined():
+    assert BPETokenizer.train(["abcd"], 300).vocab_size == 256
+
+
+def test_the_same_texts_give_the_same_bpe(bpe):
+    assert BPETokenizer.train([LEARNED], 270) == bpe
+    assert BPETokenizer.train([LEARNED], 269) != bpe
+
+
+def test_a_long_text_is_encoded_in_pieces_as_in_one(bpe):
+    long = "".join(f"{LEARNED}\n\n \n{number}é\n.\n\t." for number in range(40))
+    assert len(tokenizers._PIECE.findall(long)) == 4
+    expected = bpe._tokenizer.encode(long).ids
+    assert bpe.encode(long).tolist() == expected
+    assert bpe._in_pieces
+
+
+def test_a_text_stays_in_one_piece_where_a_token_goes_over_a_space():
+    parts = json.loads(ByteTokenizer().to_json())
+    parts["model"]["vocab"]["wĠ"] = 256
+    parts["model"]["merges"] = [["w", "Ġ"]]
+    tokenizer = BPETokenizer(json.dumps(parts))
+    assert tokenizer.encode("w " * 5000).tolist() == [256] * 5000
+
+
+# Round trips
+
+
+def test_texts_come_back(all_kinds):
+    for tokenizer in all_kinds:
+        for text in MIXED:
+            ids = tokenizer.encode(text)
+            assert ids.dtype == np.int32 and ids.ndim == 1
+            assert np.all((ids >= 0) & (ids < tokenizer.vocab_size))
+            assert tokenizer.decode(ids) == text
+            assert tokenizer.decode(ids.tolist()) == text
+
+
+def test_a_config_is_plain_json_and_makes_an_equal_tokenizer(all_kinds):
+    for tokenizer in all_kinds:
+        config = json.loads(json.dumps(tokenizer.config()))
+        again = tokenizer_from_config(config)
+        assert again == tokenizer and hash(again) == hash(tokenizer)
+        assert type(again) is type(tokenizer) and again.kind == config["kind"]
+        assert again.encode(MIXED[2]).tolist() == tokenizer.encode(MIXED[2]).tolist()
+    assert len(set(all_kinds)) == 3
+    assert CharTokenizer("ab") != CharTokenizer("abc")
+    assert CharTokenizer("ab") != "ab"
+
+
+def test_the_saved_file_gives_the_same_ids_in_the_tokenizers_library(
+    all_kinds, tmp_path
+):
+    import tokenizers as library
+
+    for tokenizer in all_kinds:
+        path = tmp_path / "tokenizer.json"
+        tokenizer.save(path)
+        other = library.Tokenizer.from_file(str(path))
+        assert other.get_vocab_size() == tokenizer.vocab_size
+        for text in MIXED:
+            ids = tokenizer.encode(text).tolist()
+            assert other.encode(text).ids == ids
+            assert other.decode(ids) == text
+    unknown = library.Tokenizer.from_str(CharTokenizer("ab").to_json())
+    with pytest.raises(Exception, match="Missing .* token"):
+        unknown.encode("abc")
+
+
+def test_the_file_of_the_bytes_is_a_bpe_without_pairs():
+    tokenizer = BPETokenizer(ByteTokenizer().to_json())
+    for text in MIXED:
+        expected = ByteTokenizer().encode(text).tolist()
+        assert tokenizer.encode(text).tolist() == expected
+
+
+def test_padding_and_truncation_of_a_file_are_passed_over(bpe):
+    import tokenizers as library
+
+    made = library.Tokenizer.from_str(bpe.to_json())
+    made.enable_truncation(2)
+    made.enable_padding(length=9)
+    tokenizer = BPETokenizer(made.to_str())
+    assert tokenizer.encode("a b c").tolist() == bpe.encode("a b c").tolist()
+
+
+# In graphs
+
+
+@pytest.mark.parametrize("tokenizer", IN_GRAPH, ids=repr)
+def test_graphs_encode_and_decode_as_python_does(tokenizer):
+    encode = tf.function(tokenizer.encode_strings)
+    decode = tf.function(tokenizer.decode_ids)
+    for texts in (MIXED, MIXED[1:2], []):
+        strings = tf.constant([text.encode() for text in texts], tf.string)
+        for ids in (encode(strings), tokenizer.encode_strings(strings)):
+            assert isinstance(ids, tf.RaggedTensor) and ids.dtype == tf.int32
+            assert ids.to_list() == [tokenizer.encode(one).tolist() for one in texts]
+            padded = ids.to_tensor(-1)
+            for wanted in (padded, tf.cast(padded, tf.int64)):
+                assert decode(wanted).numpy().tolist() == strings.numpy().tolist()
+
+
+@pytest.mark.parametrize("tokenizer", IN_GRAPH, ids=repr)
+def test_negative_ids_decode_to_nothing_wherever_they_are(tokenizer):
+    ids = tf.constant([[-1, 7, -9, 8], [-1, -1, -1, -1]])
+    expected = tokenizer.decode([7, 8]).encode()
+    assert tokenizer.decode_ids(ids).numpy().tolist() == [expected, b""]
+
+
+def test_graphs_keep_bytes_that_are_no_text():
+    tokenizer = ByteTokenizer()
+    strings = tf.constant([b"\xff\x00\xc3", b"\x80"])
+    ids = tokenizer.encode_strings(strings)
+    assert ids.to_list() == [[255, 0, 195], [128]]
+    decoded = tokenizer.decode_ids(ids.to_tensor(-1))
+    assert decoded.numpy().tolist() == strings.numpy().tolist()
+
+
+@pytest.mark.parametrize("tokenizer", IN_GRAPH, ids=repr)
+def test_a_saved_model_encodes_and_decodes(tokenizer, tmp_path):
+    module = tf.Module()
+    module.encode = tf.function(
+        lambda strings: tokenizer.encode_strings(strings).to_tensor(-1),
+        [tf.TensorSpec([None], tf.string)],
+    )
+    module.decode = tf.function(
+        tokenizer.decode_ids, [tf.TensorSpec([None, None], tf.int32)]
+    )
+    tf.saved_model.save(module, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    strings = tf.constant([text.encode() for text in MIXED])
+    ids = loaded.encode(strings)
+    assert [row[row >= 0].tolist() for row in ids.numpy()] == [
+        tokenizer.encode(text).tolist() for text in MIXED
+    ]
+    assert loaded.decode(ids).numpy().tolist() == strings.numpy().tolist()
+    if tokenizer.kind == "char":
+        with pytest.raises(tf.errors.InvalidArgumentError, match="one of the"):
+            loaded.encode(tf.constant(["unknown: ß"]))
+
+
+def test_graphs_refuse_what_python_refuses():
+    tokenizer = CharTokenizer("abé")
+    for call in (tokenizer.encode_strings, tf.function(tokenizer.encode_strings)):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match="(?s)Received:.{1,5}zA"
+        ):
+            call(tf.constant(["ab", "az", "Aé"]))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="Invalid format"):
+            call(tf.constant([b"a\xff"]))
+    for call in (tokenizer.decode_ids, tf.function(tokenizer.decode_ids)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="below vocab_size=3"):
+            call(tf.constant([[0, 3]]))
+
+
+def test_bpe_says_that_it_is_for_python(bpe):
+    assert [one.in_graph for one in (*IN_GRAPH, bpe)] == [True, True, False]
+    for call in (
+        lambda: bpe.encode_strings(tf.constant(["a"])),
+        lambda: bpe.decode_ids(tf.constant([[1]])),
+    ):
+        with pytest.raises(NotImplementedError, match="Received: a bpe tokenizer"):
+            call()
+
+
+# What is refused
+
+
+def test_unknown_characters_are_named_with_their_places():
+    tokenizer = CharTokenizer("abc")
+    with pytest.raises(
+        ValueError, match=r"of the 3 .*'z' at 1, 3, 4, \.\.\.; 'Z' at 2\. .*of_text"
+    ):
+        tokenizer.encode("azZzzzb")
+    with pytest.raises(ValueError, match="'h' at 4 and 3 others"):
+        tokenizer.encode("defghijk")
+
+
+@pytest.mark.parametrize("characters", ["", "ba", "aa", "ab😀é"])
+def test_characters_must_ascend(characters):
+    with pytest.raises(ValueError, match="distinct, ascending.*of_text"):
+        CharTokenizer(characters)
+
+
+def test_what_is_no_text_is_refused(all_kinds):
+    for tokenizer in all_kinds:
+        with pytest.raises(ValueError, match=r"'\\ud800' at 1 of the text"):
+            tokenizer.encode("a\ud800")
+        with pytest.raises(TypeError, match="must be a str. Received: bytes"):
+            tokenizer.encode(b"a")
+    with pytest.raises(ValueError, match="surrogates"):
+        CharTokenizer("a\ud800")
+
+
+def test_ids_that_are_none_are_refused(all_kinds):
+    for tokenizer in all_kinds:
+        size = tokenizer.vocab_size
+        with pytest.raises(ValueError, match=f"vocab_size={size}. Received: {size}"):
+            tokenizer.decode([0, size])
+        for ids in ([[1]], [1.0], 3, ["a"]):
+            with pytest.raises(ValueError, match="whole numbers in one dimension"):
+                tokenizer.decode(ids)
+        assert tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kind": "word"}, "char, byte, bpe. Received: kind='word'"),
+        ({}, "kind=None"),
+        ({"kind": "char"}, "values of a char tokenizer"),
+        ({"kind": "char", "characters": 5}, "must be a str"),
+        ({"kind": "byte", "characters": "ab"}, "Received: kind, characters"),
+        ({"kind": "bpe", "tokenizer_json": "{"}, "text of a tokenizer.json.*'{'"),
+        ({"kind": "bpe", "tokenizer_json": None}, "Received: 'None'"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer_from_config(config)
+
+
+def test_a_tokenizer_that_loses_text_is_refused(bpe):
+    with pytest.raises(ValueError, match="WordLevel that has not all bytes"):
+        BPETokenizer(CharTokenizer("ab").to_json())
+    parts = json.loads(bpe.to_json())
+    parts["decoder"] = None
+    with pytest.raises(ValueError, match="BPE that changes some texts"):
+        BPETokenizer(json.dumps(parts))
+
+
+def test_training_needs_texts_and_room_for_the_bytes():
+    with pytest.raises(ValueError, match="at least 256.*vocab_size=255. Try"):
+        BPETokenizer.train(["a"], 255)
+    with pytest.raises(TypeError, match=r"Received: str. Try \[text\]"):
+        BPETokenizer.train("a", 256)
+
+
+def test_without_the_library_the_message_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ImportError, match=r"pip install kgen\[text\]"):
+        BPETokenizer.train(["a"], 256)
+    # The others do without it.
+    assert all(one.decode(one.encode(MIXED[3])) == MIXED[3] for one in IN_GRAPH)
+    assert all(json.loads(one.to_json())["model"]["vocab"] for one in IN_GRAPH)
+
+
+def test_the_base_class_is_for_all():
+    assert all(isinstance(one, Tokenizer) for one in IN_GRAPH)
+    assert repr(ByteTokenizer()) == "ByteTokenizer(256 ids)"

@@ -50,12 +50,13 @@ setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20"],
-        "text": ["tokenizers>=0.21"],
+        "text": ["tokenizers>=0.21", "sacrebleu>=2.5"],
         "serve": [],  # The server's dependencies will go here.
         "bench": ["torch==2.13.*"],
         "test": [
             "pytest>=8.4",
             "scikit-image>=0.25",
+            "sacrebleu>=2.5",
             "tokenizers>=0.21",
             "setuptools>=77.0",
         ],

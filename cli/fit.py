@@ -103,7 +103,8 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
 
     @click.pass_context
     def train(
-        context: click.Context,
+        call: click.Context,  # `context` is an option of some recipes
+        /,
         preset: str | None,
         resume: bool,
         overwrite: bool,
@@ -115,11 +116,11 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
         if preset is not None and preset not in presets:
             raise click.UsageError(unknown("preset", preset, list(presets)))
         names = [field.name for field in dataclasses.fields(recipe_class)]
-        context.ensure_object(Settings).names = names
+        call.ensure_object(Settings).names = names
         typed = {
             name: value
             for name, value in options.items()
-            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            if call.get_parameter_source(name) is ParameterSource.COMMANDLINE
         }
         start = recipe_class() if preset is None else presets[preset]
         try:
@@ -138,7 +139,7 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
                 resume=resume, overwrite=overwrite, dry_run=dry_run, report=click.echo
             )
         except KeyboardInterrupt:
-            settings = context.ensure_object(Settings)
+            settings = call.ensure_object(Settings)
             raise Interrupted(_how_to_resume(settings.arguments)) from None
         if folder is not None:
             _say_what_comes_next(folder, recipe.use)

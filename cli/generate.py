@@ -1,4 +1,4 @@
-"""`kgen generate RUN`: draws images from a trained model."""
+"""`kgen generate RUN`: draws images from a trained model, or writes text."""
 
 import inspect
 import itertools
@@ -19,42 +19,72 @@ BATCH_SIZE = 256
 @click.option(
     "--seeds",
     type=IntegerRanges(),
-    default="0-63",
-    show_default=True,
-    help="One image for each; the same seed gives the same image.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="X.png: one picture with all images; X.npy: their values, float32 in [0, 1]; "
-    "anything else: a folder, with one PNG for each seed.",
-)
-@click.option(
-    "--labels",
-    type=IntegerRanges(),
-    help="The classes, for a conditional model: one for all seeds, or several that the "
-    "seeds take in turn; default: all of them in turn.",
+    help="One image, or text, for each, always the same one; default: 0-63, or 0.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, max=100),
     help="How far the noise spreads; the model's default is 1.",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Images: X.png: one picture with all of them; X.npy: their values, float32 in "
+    "[0, 1]; anything else: a folder, with one PNG for each seed. Text: a file.",
+)
+@click.option(
+    "--labels",
+    type=IntegerRanges(),
+    help="The classes of images, for a conditional model: one for all seeds, or "
+    "several that the seeds take in turn; default: all of them in turn.",
+)
+@click.option("--prompt", help="What text goes on from; default: a new line.")
+@click.option("--stream", is_flag=True, help="Show text while it is written.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), help="How long; default: 500."
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=0), help="Draw from so many tokens; 0: from all."
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Draw from the likeliest tokens with this probability together.",
+)
+@click.option(
+    "--min-p",
+    type=click.FloatRange(min=0, max=1),
+    help="Draw from tokens with this share of the probability of the likeliest.",
+)
+@click.option(
+    "--repetition-penalty",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Divides the scores of tokens that are there already.",
+)
+@click.option(
+    "--num-beams",
+    type=click.IntRange(min=1),
+    help="Search for the likeliest text with so many beams, in place of drawing.",
+)
+@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
 @debug_option
 def command(
     run: Path,
-    seeds: tuple[int, ...],
-    out: Path,
-    labels: tuple[int, ...] | None,
+    seeds: tuple[int, ...] | None,
     temperature: float | None,
+    out: Path | None,
+    **others: Any,
 ) -> None:
-    """Draw images from RUN, one for each seed."""
-    _check_destination(out)
+    """Draw images from RUN, or write text, for each seed."""
+    given = {name: value for name, value in others.items() if value not in (None, ())}
+    if not given["stream"]:
+        del given["stream"]
+    if temperature is not None:
+        given["temperature"] = temperature
+    if out is not None and given.keys() <= {"temperature", "labels"}:
+        _check_destination(out)  # Before the model has been loaded and has worked.
 
     load_tensorflow()
-    import numpy as np
-
     import kgen
 
     model = kgen.load(run)
@@ -63,14 +93,91 @@ def command(
             f"A {type(model).__name__} generates nothing from seeds. It recommends: "
             "kgen recommend."
         )
+    generate = _write_text if hasattr(model, "stream") else _draw_images
+    known = {*inspect.signature(generate).parameters}
+    if generate is _draw_images:
+        known &= {"labels", *inspect.signature(model.generate).parameters}
+    unknown = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    if unknown:
+        raise click.UsageError(f"{type(model).__name__} takes no {', '.join(unknown)}.")
+    generate(model, seeds, out, **given)
+
+
+def _write_text(
+    model: Any,
+    seeds: tuple[int, ...] | None,
+    out: Path | None,
+    *,
+    prompt: str = "\n",
+    stream: bool = False,
+    max_new_tokens: int = 500,
+    num_beams: int = 1,
+    stop: tuple[str, ...] = (),
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+) -> None:
+    """Prints the prompt and what follows it, for each seed."""
+    seeds = seeds or (0,)
+    settings = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    options: dict[str, Any] = {
+        name: value for name, value in settings.items() if value is not None
+    }
+    options |= {"max_new_tokens": max_new_tokens, "stop": stop}
+    if stream:
+        if out is not None or len(seeds) > 1 or num_beams > 1:
+            raise click.UsageError(
+                "--stream shows one text: without --out, --num-beams, and a second "
+                "seed."
+            )
+        click.echo(prompt, nl=False)
+        for piece in model.stream(prompt, seed=seeds[0], **options):
+            click.echo(piece, nl=False)
+        click.echo()
+        return
+    texts = model.generate(
+        [prompt] * len(seeds), seeds=seeds, num_beams=num_beams, **options
+    )
+    line = f"\n{'-' * 72}\n"
+    whole = line.join(prompt + text for text in texts) + "\n"
+    if out is None:
+        click.echo(whole, nl=False)
+        return
+    from kgen.data.atomic import replacing
+
+    with replacing(out) as file:
+        file.write(whole.encode())
+    click.echo(f"{len(seeds)} {'text' if len(seeds) == 1 else 'texts'}: {out}")
+
+
+def _draw_images(
+    model: Any,
+    seeds: tuple[int, ...] | None,
+    out: Path | None,
+    *,
+    labels: tuple[int, ...] | None = None,
+    temperature: float | None = None,
+) -> None:
+    """Writes an image for each seed."""
+    import numpy as np
+
+    if out is None:
+        raise click.UsageError("Images need a place: --out images.png, or a folder.")
+    seeds = seeds or tuple(range(64))
     if labels is None and getattr(model, "num_classes", None):
         labels = tuple(range(model.num_classes))
     if labels is not None:
         labels = tuple(itertools.islice(itertools.cycle(labels), len(seeds)))
     options: dict[str, Any] = {}
     if temperature is not None:
-        if "temperature" not in inspect.signature(model.generate).parameters:
-            raise click.UsageError(f"{type(model).__name__} takes no --temperature.")
         options["temperature"] = temperature
     batches = []
     for start in range(0, len(seeds), BATCH_SIZE):
@@ -78,7 +185,7 @@ def command(
         if labels is not None:
             options["labels"] = labels[rows]
         batches.append(np.asarray(model.generate(seeds[rows], **options)))
-    _write(np.concatenate(batches), seeds, out)
+    _write_images(np.concatenate(batches), seeds, out)
     noun = "image" if len(seeds) == 1 else "images"
     click.echo(f"{len(seeds)} {noun}: {out}")
 
@@ -99,7 +206,7 @@ def _check_destination(out: Path) -> None:
         raise click.UsageError(f"--out: the folder {out.parent} does not exist.")
 
 
-def _write(images: Any, seeds: tuple[int, ...], out: Path) -> None:
+def _write_images(images: Any, seeds: tuple[int, ...], out: Path) -> None:
     import numpy as np
 
     from kgen.data.atomic import replacing

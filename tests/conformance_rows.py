@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen import data, evaluation
-from kgen.models import CFGAN, GAN, VAE, GenerativeModel, MultVAE, RecVAE
+from kgen.models import CFGAN, GAN, GPT, VAE, GenerativeModel, MultVAE, RecVAE
 
 BATCH_SIZE = 16
 SEEDS = np.array([0, 1, 2, 2**40 + 3, -5, 63, 7, 8], np.int64)
@@ -119,6 +119,47 @@ class RecommenderRow(Row):
             "more than there is": lambda: model.recommend([[0]], k=NUM_ITEMS + 1),
             "items that are no rows": lambda: model.train_step({"items": tf.range(3)}),
         }
+
+
+class TextRow(Row):
+    """A model that writes text."""
+
+    def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
+        """What follows the first three tokens of these of the eight rows."""
+        prompts = self.make_rows(len(SEEDS))["tokens"][:, :3]
+        written = model.generate(
+            [prompts[row] for row in rows], seeds=SEEDS[list(rows)], max_new_tokens=9
+        )
+        return np.stack(written).astype(np.float32)
+
+    def wrong_calls(self, model: GenerativeModel) -> dict[str, Callable[[], Any]]:
+        """Calls that must be refused, by what is wrong with them."""
+        return {
+            "no prompt": lambda: model.generate(""),
+            "an unknown character": lambda: model.generate("a?"),
+            "fractional seeds": lambda: model.generate("a", seeds=0.5),
+            "two seeds": lambda: model.generate("a", seeds=[1, 2]),
+            "nothing to draw from": lambda: model.generate("a", top_p=0),
+            "tokens that are no rows": lambda: model.train_step(tf.range(3)),
+        }
+
+
+LETTERS = "abcdefgh"
+
+
+def windows(num_rows: int) -> dict[str, np.ndarray]:
+    """Letters that count up or down by one or two, nine in a row."""
+    rows = np.arange(num_rows)[:, None]
+    steps = np.array([1, 2, -1])[rows % 3] * np.arange(9)
+    return {"tokens": ((rows + steps) % len(LETTERS)).astype(np.int32)}
+
+
+def evaluate_language_model(model, arrays):
+    """On the last tenth of the rows, as one text."""
+    tokenizer = data.CharTokenizer(LETTERS)
+    text = tokenizer.decode(arrays["tokens"].ravel())
+    text_set = data.open_text([text], tokenizer=tokenizer, context=8)
+    return evaluation.evaluate_language_model(model, text_set, limit=3)
 
 
 NUM_ITEMS = 24
@@ -316,6 +357,21 @@ ROWS = [
         evaluate=evaluate_recommender,
         loss="distance",
         optimizers=("generator_optimizer", "discriminator_optimizer"),
+        learning_rate=0.05,
+    ),
+    TextRow(
+        name="GPT: rotary, dropout",
+        make=functools.partial(
+            GPT,
+            tokenizer=data.CharTokenizer(LETTERS).config(),
+            context=8,
+            num_layers=2,
+            num_heads=2,
+            width=16,
+            dropout=0.1,
+        ),
+        make_rows=windows,
+        evaluate=evaluate_language_model,
         learning_rate=0.05,
     ),
 ]

@@ -1,12 +1,23 @@
-"""Texts by the names of tensorflow-datasets."""
+"""Texts by their names: the one that every Python has, and tensorflow-datasets."""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
 from kgen.data.named_builders import find_builder, prepare, read_examples
 from kgen.data.text_files import Documents, decode_utf8, filled
+
+PYTHON_MANUAL = "python-manual"
+
+
+def read_python_manual() -> Documents:
+    """Reads the pages of Python's manual that `help()` shows: they are installed."""
+    from pydoc_data.topics import topics
+
+    pages = [topics[name] for name in sorted(topics)]
+    return Documents(PYTHON_MANUAL, pages, (f"of Python {platform.python_version()}",))
 
 
 def read_named_texts(

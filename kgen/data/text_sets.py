@@ -16,7 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.named_builders import NAME
-from kgen.data.named_texts import read_named_texts
+from kgen.data.named_texts import (
+    PYTHON_MANUAL,
+    read_named_texts,
+    read_python_manual,
+)
 from kgen.data.pipeline import Batch, Pipeline
 from kgen.data.text_files import Documents, read_text_files, read_text_list
 from kgen.data.tokenizers import (
@@ -142,6 +146,8 @@ def open_text(
             - a path of a folder or a .zip of such files, in the order of their names,
               folder by folder, hidden ones left out. A zip is read where it is, and
               never unpacked to disk;
+            - "python-manual": the pages of Python's manual that `help()` shows, of the
+              Python that runs (3.11: 465,000 characters). Nothing is downloaded;
             - the name of a data set of tensorflow-datasets with a text feature
               `text_key`, or with just one text feature: tiny_shakespeare, ... Its
               splits are read as one;
@@ -199,6 +205,8 @@ def _read(
     path = Path(source).expanduser()
     if os.path.exists(path):  # False, and no error, for a name that is too long
         return read_text_files(path, text_key)
+    if source == PYTHON_MANUAL:
+        return read_python_manual()
     if not isinstance(source, str) or not NAME.fullmatch(source):
         shown = repr(source[:100]) if isinstance(source, str) else source
         raise FileNotFoundError(

@@ -49,7 +49,7 @@ def sampling_speed(model: Any, *, batch_size: int = 256, seed: int = 0) -> Recor
         unit="images/s",
         protocol=(
             f"generate, warm, batches of {batch_size}, median of {NUM_RUNS} runs of "
-            f"{num_images:,} images each on {_device()}; interval: the "
+            f"{num_images:,} images each on {device()}; interval: the "
             "slowest and the fastest run"
         ),
         n=NUM_RUNS * num_images,
@@ -59,7 +59,7 @@ def sampling_speed(model: Any, *, batch_size: int = 256, seed: int = 0) -> Recor
     )
 
 
-def _device() -> str:
+def device() -> str:
     """The first accelerator, or the processor and its threads."""
     for kind in ("TPU", "GPU"):
         for device in tf.config.list_physical_devices(kind):

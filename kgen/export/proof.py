@@ -23,6 +23,10 @@ from kgen.models.base import GenerativeModel, Signature
 # where it should not, differs on one of them.
 BATCH_SIZES = (1, 3, 64)
 
+# Two candidates for the next token whose scores are as near may change places.
+TIED_TOKENS = 1e-4
+NO_TIE = 2**62
+
 _REPLAY = Path(__file__).with_name("replay.py")
 
 # Inputs or outputs by name, for each batch size.
@@ -42,11 +46,13 @@ class Proof:
         difference: The largest, over all outputs and batches of 1, 3 and 64 rows.
             Absolute for values up to 1, such as pixels; relative to larger ones.
         tolerance: The largest that was accepted.
+        notes: Where two tokens were as likely as each other, and it took the other one.
     """
 
     signature: str
     difference: float
     tolerance: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Export(os.PathLike):
         lines = [
             f"  {proof.signature}: differs from Keras by at most "
             f"{proof.difference:.1e}, tolerance {proof.tolerance:.0e}"
+            + "".join(f"\n    {note}" for note in proof.notes)
             for proof in self.proofs
         ]
         return "\n".join([head, *lines])
@@ -165,14 +172,17 @@ def prove(
         theirs = received.get(signature.name, {})
         found = _structure_problems(signature, ours, theirs)
         if not found:
+            ties = _ties(signature, inputs[signature.name])
             gaps = {
-                (size, name): _gap(signature, name, theirs[size], ours[size])
+                (size, name): _gap(signature, name, theirs[size], ours[size], ties)
                 for size in BATCH_SIZES
                 for name in signature.outputs
             }
-            found = _excesses(signature, gaps) + _batch_problems(signature, theirs)
+            found = _excesses(signature, gaps)
+            found += _batch_problems(signature, theirs, ties)
+            notes = _tied_rows(signature, theirs, ours, ties)
             proofs.append(
-                Proof(signature.name, max(gaps.values()), signature.tolerance)
+                Proof(signature.name, max(gaps.values()), signature.tolerance, notes)
             )
         problems += found
     if problems:
@@ -200,12 +210,18 @@ def _gap(
     name: str,
     received: dict[str, np.ndarray],
     expected: dict[str, np.ndarray],
+    ties: np.ndarray | None,
 ) -> float:
-    """How far an output is off; for ids by falling scores, 0 or infinity.
+    """How far an output is off; for ids, tokens and text, 0 or infinity.
 
-    Where two scores are the same but for rounding, their ids may change places.
+    Where two scores are the same but for rounding, their ids may change places, and
+    from the first token on that is tied with another a row may go on as it likes.
     """
-    if signature.outputs[name] != "items":
+    kind = signature.outputs[name]
+    if ties is not None and kind in ("tokens", "text"):
+        differ = _differ(kind, received[name], expected[name], ties)
+        return np.inf if differ.any() else 0.0
+    if kind != "items":
         return difference(received[name], expected[name])
     scores = expected["scores"].astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -216,6 +232,47 @@ def _gap(
         apart, ((0, 0), (0, 1)), constant_values=False
     )
     return np.inf if (alone & (received[name] != expected[name])).any() else 0.0
+
+
+def _ties(signature: Signature, batches: Batches) -> np.ndarray | None:
+    """The place of the first tied token of each row, far away where there is none."""
+    if signature.leads is None:
+        return None
+    rows = {
+        name: tf.constant(value) for name, value in batches[max(BATCH_SIZES)].items()
+    }
+    tied = signature.leads(**rows).numpy() < TIED_TOKENS
+    return np.where(tied.any(axis=1), tied.argmax(axis=1), NO_TIE)
+
+
+def _differ(
+    kind: str, received: np.ndarray, expected: np.ndarray, ties: np.ndarray
+) -> np.ndarray:
+    """Which rows differ before a token of theirs is tied: bool [rows].
+
+    Of text it is not known where the token is: no tie must be in it.
+    """
+    differs, ties = received != expected, ties[: len(received)]
+    if kind == "text":
+        return differs & (ties == NO_TIE)
+    return (differs & (np.arange(differs.shape[1]) < ties[:, None])).any(axis=1)
+
+
+def _tied_rows(
+    signature: Signature, theirs: Batches, ours: Batches, ties: np.ndarray | None
+) -> tuple[str, ...]:
+    """Says which rows of the largest batch went another way at a tie."""
+    if ties is None:
+        return ()
+    size = max(BATCH_SIZES)
+    differs = np.zeros(size, bool)
+    for name in signature.outputs:
+        rows = theirs[size][name] != ours[size][name]
+        differs |= rows.reshape(size, -1).any(axis=1)
+    return tuple(
+        f"row {row}: token {ties[row]} is as likely as another, within {TIED_TOKENS}"
+        for row in np.flatnonzero(differs)
+    )
 
 
 def size_of(path: Path) -> int:
@@ -347,13 +404,15 @@ def _excesses(signature: Signature, gaps: dict[tuple[int, str], float]) -> list[
     ]
 
 
-def _batch_problems(signature: Signature, theirs: Batches) -> list[str]:
+def _batch_problems(
+    signature: Signature, theirs: Batches, ties: np.ndarray | None
+) -> list[str]:
     """Rows that came out differently because other rows stood beside them."""
     problems = []
     for name in signature.outputs:
         few = theirs[3]
         many = {key: values[:3] for key, values in theirs[64].items()}
-        gap = _gap(signature, name, few, many)
+        gap = _gap(signature, name, few, many, ties)
         if not gap <= signature.tolerance:
             problems.append(
                 f"{signature.name}: the first 3 rows of {name} change by {gap:.3g} "

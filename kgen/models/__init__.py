@@ -4,6 +4,7 @@ import kgen.nn.optimizers  # noqa: F401 (a compiled model's file names its optim
 from kgen.models.base import GenerativeModel, Signature
 from kgen.models.cfgan import CFGAN
 from kgen.models.gan import GAN
+from kgen.models.gpt import GPT
 from kgen.models.loading import load
 from kgen.models.multvae import MultVAE
 from kgen.models.recvae import RecVAE
@@ -12,6 +13,7 @@ from kgen.models.vae import VAE
 __all__ = [
     "CFGAN",
     "GAN",
+    "GPT",
     "GenerativeModel",
     "MultVAE",
     "RecVAE",

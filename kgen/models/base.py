@@ -29,8 +29,9 @@ class Signature:
         function: Takes the inputs as keyword tensors and returns a dict of outputs;
             TensorFlow operations over `layers` only.
         inputs: Specification of each input, the batch first and of any size.
-        outputs: Kind of each output: "image", "latent", "scores", "tokens", or "items":
-            ids by falling scores, which are the signature's "scores".
+        outputs: Kind of each output: "image", "latent", "scores"; "items": ids by
+            falling scores, which are the signature's "scores"; "tokens" or "text", that
+            are written one after the other.
         layers: The Keras layers the function uses: all that an export holds.
         example: Makes valid inputs of n rows, for the exporter's proof.
         runtimes: Where it exists.
@@ -38,6 +39,10 @@ class Signature:
             values up to 1, relative for larger ones.
         resources: Lookup tables that the function uses.
         metadata: What an ONNX file says besides its name and kind.
+        leads: Of a signature that writes tokens: takes its inputs and returns by how
+            much each token was ahead of the second best, float32 [batch, time]. Where
+            that is next to nothing, a runtime may write another one, and from there on
+            another text.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Signature:
     tolerance: float = 1e-5
     resources: tuple[Any, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    leads: Callable[..., tf.Tensor] | None = None
 
 
 class GenerativeModel(keras.Model):
@@ -205,15 +211,20 @@ class GenerativeModel(keras.Model):
         return list(self.log_metrics.values())
 
     def log(
-        self, values: dict[str, tf.Tensor], *, training: bool
+        self,
+        values: dict[str, tf.Tensor],
+        *,
+        training: bool,
+        weights: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """Updates the metrics of these names and returns their logs so far.
 
         Per-row values ([batch]) are averaged over rows, so that an epoch's mean is
-        right although its last batch is smaller.
+        right although its last batch is smaller. With `weights`, of the same shape, the
+        mean is one with these.
         """
         for name, value in values.items():
-            self.log_metrics[name].update_state(value)
+            self.log_metrics[name].update_state(value, sample_weight=weights)
             if training:
                 finite = tf.reduce_all(tf.math.is_finite(value))
                 self._non_finite[name].update_state(tf.cast(~finite, tf.float32))

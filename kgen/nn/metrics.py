@@ -70,3 +70,12 @@ class Diversity(keras.metrics.Metric):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return super().get_config() | {"image_shape": self.image_shape}
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Perplexity(keras.metrics.Mean):
+    """The exponential of the mean loss of a token, in nats."""
+
+    def result(self) -> tf.Tensor:
+        """The perplexity so far, float32; 1 before the first token."""
+        return tf.exp(super().result())

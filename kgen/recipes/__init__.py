@@ -6,6 +6,7 @@ import lazy_loader as lazy
 RECIPES = {
     "cfgan": "kgen.recipes.cfgan:CFGANRecipe",
     "gan": "kgen.recipes.gan:GANRecipe",
+    "gpt": "kgen.recipes.gpt:GPTRecipe",
     "multvae": "kgen.recipes.multvae:MultVAERecipe",
     "recvae": "kgen.recipes.recvae:RecVAERecipe",
     "vae": "kgen.recipes.vae:VAERecipe",
@@ -17,6 +18,7 @@ __getattr__, __dir__, _names = lazy.attach(
         "base": ["Recipe", "presets", "read_record", "recipe_class", "recipe_of_run"],
         "cfgan": ["CFGANRecipe"],
         "gan": ["GANRecipe"],
+        "gpt": ["GPTRecipe"],
         "multvae": ["MultVAERecipe"],
         "recvae": ["RecVAERecipe"],
         "vae": ["VAERecipe"],

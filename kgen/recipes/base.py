@@ -29,8 +29,8 @@ def option(default: Any, help: str) -> Any:
 class Recipe:
     """Options that every recipe has, and the path from them to a trained model.
 
-    A recipe adds fields, and defines `open_data`, `pipelines`, `make_model`, `samplers`
-    and `evaluate`. All its values can be written on a command line and in JSON.
+    A recipe adds fields, and defines `open_data`, `make_model`, `sample` and
+    `evaluate`. All its values can be written on a command line and in JSON.
 
     Attributes:
         recipe_name: What `kgen fit` knows it by.
@@ -116,15 +116,37 @@ class Recipe:
         raise NotImplementedError
 
     def pipelines(self, data: Any) -> tuple[Any, Any]:
-        """Returns the training pipeline and the validation pipeline (or None)."""
-        raise NotImplementedError
+        """Returns shuffled training batches, and the validation data as they are."""
+        shared = {"batch_size": self.batch_size, "seed": self.seed, **self._reading()}
+        return (
+            data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
+            data.pipeline("validation", **shared),
+        )
+
+    def _reading(self) -> dict[str, Any]:
+        """Further arguments of the pipelines."""
+        return {}
 
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Returns a compiled model; called in the strategy's scope."""
         raise NotImplementedError
 
     def samplers(self, model: Any, data: Any, folder: Any) -> list[Any]:
-        """Returns callbacks that show what the model makes: files, and TensorBoard."""
+        """Returns callbacks that show what the model makes: files, and TensorBoard.
+
+        By default they write the text that `sample` returns.
+        """
+        from kgen import training
+
+        return [
+            training.SampleText(
+                lambda: self.sample(model, data), folder.samples, self.sample_epochs
+            ),
+            training.TensorBoard(folder.tensorboard),
+        ]
+
+    def sample(self, model: Any, data: Any) -> Any:
+        """Returns what the model makes, to be looked at after an epoch."""
         raise NotImplementedError
 
     def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:

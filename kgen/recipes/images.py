@@ -36,17 +36,8 @@ class ImageRecipe(Recipe):
             download=download,
         )
 
-    def pipelines(self, data: Any) -> tuple[Any, Any]:
-        """Shuffled training batches, and the validation set as it is."""
-        shared = {
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "binarize": self._binarize(),
-        }
-        return (
-            data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
-            data.pipeline("validation", **shared),
-        )
+    def _reading(self) -> dict[str, Any]:
+        return {"binarize": self._binarize()}
 
     def samplers(self, model: Any, data: Any, folder: Any) -> list[Any]:
         """A grid of images after each epoch, as a file and for TensorBoard."""
@@ -54,7 +45,7 @@ class ImageRecipe(Recipe):
 
         @functools.lru_cache(maxsize=1)
         def images_at(step):
-            return self.sample(model)
+            return self.sample(model, data)
 
         def images():  # drawn once for both that show them
             return images_at(int(model.step.numpy()))
@@ -64,7 +55,7 @@ class ImageRecipe(Recipe):
             training.TensorBoard(folder.tensorboard, images, self.sample_epochs),
         ]
 
-    def sample(self, model: Any) -> Any:
+    def sample(self, model: Any, data: Any = None) -> Any:
         """64 images: the seeds 0 to 63, and the classes in turn."""
         labels = None
         if model.num_classes is not None:

@@ -52,25 +52,6 @@ class RecommenderRecipe(Recipe):
             download=download,
         )
 
-    def pipelines(self, data: Any) -> tuple[Any, Any]:
-        """Shuffled training batches, and the validation people as they are."""
-        shared = {"batch_size": self.batch_size, "seed": self.seed}
-        return (
-            data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
-            data.pipeline("validation", **shared),
-        )
-
-    def samplers(self, model: Any, data: Any, folder: Any) -> list[Any]:
-        """What a few validation people have and get, after each epoch, as text."""
-        from kgen import training
-
-        return [
-            training.SampleText(
-                lambda: self.sample(model, data), folder.samples, self.sample_epochs
-            ),
-            training.TensorBoard(folder.tensorboard),
-        ]
-
     def sample(self, model: Any, data: Any) -> str:
         """Items of the first validation people, and what they are recommended."""
         history = data.history("validation")[:NUM_SHOWN]

@@ -1,0 +1,762 @@
+"""GPT: a transformer that writes text, one token after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kgen.data.tokenizers import tokenizer_from_config
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
+from kgen.models.inputs import assert_range, check_seeds
+from kgen.nn import random
+from kgen.nn.metrics import Perplexity
+from kgen.nn.sampling import NEUTRAL, next_tokens
+from kgen.nn.transformer import TransformerBlock, drop
+
+POSITIONS = ("rotary", "learned")
+PIECE = 8  # tokens written in one call where somebody waits for them, or for a stop
+ROWS_AT_A_TIME = 64  # bounds the memory
+_TOKENS = tf.TensorSpec([None, None], tf.int32)
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class GPT(GenerativeModel):
+    """Language model: the probability of each token, given those before it.
+
+    Args:
+        tokenizer: What `config()` of one of `kgen.data`'s tokenizers returns: then the
+            model takes and makes text. None: tokens alone.
+        vocab_size: Number of tokens; by default the tokenizer's.
+        context: How many tokens, at most, a token is predicted from.
+        num_layers: Blocks of attention and two dense layers.
+        num_heads: Heads of each attention.
+        width: Length of the vector of a token: `num_heads` times an even number.
+        positions: "rotary": texts grow without an end, and each token sees the last
+            `context` ones. "learned": texts end where the context does.
+        dropout: Share of vectors' elements left out in training, in [0, 1).
+        tokens_per_character: Of the training text, for the log `bits_per_character`.
+
+    Shapes:
+        tokens: whole numbers [batch, time + 1]: each but the first is predicted from
+        those before it; -1 is padding, at the end of a row
+        mask: bool [batch, time + 1], which tokens count in the loss; optional
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> model = GPT(tokenizer=CharTokenizer.of_text("to be or not").config())
+        >>> model.compile(keras.optimizers.AdamW(1e-3))
+        >>> model.fit(tf.data.Dataset.from_tensors(model.tokens(["to be or not"])))
+        >>> model.generate("to ", max_new_tokens=5, seeds=1)
+
+    Reference:
+        Radford et al., 2019, Language Models are Unsupervised Multitask Learners. The
+        embedding is the last layer, too: Press and Wolf, 2017, Using the Output
+        Embedding to Improve Language Models.
+    """
+
+    batch_names = ("tokens", "mask")
+    meaning = ("tokenizer",)
+
+    def __init__(
+        self,
+        *,
+        tokenizer: dict[str, Any] | None = None,
+        vocab_size: int | None = None,
+        context: int = 64,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        width: int = 128,
+        positions: str = "rotary",
+        dropout: float = 0.0,
+        tokens_per_character: float = 1.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.tokenizer = tokenizer
+        self.text: Any = None
+        if tokenizer is not None:
+            self.text = tokenizer_from_config(tokenizer)
+            vocab_size = vocab_size or self.text.vocab_size
+        self.vocab_size: Any = vocab_size
+        self.context = context
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.width = width
+        self.positions = positions
+        self.dropout = dropout
+        self.tokens_per_character = tokens_per_character
+        self._check_arguments()
+
+        rotary = positions == "rotary"
+        normal = keras.initializers.RandomNormal(stddev=0.02)
+        with layers_of_policy(self.dtype_policy):
+            self.embedding = keras.layers.Embedding(vocab_size, width, normal)
+            self.blocks = [
+                TransformerBlock(
+                    num_heads, rotary=rotary, dropout=dropout, num_blocks=num_layers
+                )
+                for _ in range(num_layers)
+            ]
+            self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
+            if not rotary:
+                self.places = keras.layers.Embedding(context, width, normal)
+                self.places.build((None, None))
+        self.embedding.build((None, None))
+        for layer in (*self.blocks, self.norm):
+            layer.build((None, None, width))
+        self.add_log_metrics(
+            keras.metrics.Mean(name="loss"),
+            Perplexity(name="perplexity"),
+            keras.metrics.Mean(name="bits_per_character"),
+        )
+        self.built = True
+
+    def compile(
+        self, optimizer: str | keras.optimizers.Optimizer = "adam", **options: Any
+    ) -> None:
+        """Prepares the model for `fit`.
+
+        Args:
+            optimizer: A Keras optimizer or its name. Its weight decay leaves out what
+                is no matrix: norms and biases.
+            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
+        """
+        optimizer = keras.optimizers.get(optimizer)
+        if optimizer.weight_decay and not optimizer.built:
+            vectors = [v for v in self.trainable_variables if len(v.shape) < 2]
+            optimizer.exclude_from_weight_decay(var_list=vectors)
+        super().compile(optimizer, **options)
+
+    # -- the loss -------------------------------------------------------------
+
+    def call(self, data: Any, training: bool = False) -> tf.Tensor:
+        """Logits of the token after each: [batch, time, vocab_size]."""
+        return self._logits(self.unpack(data)["tokens"])
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Takes one step on the mean loss of the tokens."""
+        batch = self.unpack(data)
+        keys = self.noise_keys(batch["tokens"], random.STREAM_TRAIN)
+
+        def compute_loss():
+            losses, counted = self._token_losses(batch, keys if self.dropout else None)
+            total = tf.reduce_sum(losses * counted)
+            return tf.math.divide_no_nan(total, tf.reduce_sum(counted)), (
+                losses,
+                counted,
+            )
+
+        losses, counted = self.minimize(compute_loss)
+        self.step.assign_add(1)
+        return self._log(losses, counted, training=True)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """The same without dropout."""
+        losses, counted = self._token_losses(self.unpack(data))
+        return self._log(losses, counted, training=False)
+
+    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Refuses what are no tokens of the vocabulary."""
+        tokens = tf.convert_to_tensor(batch["tokens"])
+        if tokens.shape.rank != 2 or not tokens.dtype.is_integer:
+            raise ValueError(
+                "`tokens` must be whole numbers [batch, time + 1]. Received: "
+                f"{tokens.dtype.name} of the shape {tokens.shape}."
+            )
+        tokens = tf.cast(tokens, tf.int32)
+        message = f"`tokens` must lie in [0, {self.vocab_size}), or be -1. Received"
+        known = assert_range(tokens, -1, self.vocab_size - 1, f"{message} values from")
+        with tf.control_dependencies([known]):
+            return batch | {"tokens": tf.identity(tokens)}
+
+    def _token_losses(self, batch, keys=None):
+        """Nats of each predicted token, and which of them count: [batch, time]."""
+        tokens = batch["tokens"]
+        targets = tokens[:, 1:]
+        counted = targets >= 0
+        if "mask" in batch:
+            counted &= tf.cast(batch["mask"], tf.bool)[:, 1:]
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            tf.maximum(targets, 0), self._logits(tokens[:, :-1], keys)
+        )
+        return losses, tf.cast(counted, tf.float32)
+
+    def _log(self, losses, counted, training):
+        bits = losses * (self.tokens_per_character / math.log(2.0))
+        values = {"loss": losses, "perplexity": losses, "bits_per_character": bits}
+        return self.log(values, training=training, weights=counted)
+
+    # -- the network ----------------------------------------------------------
+
+    def _logits(self, tokens, keys=None):
+        """What follows each token: float32 [batch, time, vocab_size]."""
+        places = tf.range(tf.shape(tokens)[1])[None]
+        hidden = drop(self._embed(tokens, places), keys, self.dropout)
+        mask = self._sees(places, places)
+        for index, block in enumerate(self.blocks, start=1):
+            block_keys = None if keys is None else random.fold_in(keys, index)
+            hidden, _ = block(hidden, places, mask, block_keys)
+        return self._head(hidden)
+
+    def _sees(self, places, others):
+        """Which tokens see which: the last `context` ones, [.., places, others]."""
+        distances = places[..., None] - others[..., None, :]
+        return (distances >= 0) & (distances < self.context)
+
+    def _embed(self, tokens, places):
+        hidden = self.embedding(tf.maximum(tokens, 0))
+        if self.positions == "learned":
+            hidden += self.places(tf.minimum(places, self.context - 1))
+        return hidden
+
+    def _head(self, hidden):
+        table = tf.cast(self.embedding.embeddings, hidden.dtype)
+        logits = tf.einsum("...w,vw->...v", self.norm(hidden), table)
+        return tf.cast(logits, tf.float32)
+
+    # -- one token after the other --------------------------------------------
+
+    def _read(self, tokens):
+        """Reads prompts: the logits of what follows, and what is kept of the prompts.
+
+        Returns:
+            caches: Keys and values of each block, [batch, context, heads, dim]; a token
+                at place p is in slot p % context.
+            logits: float32 [batch, vocab_size].
+            places: The place of the next token, int32 [batch].
+            held: Which tokens the prompt holds, bool [batch, vocab_size].
+        """
+        lengths = tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)
+        places = tf.range(tf.shape(tokens)[1])[None]
+        hidden = self._embed(tokens, places)
+        mask = self._sees(places, places)
+        # For each slot the last place that falls into it, as far as there is one.
+        slots, last = tf.range(self.context)[None], lengths[:, None] - 1
+        kept = slots + (last - slots) // self.context * self.context
+        kept = tf.clip_by_value(kept, 0, tf.shape(tokens)[1] - 1)
+        caches = []
+        for block in self.blocks:
+            hidden, seen = block(hidden, places, mask)
+            caches += [tf.gather(one, kept, batch_dims=1) for one in seen]
+        hidden = tf.gather(hidden, lengths - 1, batch_dims=1)
+        return tuple(caches), self._head(hidden), lengths, self._holds(tokens)
+
+    def _holds(self, tokens):
+        """Which tokens each row holds: bool [batch, vocab_size]."""
+        return tf.reduce_any(tokens[..., None] == tf.range(self.vocab_size), axis=1)
+
+    def _extend(self, caches, tokens, places):
+        """Appends a token to each row: the caches, and the logits of what follows."""
+        places = places[:, None]
+        slots = tf.range(self.context)[None]
+        is_new = (slots == places % self.context)[..., None, None]
+        mask = ((slots <= places) | (places >= self.context))[:, None]
+        hidden = self._embed(tokens[:, None], places)
+        extended = []
+        for index, block in enumerate(self.blocks):
+            old = caches[2 * index : 2 * index + 2]
+
+            def remember(*new, old=old):
+                return [tf.where(is_new, a, b) for a, b in zip(new, old, strict=True)]
+
+            hidden, seen = block(hidden, places, mask, remember=remember)
+            extended += seen
+        return tuple(extended), self._head(hidden[:, 0])
+
+    def _write(self, caches, logits, places, held, seeds, done, limits, settings, most):
+        """Writes up to `most` tokens more to each row.
+
+        Args:
+            caches: As `_read` and this return it, like the next three.
+            logits: Likewise.
+            places: Likewise.
+            held: Likewise.
+            seeds: int64 [batch].
+            done: How many tokens have been written before: a scalar.
+            limits: How many each row may have in the end, int32 [batch].
+            settings: Those of `next_tokens`.
+            most: A scalar.
+
+        Returns:
+            Tokens, int32 [batch, most], -1 where a row was at its limit, and how far
+            each was ahead of the second best, float32; and the first four arguments as
+            they are now.
+        """
+        columns = tf.range(most)[None]
+        noise_keys = random.keys(seeds, random.STREAM_GENERATE)
+
+        def write(column, written, caches, logits, places, held):
+            keys = random.fold_in(noise_keys, done + column)
+            tokens, leads = next_tokens(logits, held, keys, settings)
+            tokens = tf.where(done + column < limits, tokens, -1)
+            is_here = columns == column
+            written = (
+                tf.where(is_here, tokens[:, None], written[0]),
+                tf.where(is_here, leads[:, None], written[1]),
+            )
+            held |= self._holds(tokens[:, None])
+            caches, logits = self._extend(caches, tokens, places)
+            return column + 1, written, caches, logits, places + 1, held
+
+        shape = [tf.shape(logits)[0], most]
+        written = (tf.fill(shape, -1), tf.fill(shape, math.inf))
+        _, *state = tf.while_loop(
+            lambda column, *_: tf.reduce_any(done + column < limits) & (column < most),
+            write,
+            (0, written, caches, logits, places, held),
+            maximum_iterations=2**31 - 1,  # a constant: ONNX has no loop without one
+        )
+        return tuple(state)
+
+    def _search(self, tokens, limits, num_beams, most):
+        """Writes the likeliest texts that a beam search finds: int32 [batch, most]."""
+        caches, logits, places, _ = self._read(tokens)
+        num_rows, width = tf.shape(tokens)[0], self.vocab_size
+        caches, logits, places = tf.nest.map_structure(
+            lambda one: tf.repeat(one, num_beams, axis=0), (caches, logits, places)
+        )
+        first = tf.range(num_rows)[:, None] * num_beams  # of the beams of each row
+        beams = tf.range(num_beams)[None]
+
+        def extend(column, written, scores, caches, logits, places):
+            log_shares = tf.reshape(tf.nn.log_softmax(logits), [num_rows, -1, width])
+            totals = tf.reshape(scores[..., None] + log_shares, [num_rows, -1])
+            totals, best = tf.math.top_k(totals, num_beams)
+            going = (column < limits)[:, None]
+            tokens = tf.where(going, best % width, -1)
+            parents = tf.where(going, best // width, beams)
+            scores = tf.where(going, totals, scores)
+            order = tf.reshape(first + parents, [-1])
+            written = tf.gather(written, parents, batch_dims=1)
+            written = tf.where(tf.range(most) == column, tokens[..., None], written)
+            caches = tuple(tf.gather(one, order) for one in caches)
+            caches, logits = self._extend(caches, tf.reshape(tokens, [-1]), places)
+            return column + 1, written, scores, caches, logits, places + 1
+
+        written = tf.fill([num_rows, num_beams, most], -1)
+        # All beams begin alike: but for one, they are left out of the first choice.
+        scores = tf.where(beams == 0, 0.0, -1e9) + tf.zeros([num_rows, 1])
+        _, written, *_ = tf.while_loop(
+            lambda column, *_: column < most,
+            extend,
+            (0, written, scores, caches, logits, places),
+        )
+        return written[:, 0]
+
+    # -- use ------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        max_new_tokens: Any = 100,
+        seeds: Any = 0,
+        stop: str | Sequence[str] = (),
+        num_beams: int = 1,
+        **settings: Any,
+    ) -> Any:
+        """Writes what follows; each row depends on its prompt, seed and settings alone.
+
+        Args:
+            prompts: A text or a list of texts; or tokens, a list for each row. None is
+                empty. With "rotary" positions they may be of any length: as of all
+                text, the last `context` tokens are seen of them.
+            max_new_tokens: How many tokens to write, 1 or more: a number, or one for
+                each row, as all settings.
+            seeds: Whole numbers, one for each row, that the noise follows from. A
+                single one is that of the first row, and the next rows have the next.
+            stop: Texts before which a row ends.
+            num_beams: More than 1: the likeliest text that a search with so many beams
+                finds, without noise and settings.
+            **settings: `temperature` (default 1; 0: always the likeliest token),
+                `top_k` (0: all), `top_p` (1), `min_p` (0), `repetition_penalty` (1):
+                see `kgen.nn.sampling.next_tokens`.
+
+        Returns:
+            What follows the prompts, and not these: a text for a text, a list of texts
+            for a list, an int32 array of each row's tokens for tokens.
+
+        Raises:
+            ValueError: An argument is out of its range, or a prompt is empty or, for
+                "learned" positions, longer with its text than the context.
+        """
+        rows, is_text = self._prompts(prompts)
+        stops = self._stops(stop)
+        limits, seeds, knobs = self._settings(rows, max_new_tokens, seeds, settings)
+        self._check_beams(num_beams, settings)
+        written: list[np.ndarray] = []
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            part = slice(start, start + ROWS_AT_A_TIME)
+            if num_beams > 1:
+                written += self._searched(rows[part], limits[part], num_beams)
+                continue
+            part_knobs = {name: value[part] for name, value in knobs.items()}
+            *_, tokens = self._written(
+                rows[part], limits[part], seeds[part], part_knobs, stops
+            )
+            written += tokens
+        if not is_text:
+            return written
+        texts = [_before(self.text.decode(tokens), stops) for tokens in written]
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        **settings: float,
+    ) -> Iterator[str]:
+        """Yields the pieces of what `generate` returns for a text, as they are written.
+
+        Args:
+            prompt: A text.
+            max_new_tokens: As in `generate`, like all others.
+            seed: That of the one row.
+            stop: Texts before which it ends.
+            **settings: The other settings.
+
+        Raises:
+            ValueError: As `generate`.
+        """
+        rows, _ = self._prompts([prompt])
+        stops = self._stops(stop)
+        limits, seeds, knobs = self._settings(rows, max_new_tokens, seed, settings)
+        held_back = max((len(text) - 1 for text in stops), default=0)
+        shown = 0
+        for (tokens,) in self._written(rows, limits, seeds, knobs, stops, PIECE):
+            whole = self.text.decode(tokens)
+            text = _before(whole, stops)
+            if text == whole and len(tokens) < limits[0]:
+                # There may be a part only of a stop yet, or of a character.
+                text = text[: max(len(text) - held_back, 0)].rstrip("\ufffd")
+            if len(text) > shown:
+                yield text[shown:]
+                shown = len(text)
+
+    def score(self, texts: Any) -> np.ndarray:
+        """The log-likelihood of each text, given its first token: float64 [n], in nats.
+
+        Args:
+            texts: A list of texts, or of lists of tokens; none is empty.
+        """
+        rows, _ = self._prompts(texts)
+        graph = self._graph("score", self._log_likelihoods, tokens=_TOKENS)
+        parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+        scores = [graph(tokens=_padded(part)).numpy() for part in parts]
+        return np.concatenate([np.zeros(0), *scores])
+
+    def _log_likelihoods(self, tokens):
+        losses, counted = self._token_losses({"tokens": tokens})
+        return -tf.reduce_sum(losses * counted, axis=1)
+
+    def _prompts(self, prompts):
+        """Tokens of each row, int32, and whether they were texts."""
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        prompts = list(prompts)
+        is_text = any(isinstance(prompt, str) for prompt in prompts)
+        if is_text and self.text is None:
+            raise ValueError(
+                "A model without a tokenizer takes tokens. Received: text. Give lists "
+                "of whole numbers, or make it with tokenizer=."
+            )
+        rows = [
+            np.asarray(self.text.encode(one) if is_text else one, np.int32)
+            for one in prompts
+        ]
+        for one, row in zip(prompts, rows, strict=True):
+            if row.ndim != 1 or not len(row):
+                raise ValueError(
+                    "A prompt must hold a token at least, for the next one to follow "
+                    f"from. Received: {one!r}. A new line, '\\n', begins a text."
+                )
+            if row.min() < 0 or row.max() >= self.vocab_size:
+                raise ValueError(
+                    f"Tokens must lie in [0, {self.vocab_size}). Received: from "
+                    f"{row.min()} to {row.max()}."
+                )
+        return rows, is_text
+
+    def _stops(self, stop):
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if stops and self.text is None:
+            raise ValueError(f"`stop` needs a tokenizer. Received: stop={stop!r}")
+        for text in stops:
+            if not text:
+                raise ValueError(f"`stop` must not be empty. Received: stop={stop!r}")
+            self.text.encode(text)  # Refuses what can never be written.
+        return stops
+
+    def _settings(self, rows, max_new_tokens, seeds, settings):
+        """Limits, seeds and settings: an array of each, with a value for each row."""
+        unknown = sorted(settings.keys() - NEUTRAL.keys())
+        if unknown:
+            raise ValueError(
+                f"Settings are {', '.join(NEUTRAL)}. Received: {', '.join(unknown)}."
+            )
+        n = len(rows)
+        limits = _each("max_new_tokens", max_new_tokens, n, np.int32, 1, 2**31 - 1)
+        seeds = check_seeds(seeds)
+        if len(seeds) == 1:
+            seeds = seeds + np.arange(n)
+        if len(seeds) != n:
+            raise ValueError(
+                f"`seeds` must be a number, or {n}, one for each row. Received: "
+                f"{len(seeds)}."
+            )
+        values = NEUTRAL | settings
+        knobs = {
+            "temperature": _each("temperature", values["temperature"], n, low=0),
+            "top_k": _each("top_k", values["top_k"], n, np.int32, 0, 2**31 - 1),
+            "top_p": _each("top_p", values["top_p"], n, low=0, high=1, above=True),
+            "min_p": _each("min_p", values["min_p"], n, low=0, high=1),
+            "repetition_penalty": _each(
+                "repetition_penalty", values["repetition_penalty"], n, low=0, above=True
+            ),
+        }
+        longest = max(
+            (len(r) + limit for r, limit in zip(rows, limits, strict=True)), default=0
+        )
+        if self.positions == "learned" and longest > self.context:
+            raise ValueError(
+                "With learned positions a prompt and its text must fit the context of "
+                f"{self.context} tokens. Received: {longest} of both together. Shorten "
+                "the prompt, lower max_new_tokens, or train with positions='rotary'."
+            )
+        return limits, seeds, knobs
+
+    def _check_beams(self, num_beams, settings):
+        if not 1 <= num_beams <= self.vocab_size:
+            raise ValueError(
+                f"`num_beams` must be in [1, {self.vocab_size}], the number of tokens. "
+                f"Received: num_beams={num_beams}"
+            )
+        if num_beams > 1 and settings:
+            raise ValueError(
+                "A beam search has no noise, and so no settings of it. Received: "
+                f"num_beams={num_beams} and {', '.join(settings)}."
+            )
+
+    def _graph(self, name, function, **inputs):
+        """A function, traced once for all sizes of its inputs."""
+        if name not in self._graphs:
+            self._graphs[name] = trace(function, **inputs)
+        return self._graphs[name]
+
+    def _written(self, rows, limits, seeds, knobs, stops, piece=None):
+        """Yields all that each row has so far, again and again until all have ended."""
+        cache = tf.TensorSpec(
+            [None, self.context, self.num_heads, self.width // self.num_heads],
+            self.compute_dtype,
+        )
+        state = {
+            "caches": (cache,) * (2 * self.num_layers),
+            "logits": tf.TensorSpec([None, self.vocab_size], tf.float32),
+            "places": tf.TensorSpec([None], tf.int32),
+            "held": tf.TensorSpec([None, self.vocab_size], tf.bool),
+        }
+        read = self._graph("read", self._read, tokens=_TOKENS)
+        write = self._graph(
+            "write",
+            self._write,
+            **state,
+            seeds=tf.TensorSpec([None], tf.int64),
+            done=tf.TensorSpec([], tf.int32),
+            limits=tf.TensorSpec([None], tf.int32),
+            settings={
+                name: tf.TensorSpec([None], value.dtype)
+                for name, value in knobs.items()
+            },
+            most=tf.TensorSpec([], tf.int32),
+        )
+        values = read(tokens=_padded(rows))
+        tokens = np.zeros((len(rows), 0), np.int32)
+        limits, done, last = limits.copy(), 0, max(limits)
+        step = piece or (PIECE if stops else last)
+        while done < max(limits, default=0):
+            most = min(step, last - done)
+            (new, _), *values = write(
+                **dict(zip(state, values, strict=True)),
+                seeds=tf.constant(seeds),
+                done=tf.constant(done),
+                limits=tf.constant(limits),
+                settings={name: tf.constant(value) for name, value in knobs.items()},
+                most=tf.constant(most, tf.int32),
+            )
+            done += most
+            tokens = np.concatenate([tokens, new.numpy()], axis=1)
+            found = [row[row >= 0] for row in tokens]
+            for index, row in enumerate(found):
+                text = self.text.decode(row) if stops else ""
+                if _before(text, stops) != text:
+                    limits[index] = 0  # Nothing more of it is wanted.
+            yield found
+
+    def _searched(self, rows, limits, num_beams):
+        graph = self._graph(
+            f"search/{num_beams}",
+            lambda tokens, limits, most: self._search(tokens, limits, num_beams, most),
+            tokens=_TOKENS,
+            limits=tf.TensorSpec([None], tf.int32),
+            most=tf.TensorSpec([], tf.int32),
+        )
+        found = graph(
+            tokens=_padded(rows),
+            limits=tf.constant(limits),
+            most=tf.constant(max(limits)),
+        ).numpy()
+        return [row[row >= 0] for row in found]
+
+    def signatures(self) -> list[Signature]:
+        """`generate`: a prompt in, what follows it out.
+
+        Text in SavedModel, where the tokenizer runs in a graph; tokens in ONNX. Knobs
+        are inputs, one value for each row. With "learned" positions a text ends where
+        the context does.
+        """
+        networks = [self.embedding, *self.blocks, self.norm]
+        if self.positions == "learned":
+            networks.append(self.places)
+        knobs = {
+            "seeds": tf.TensorSpec([None], tf.int64),
+            "max_new_tokens": tf.TensorSpec([None], tf.int32),
+            **{
+                name: tf.TensorSpec([None], tf.int32 if name == "top_k" else tf.float32)
+                for name in NEUTRAL
+            },
+        }
+
+        def write(tokens, seeds, max_new_tokens, **settings):
+            caches, logits, places, held = self._read(tokens)
+            limits = max_new_tokens
+            if self.positions == "learned":
+                limits = tf.minimum(limits, self.context - places)
+            most, state = tf.reduce_max(limits), (caches, logits, places, held)
+            written, *_ = self._write(*state, seeds, 0, limits, settings, most)
+            return written
+
+        def encoded(prompts):
+            return self.text.encode_strings(prompts).to_tensor(-1)
+
+        def write_text(prompts, **values):
+            tokens, _ = write(encoded(prompts), **values)
+            return {"text": self.text.decode_ids(tokens)}
+
+        def example(num_rows):
+            rng, rows = np.random.default_rng(0), np.arange(num_rows)
+            half = max(self.context // 2, 1)
+            most = min(half, 16)
+            lengths = np.where(rows == 0, 1, rng.integers(1, 1 + half, num_rows))
+            tokens = rng.integers(
+                0, self.vocab_size, (num_rows, max(lengths)), np.int32
+            )
+            # The first row has the most, so that all batches are as wide.
+            limits = np.where(rows == 0, most, rng.integers(1, most + 1, num_rows))
+            return {
+                "tokens": np.where(
+                    np.arange(max(lengths)) < lengths[:, None], tokens, -1
+                ),
+                "seeds": rows,
+                "max_new_tokens": limits.astype(np.int32),
+                "temperature": np.array([0, 0.7, 1], np.float32)[rows % 3],
+                "top_k": np.array([0, 5], np.int32)[rows % 2],
+                "top_p": np.array([1, 0.9], np.float32)[rows // 2 % 2],
+                "min_p": np.array([0, 0.02], np.float32)[rows // 4 % 2],
+                "repetition_penalty": np.array([1, 1.2], np.float32)[rows // 8 % 2],
+            }
+
+        def example_of_text(num_rows):
+            values = example(num_rows)
+            prompts = [self.text.decode(row) for row in values.pop("tokens")]
+            return {"prompts": prompts, **values}
+
+        of_tokens = Signature(
+            "generate",
+            lambda **values: {"generated": write(**values)[0]},
+            {"tokens": _TOKENS, **knobs},
+            {"generated": "tokens"},
+            tuple(networks),
+            example,
+            leads=lambda **values: write(**values)[1],
+        )
+        if self.text is None or not self.text.in_graph:
+            return [of_tokens]
+        of_text = Signature(
+            "generate",
+            write_text,
+            {"prompts": tf.TensorSpec([None], tf.string), **knobs},
+            {"text": "text"},
+            tuple(networks),
+            example_of_text,
+            runtimes=("saved_model",),
+            leads=lambda prompts, **values: write(encoded(prompts), **values)[1],
+        )
+        return [of_text, dataclasses.replace(of_tokens, runtimes=("onnx",))]
+
+    def _check_arguments(self) -> None:
+        check = self.check_argument
+        known = self.vocab_size is not None and self.vocab_size >= 2
+        check("vocab_size", known, "be 2 or more, or follow from a tokenizer")
+        if self.text is not None:
+            same = self.vocab_size == self.text.vocab_size
+            check("vocab_size", same, f"be the tokenizer's, {self.text.vocab_size}")
+        for name in ("context", "num_layers", "num_heads"):
+            check(name, getattr(self, name) >= 1, "be 1 or more")
+        even = self.width >= 2 and self.width % (2 * self.num_heads) == 0
+        check("width", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}")
+        check("positions", self.positions in POSITIONS, f"be one of {POSITIONS}")
+        check("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
+        check("tokens_per_character", self.tokens_per_character > 0, "be above 0")
+
+
+def _padded(rows: Sequence[np.ndarray]) -> tf.Tensor:
+    """Rows of tokens, padded with -1: int32 [batch, longest]."""
+    return tf.ragged.constant([row.tolist() for row in rows], tf.int32).to_tensor(-1)
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stops."""
+    ends = [text.find(stop) for stop in stops]
+    return text[: min([end for end in ends if end >= 0], default=len(text))]
+
+
+def _each(
+    name: str,
+    values: Any,
+    num_rows: int,
+    dtype: Any = np.float32,
+    low: float = 0.0,
+    high: float = math.inf,
+    above: bool = False,
+) -> np.ndarray:
+    """A value for each row, in its range.
+
+    Raises:
+        ValueError: If one is out of it, or there is another number of them.
+    """
+    array = np.asarray(values)
+    whole = dtype != np.int32 or array.dtype.kind in "iu"
+    fits = array.ndim == 0 or array.shape == (num_rows,)
+    inside = fits and whole and array.dtype.kind in "iuf" and np.isfinite(array).all()
+    if inside:
+        inside = ((array > low if above else array >= low) & (array <= high)).all()
+    if not inside:
+        kind = "a number" if dtype != np.int32 else "a whole number"
+        begin = "above" if above else "from"
+        end = "" if high == math.inf or high == 2**31 - 1 else f" to {high}"
+        raise ValueError(
+            f"`{name}` must be {kind} {begin} {low}{end}, or one for each of the "
+            f"{num_rows} rows. Received: {name}={values!r}"
+        )
+    return np.broadcast_to(array.astype(dtype), (num_rows,))

@@ -1,0 +1,188 @@
+"""What the models of text are made of: attention, and the block around it."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kgen.nn import random
+
+ROTARY_BASE = 10_000.0
+Remember = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def attention(
+    queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, mask: tf.Tensor
+) -> tf.Tensor:
+    """Scaled dot-product attention; the softmax is computed in float32.
+
+    Shapes:
+        queries: [batch, time, heads, dim], keys and values: [batch, places, heads, dim]
+        -> [batch, time, heads, dim]
+        mask: bool, broadcast to [batch, time, places]: what each query may see.
+
+    Reference:
+        Vaswani et al., 2017, Attention Is All You Need.
+    """
+    scale = 1.0 / math.sqrt(queries.shape[-1])
+    scores = tf.einsum("bqhd,bkhd->bhqk", queries * scale, keys)
+    # Not minus infinity: a row that may see nothing gets a mean and not NaN.
+    scores = tf.where(mask[:, None], tf.cast(scores, tf.float32), -1e9)
+    weights = tf.cast(tf.nn.softmax(scores), values.dtype)
+    return tf.einsum("bhqk,bkhd->bqhd", weights, values)
+
+
+def rotate(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Turns pairs of a vector's elements by angles that grow with its position.
+
+    The product of two turned vectors depends on how far apart they are and on nothing
+    else of their positions. Element i is paired with element i + dim / 2.
+
+    Shapes:
+        vectors: [batch, time, heads, dim], positions: whole numbers, [batch, time] or
+        [1, time] -> [batch, time, heads, dim]
+
+    Reference:
+        Su et al., 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding.
+    """
+    half = vectors.shape[-1] // 2
+    exponents = tf.range(half, dtype=tf.float32) / half
+    angles = tf.cast(positions, tf.float32)[..., None] * ROTARY_BASE**-exponents
+    cosines = tf.cast(tf.cos(angles), vectors.dtype)[:, :, None]
+    sines = tf.cast(tf.sin(angles), vectors.dtype)[:, :, None]
+    first, second = tf.split(vectors, 2, axis=-1)
+    return tf.concat(
+        [first * cosines - second * sines, second * cosines + first * sines], axis=-1
+    )
+
+
+def drop(inputs: tf.Tensor, row_keys: tf.Tensor | None, rate: float) -> tf.Tensor:
+    """Sets a share of the elements to 0 and scales the others up; without keys none.
+
+    Shapes:
+        inputs: [batch, time, width], row_keys: int64 [batch]
+    """
+    if row_keys is None or not rate:
+        return inputs
+    # Keyed by the place as well, of which there may be any number.
+    places = tf.range(tf.shape(inputs)[1])
+    keys = tf.reshape(random.fold_in(row_keys[:, None], places), [-1])
+    noise = tf.reshape(random.uniform(keys, inputs.shape[2:]), tf.shape(inputs))
+    return inputs * tf.cast(noise >= rate, inputs.dtype) / (1.0 - rate)
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class TransformerBlock(keras.layers.Layer):
+    """Attention and two dense layers, each after a norm and added to its input.
+
+    Args:
+        num_heads: Heads of the attention; divides the width of the inputs.
+        rotary: Whether queries and keys are turned by their positions.
+        dropout: Share of the outputs of each half that is left out in training.
+        num_blocks: How many such blocks follow each other: the layers whose outputs are
+            added begin smaller by the root of twice that.
+
+    Shapes:
+        [batch, time, width] -> [batch, time, width]
+
+    Reference:
+        Radford et al., 2019, Language Models are Unsupervised Multitask Learners.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        rotary: bool = False,
+        dropout: float = 0.0,
+        num_blocks: int = 1,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.rotary = rotary
+        self.dropout = dropout
+        self.num_blocks = num_blocks
+
+    def build(self, input_shape):
+        """Makes the six layers."""
+        width = input_shape[-1]
+
+        def dense(units, width_in, scale=1.0):
+            layer = keras.layers.Dense(
+                units,
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02 * scale),
+                dtype=self.dtype_policy,
+            )
+            layer.build((None, None, width_in))
+            return layer
+
+        def norm():
+            layer = keras.layers.LayerNormalization(
+                epsilon=1e-5, dtype=self.dtype_policy
+            )
+            layer.build((None, None, width))
+            return layer
+
+        smaller = 1.0 / math.sqrt(2 * self.num_blocks)
+        self.first_norm, self.second_norm = norm(), norm()
+        self.heads = dense(3 * width, width)
+        self.mix = dense(width, width, smaller)
+        self.up = dense(4 * width, width)
+        self.down = dense(width, 4 * width, smaller)
+        self.built = True
+
+    def call(
+        self,
+        inputs: tf.Tensor,
+        positions: tf.Tensor,
+        mask: tf.Tensor,
+        row_keys: tf.Tensor | None = None,
+        remember: Remember | None = None,
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+        """Applies the block.
+
+        Args:
+            inputs: [batch, time, width].
+            positions: Whole numbers, [batch, time] or [1, time].
+            mask: What each place may see; see `attention`.
+            row_keys: For the dropout, int64 [batch]; None: no dropout.
+            remember: Takes the keys and values of these places and returns those of all
+                places that are to be seen. None: these are all.
+
+        Returns:
+            The outputs, and the keys and values that were seen, [batch, places, heads,
+            dim].
+        """
+        width = inputs.shape[-1]
+        dim = width // self.num_heads
+        time = tf.shape(inputs)[1] if inputs.shape[1] is None else inputs.shape[1]
+        heads = self.heads(self.first_norm(inputs))
+        heads = tf.reshape(heads, [-1, time, 3 * self.num_heads, dim])
+        queries, keys, values = tf.split(heads, 3, axis=2)
+        if self.rotary:
+            queries, keys = rotate(queries, positions), rotate(keys, positions)
+        if remember is not None:
+            keys, values = remember(keys, values)
+        mixed = tf.reshape(attention(queries, keys, values, mask), [-1, time, width])
+        first, second = (
+            (None, None)
+            if row_keys is None
+            else (random.fold_in(row_keys, 0), random.fold_in(row_keys, 1))
+        )
+        hidden = inputs + drop(self.mix(mixed), first, self.dropout)
+        outputs = self.down(
+            keras.activations.gelu(self.up(self.second_norm(hidden)), approximate=True)
+        )
+        return hidden + drop(outputs, second, self.dropout), (keys, values)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return super().get_config() | {
+            "num_heads": self.num_heads,
+            "rotary": self.rotary,
+            "dropout": self.dropout,
+            "num_blocks": self.num_blocks,
+        }

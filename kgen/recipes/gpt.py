@@ -1,0 +1,89 @@
+"""`kgen fit gpt`: writing text."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+from kgen.recipes.base import option
+from kgen.recipes.texts import TextRecipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTRecipe(TextRecipe):
+    """GPT: writes text, one token after the other (default: Python's manual).
+
+    Lab record. TensorFlow 2.21, Keras 3.15, float32, XLA, on two cores of an AMD EPYC,
+    2026-11-25, seed 0. Loss of the whole validation split, the last tenth, in windows
+    of 64 that do not overlap; the first tokens of a window are predicted from few.
+
+    `kgen fit gpt --preset shakespeare --data input.txt` (Tiny Shakespeare, 65
+    characters; 4 layers, 4 heads, 128 wide, context 64, 801,664 parameters): 1.676
+    nats, 2.418 bits per character, after 62 s of training (1.847 after 31 s); with the
+    frequencies of characters 3.336 nats.
+
+    `--preset shakespeare_3min`: 1.541 nats, 2.223 bits, after 160 s of training. Fifty
+    texts of 400 characters: 0.991 of five words in a row are not in the training text
+    (of the validation text itself 0.982), self-BLEU 0.081 (0.119), different words
+    over words 0.269 (0.244).
+    """
+
+    recipe_name: ClassVar[str] = "gpt"
+
+    epochs: int = option(2, "Passes over the training text, 1 or more.")
+    batch_size: int = option(12, "Windows in a batch, over all devices together.")
+    learning_rate: float = option(3e-3, "Highest learning rate of AdamW, above 0.")
+    warmup_steps: int = option(100, "Steps over which the learning rate rises from 0.")
+    gradient_clip_norm: float | None = option(1.0, "Largest norm of the gradient.")
+    weight_decay: float = option(0.1, "Of AdamW, on matrices alone, 0 or more.")
+    jit_compile: bool = option(True, "Compile the step with XLA.")
+    num_layers: int = option(4, "Blocks of attention and dense layers.")
+    num_heads: int = option(4, "Heads of each attention.")
+    width: int = option(128, "Length of the vector of a token.")
+    positions: Literal["rotary", "learned"] = option(
+        "rotary", "How places are told apart; text of learned ones ends at the context."
+    )
+    dropout: float = option(0.0, "Share of the vectors left out in training.")
+
+    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
+        """Makes a compiled `kgen.models.GPT` for this text."""
+        from kgen.models import GPT
+        from kgen.nn import optimizers
+
+        characters = data.characters("train")
+        model = GPT(
+            tokenizer=data.tokenizer.config(),
+            context=self.context,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            width=self.width,
+            positions=self.positions,
+            dropout=self.dropout,
+            tokens_per_character=len(data.tokens("train")) / characters,
+            dtype=self._dtype(),
+        )
+        model.compile(
+            optimizers.Adam(
+                self._schedule(self.learning_rate, steps_per_epoch),
+                beta_2=0.99,
+                weight_decay=self.weight_decay,
+            ),
+            **self._compile_options(steps_per_epoch),
+        )
+        return model
+
+    def sample(self, model: Any, data: Any) -> str:
+        """Two texts that go on from where the validation text begins."""
+        half = max(self.context // 2, 1)
+        prompt = data.tokenizer.decode(data.tokens("validation")[:half])
+        texts = model.generate([prompt] * 2, max_new_tokens=4 * half, seeds=0)
+        return "".join(f"{prompt}|{text}\n\n{'-' * 72}\n\n" for text in texts)
+
+
+_SHAKESPEARE = GPTRecipe(name="gpt-shakespeare", data="tiny_shakespeare")
+PRESETS = {
+    "shakespeare": _SHAKESPEARE,
+    "shakespeare_3min": dataclasses.replace(
+        _SHAKESPEARE, name="gpt-shakespeare-3min", epochs=5
+    ),
+}

@@ -1,0 +1,120 @@
+"""`kgen fit gpt`, `kgen generate --prompt`, `kgen evaluate`: from text to text."""
+
+import json
+
+import onnxruntime
+import pytest
+import tensorflow as tf
+
+import kgen
+from kgen_cli.main import run
+
+LINES = "to be or not to be,\nthat is the question.\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A text that repeats itself, and a run that has learned it."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "text.txt").write_text(LINES * 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fit = "fit gpt --data text.txt --context 16 --epochs 4 --batch-size 8"
+        sizes = "--num-layers 1 --num-heads 2 --width 32 --learning-rate 0.01"
+        assert run([*fit.split(), *sizes.split()]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def test_text_goes_on_from_a_prompt(capsys):
+    command = ["generate", "gpt", "--prompt", "to be", "--max-new-tokens", "14"]
+    assert run([*command, "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "to be or not to be,\n"
+    assert run([*command, "--num-beams", "3"]) == 0
+    assert capsys.readouterr().out.startswith("to be")
+    assert run([*command, "--seeds", "3,4"]) == 0
+    three, four = capsys.readouterr().out.split(f"\n{'-' * 72}\n")
+    assert run([*command, "--seeds", "4"]) == 0
+    assert capsys.readouterr().out == four
+    assert three.startswith("to be")
+
+
+def test_a_stream_is_the_same_text(capsys):
+    command = ["generate", "gpt", "--prompt", "that", "--seeds", "5", "--stop", "."]
+    assert run(command) == 0
+    whole = capsys.readouterr().out
+    assert run([*command, "--stream"]) == 0
+    assert capsys.readouterr().out == whole
+    assert "." not in whole
+
+
+def test_without_a_prompt_a_line_begins(capsys):
+    assert run("generate gpt --max-new-tokens 20 --temperature 0".split()) == 0
+    assert capsys.readouterr().out.startswith(("\nto be", "\nthat"))
+
+
+def test_texts_go_into_a_file(folder, capsys):
+    assert run("generate gpt --seeds 0-2 --max-new-tokens 5 --out t.txt".split()) == 0
+    assert capsys.readouterr().out == "3 texts: t.txt\n"
+    assert (folder / "t.txt").read_text().count("-" * 72) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--prompt", "Zebra"], 1, "'Z' at 0"),
+        (["--prompt", ""], 1, "a token at least"),
+        (["--top-p", "0"], 2, "0<x<=1"),
+        (["--temperature", "-1"], 2, "0<=x<=100"),
+        (["--stop", "Z"], 1, "'Z'"),
+        (["--labels", "1"], 2, "GPT takes no --labels"),
+        (["--stream", "--seeds", "0,1"], 2, "--stream shows one text"),
+        (["--num-beams", "2", "--top-k", "3"], 1, "no settings of it"),
+    ],
+)
+def test_wrong_requests_are_one_line(arguments, code, message, capsys):
+    assert run(["generate", "gpt", *arguments]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert message in lines[-1]
+
+
+def test_samples_are_written_after_each_epoch(folder):
+    text = (folder / "saved_models/gpt/samples/epoch-0004.txt").read_text()
+    assert "|" in text and text.count("-" * 72) == 2
+
+
+def test_evaluate_prints_what_it_measures(folder, capsys):
+    assert run(["evaluate", "gpt", "--split", "validation", "--limit", "5"]) == 0
+    assert "bits_per_character" in capsys.readouterr().out
+    records = json.loads((folder / "saved_models/gpt/metrics.json").read_text())
+    metrics = [record["metric"] for record in records]
+    assert {"loss", "novelty@5", "tokens_per_second[cached]"} <= set(metrics)
+
+
+def test_both_exports_write_what_keras_writes():
+    model = kgen.load("saved_models/gpt")
+    prompts, seeds = ["to be", "q"], [7, 2**40]
+    expected = model.generate(prompts, max_new_tokens=20, seeds=seeds, top_k=5)
+    knobs = {
+        "seeds": tf.constant(seeds, tf.int64),
+        "max_new_tokens": tf.constant([20, 20]),
+        "temperature": tf.constant([1.0, 1.0]),
+        "top_k": tf.constant([5, 5]),
+        "top_p": tf.constant([1.0, 1.0]),
+        "min_p": tf.constant([0.0, 0.0]),
+        "repetition_penalty": tf.constant([1.0, 1.0]),
+    }
+    served = tf.saved_model.load("saved_models/gpt/1").signatures["generate"](
+        prompts=tf.constant(prompts), **knobs
+    )
+    assert [text.decode() for text in served["text"].numpy()] == expected
+    session = onnxruntime.InferenceSession("saved_models/gpt/gpt.onnx")
+    rows = [model.text.encode(prompt) for prompt in prompts]
+    tokens = tf.ragged.constant([row.tolist() for row in rows], tf.int32).to_tensor(-1)
+    inputs = {"tokens": tokens, **knobs}
+    [written] = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+    assert [model.text.decode(row) for row in written] == expected

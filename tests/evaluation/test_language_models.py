@@ -1,0 +1,169 @@
+"""The evaluation of language models: numbers by hand, and what is copied."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import sacrebleu
+
+from kgen.data import CharTokenizer, open_text
+from kgen.evaluation import evaluate_language_model, language_models
+from kgen.models import GPT
+
+TRAIN = "the cat sat on the mat. the dog sat on the log. " * 20
+
+
+@pytest.fixture(scope="module")
+def text_set():
+    return open_text([TRAIN], context=16)
+
+
+@pytest.fixture(scope="module")
+def model(text_set):
+    keras.utils.set_random_seed(0)
+    model = GPT(
+        tokenizer=text_set.tokenizer.config(),
+        context=16,
+        num_layers=1,
+        num_heads=2,
+        width=32,
+    )
+    model.compile(keras.optimizers.Adam(1e-2))
+    batches = text_set.pipeline("train", batch_size=8, shuffle=True).dataset()
+    model.fit(batches, epochs=8, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def records(model, text_set):
+    found = evaluate_language_model(model, text_set, seed=3)
+    return {record.metric: record for record in found}
+
+
+def test_the_loss_is_that_of_every_token_but_the_first(records, model, text_set):
+    tokens = text_set.tokens("validation")
+    nats = 0.0
+    for start in range(0, len(tokens) - 1, 16):
+        nats -= model.score([tokens[start : start + 17]])[0]
+    count = len(tokens) - 1
+    loss = records["loss"]
+    assert loss.value == pytest.approx(nats / count, rel=1e-5)
+    assert loss.n == count
+    assert records["perplexity"].value == pytest.approx(math.exp(loss.value))
+    # A token is a character here.
+    bits = loss.value / math.log(2)
+    assert records["bits_per_character"].value == pytest.approx(bits)
+    low, high = loss.interval
+    assert low < loss.value < high
+    # By what each character's frequency tells, with one more of each.
+    train = np.bincount(
+        text_set.tokens("train"), minlength=text_set.tokenizer.vocab_size
+    )
+    shares = (train + 1) / (train + 1).sum()
+    name, baseline = loss.baseline
+    assert name == "frequencies"
+    assert baseline == pytest.approx(-np.log(shares[tokens[1:]]).mean())
+    assert loss.value < baseline
+
+
+def test_a_limit_measures_the_first_windows(model, text_set):
+    records = evaluate_language_model(model, text_set, limit=2)
+    tokens = text_set.tokens("validation")[:33]
+    nats = -model.score([tokens[:17], tokens[16:]]).sum()
+    assert records[0].n == 32
+    assert records[0].value == pytest.approx(nats / 32, rel=1e-5)
+
+
+def test_bits_are_over_characters_whatever_the_tokens_are():
+    text = "é" * 400 + "e" * 400
+    text_set = open_text([text], tokenizer="byte", context=8, validation_fraction=0.5)
+    model = GPT(
+        tokenizer={"kind": "byte"}, context=8, num_layers=1, num_heads=1, width=2
+    )
+    found = evaluate_language_model(model, text_set, split="train", limit=4)
+    records = {record.metric: record for record in found}
+    # 32 bytes, of "é" from its second byte on: 16 characters and a half.
+    bits = records["loss"].value * 32 / math.log(2) / 17
+    assert records["bits_per_character"].value == pytest.approx(bits, rel=1e-6)
+
+
+def test_different_words_are_counted():
+    texts = ["A cat, a cat", "a dog"]
+    # a cat , a cat a dog: four different ones of seven; pairs: a cat, cat ",", ", a".
+    assert language_models._distinct(texts, 1) == pytest.approx(4 / 7)
+    assert language_models._distinct(texts, 2) == pytest.approx(4 / 5)
+
+
+def test_self_bleu_is_that_of_each_text_against_the_others():
+    texts = [
+        "the cat sat on the mat",
+        "the cat sat on the log",
+        "a bird sang today now",
+    ]
+    scores = [
+        sacrebleu.sentence_bleu(texts[i], texts[:i] + texts[i + 1 :]).score
+        for i in range(3)
+    ]
+    assert language_models._self_bleu(texts) == pytest.approx(np.mean(scores) / 100)
+    assert language_models._self_bleu(texts[:2] + texts[:1]) > 0.9
+    assert language_models._self_bleu(texts[:1]) == 0.0
+
+
+def test_what_is_copied_is_not_new():
+    known = language_models._ngrams("to be or not to be that".split(), 5)
+    copied, other = "be or not to be", "be or not to go"
+    assert language_models._novelty([copied], known) == 0.0
+    assert language_models._novelty([copied, other], known) == 0.5
+    assert language_models._novelty(["too short"], known) == 1.0
+
+
+def test_a_planted_copy_shows(text_set, model, monkeypatch):
+    def novelty(generate):
+        monkeypatch.setattr(model, "generate", generate)
+        found = language_models._writing(model, text_set, "validation", 5, 0, None, "x")
+        return next(r for r in found if r.metric == "novelty@5")
+
+    train, draws = text_set.tokens("train"), np.random.default_rng(0)
+    copied = novelty(
+        lambda rows, max_new_tokens, **_: [train[:max_new_tokens]] * len(rows)
+    )
+    # But for the word that it ends in the middle of.
+    assert copied.value < 0.1
+    name, baseline = copied.baseline
+    assert name == "the text" and baseline < 0.1
+    drawn = novelty(
+        lambda rows, max_new_tokens, **_: list(
+            draws.integers(
+                0, text_set.tokenizer.vocab_size, (len(rows), max_new_tokens)
+            )
+        )
+    )
+    assert drawn.value > 0.9
+
+
+def test_texts_are_those_of_their_seeds(model, text_set):
+    one, other = (
+        language_models._writing(model, text_set, "validation", 12, 3, None, "x")
+        for _ in range(2)
+    )
+    assert one == other
+    done = []
+    language_models._writing(
+        model, text_set, "validation", 12, 3, lambda *n: done.append(n), "x"
+    )
+    assert done == [(10, 12), (12, 12)]
+
+
+def test_speed_is_measured_with_and_without_the_cache(records):
+    for name in ("cached", "uncached"):
+        record = records[f"tokens_per_second[{name}]"]
+        low, high = record.interval
+        assert 0 < low <= record.value <= high
+
+
+def test_another_tokenizer_is_refused(model):
+    other = open_text(["abc" * 100], context=16)
+    with pytest.raises(ValueError, match="must have the same tokenizer. Received: one"):
+        evaluate_language_model(model, other)
+    assert CharTokenizer("abc").config() != model.tokenizer

@@ -1,0 +1,348 @@
+"""GPT: loss, caches, what is written, and what is refused."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kgen
+from kgen.data.tokenizers import CharTokenizer
+from kgen.models import GPT
+from kgen.nn import random
+from kgen.nn.sampling import next_tokens
+
+TEXT = "to be or not to be, that is the question."
+
+
+def make(**options):
+    keras.utils.set_random_seed(0)
+    options = {"vocab_size": 17, "num_layers": 2, "num_heads": 2, "width": 8} | options
+    if "tokenizer" in options:
+        del options["vocab_size"]
+    model = GPT(**{"context": 12} | options)
+    for variable in model.trainable_variables:
+        variable.assign(6 * variable)  # As it begins, all tokens are nearly alike.
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+
+def prompts(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 17, length).tolist() for length in lengths]
+
+
+# -- the loss ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # Embedding; per block: two norms, heads, mix, up and down; the last norm.
+        ({}, 17 * 8 + 2 * (32 + 8 * 24 + 24 + 72 + 8 * 32 + 32 + 32 * 8 + 8) + 16),
+        ({"positions": "learned"}, 17 * 8 + 12 * 8 + 2 * 872 + 16),
+        ({"vocab_size": 65, "width": 128, "num_layers": 4, "num_heads": 4}, 801_664),
+    ],
+)
+def test_parameters_are_counted_to_the_last(options, expected):
+    model = make(**options)
+    assert sum(np.prod(v.shape) for v in model.trainable_variables) == expected
+
+
+def test_the_loss_is_the_mean_over_what_counts():
+    model = make()
+    tokens = tf.constant([[1, 2, 3, 4, 5], [6, 7, 8, -1, -1]])
+    mask = tf.constant([[True, True, False, True, True], [True] * 5])
+    logs = model.test_step({"tokens": tokens, "mask": mask})
+    logits = np.float64(model({"tokens": tokens[:, :-1]}))
+    log_shares = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    counted = [(0, 0, 2), (0, 2, 4), (0, 3, 5), (1, 0, 7), (1, 1, 8)]
+    loss = -np.mean([log_shares[index] for index in counted])
+    np.testing.assert_allclose(logs["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(logs["perplexity"], np.exp(loss), rtol=1e-5)
+    np.testing.assert_allclose(logs["bits_per_character"], loss / np.log(2), rtol=1e-5)
+    model = make(tokens_per_character=0.5)
+    logs = model.test_step({"tokens": tokens, "mask": mask})
+    np.testing.assert_allclose(
+        logs["bits_per_character"], 0.5 * loss / np.log(2), rtol=1e-5
+    )
+
+
+def test_a_token_does_not_see_what_follows_nor_beyond_the_context():
+    model = make(context=4, num_layers=1)
+    tokens = np.array(prompts(10))
+    before = model({"tokens": tokens}).numpy()
+    for place in range(10):
+        changed = tokens.copy()
+        changed[0, place] = (changed[0, place] + 1) % 17
+        after = model({"tokens": changed}).numpy()
+        differs = np.abs(after - before)[0].max(axis=1) > 1e-6
+        # One layer sees four tokens, its own among them.
+        assert differs.nonzero()[0].tolist() == list(range(place, min(place + 4, 10)))
+
+
+def test_weight_decay_leaves_out_norms_and_biases():
+    model = make()
+    model.compile(keras.optimizers.AdamW(1e-9, weight_decay=1e8))
+    before = [variable.numpy() for variable in model.trainable_variables]
+    model.train_step({"tokens": tf.constant(prompts(5))})
+    for old, variable in zip(before, model.trainable_variables, strict=True):
+        shrunk = 0.9 * old if old.ndim > 1 else old
+        np.testing.assert_allclose(variable, shrunk, atol=1e-6)
+
+
+def test_dropout_is_keyed_by_seed_step_and_row():
+    model = make(dropout=0.3)
+    batch = {"tokens": tf.constant(prompts(6, 6))}
+    keys = model.noise_keys(batch["tokens"], random.STREAM_TRAIN)
+    first, again = (model._logits(batch["tokens"], keys).numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    alone = model._logits(batch["tokens"][1:], keys[1:]).numpy()
+    np.testing.assert_allclose(alone[0], first[1], atol=1e-5)
+    model.step.assign_add(1)
+    keys = model.noise_keys(batch["tokens"], random.STREAM_TRAIN)
+    assert abs(model._logits(batch["tokens"], keys) - first).numpy().max() > 1e-2
+
+
+def test_it_learns_a_text_by_heart():
+    model = make(tokenizer=CharTokenizer.of_text(TEXT).config(), width=32)
+    model.compile(keras.optimizers.Adam(3e-3))
+    tokens = tf.constant([model.text.encode(TEXT)])
+    dataset = tf.data.Dataset.from_tensors({"tokens": tokens}).repeat(150)
+    model.fit(dataset, verbose=0)
+    assert model.generate("to be or", temperature=0, max_new_tokens=33) == TEXT[8:]
+
+
+# -- one token after the other ---------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_caches_give_the_logits_of_the_whole_text(positions):
+    model = make(positions=positions)
+    lengths = (1, 3, 7) if positions == "learned" else (1, 3, 7, 12, 13, 30)
+    rows = prompts(*lengths)
+    longest = max(lengths)
+    padded = tf.constant([row + [-1] * (longest - len(row)) for row in rows])
+    caches, logits, places, _ = model._read(padded)
+    texts = [list(row) for row in rows]
+    for token in range(5 if positions == "learned" else 30):
+        for index, text in enumerate(texts):
+            whole = model({"tokens": tf.constant([text])})[0, -1]
+            np.testing.assert_allclose(logits[index], whole, atol=1e-4)
+        new = [(token + index) % 17 for index in range(len(rows))]
+        caches, logits = model._extend(caches, tf.constant(new), places)
+        places += 1
+        for text, one in zip(texts, new, strict=True):
+            text.append(one)
+
+
+SETTINGS = {
+    "temperature": [0.0, 0.7, 1.0, 1.3],
+    "top_k": [0, 5, 0, 8],
+    "top_p": [1.0, 1.0, 0.8, 0.95],
+    "min_p": [0.0, 0.02, 0.0, 0.1],
+    "repetition_penalty": [1.0, 1.2, 1.0, 0.9],
+}
+
+
+def written_without_a_cache(model, prompt, seed, num_tokens, settings):
+    """The whole text is read anew for each token."""
+    text = list(prompt)
+    for index in range(num_tokens):
+        logits = model({"tokens": tf.constant([text])})[:, -1]
+        held = tf.constant([[token in text for token in range(17)]])
+        keys = random.keys(seed, random.STREAM_GENERATE, index)
+        knobs = {
+            name: tf.constant([value], "int32" if name == "top_k" else "float32")
+            for name, value in settings.items()
+        }
+        text.append(int(next_tokens(logits, held, keys[None], knobs)[0][0]))
+    return text[len(prompt) :]
+
+
+def test_what_is_written_is_what_is_written_without_a_cache():
+    model, rows = make(), prompts(2, 5, 12, 20)
+    limits = [20, 3, 25, 1]
+    received = model.generate(
+        rows, max_new_tokens=limits, seeds=[4, 5, -6, 2**40], **SETTINGS
+    )
+    for index, (row, seed) in enumerate(zip(rows, [4, 5, -6, 2**40], strict=True)):
+        settings = {name: values[index] for name, values in SETTINGS.items()}
+        expected = written_without_a_cache(model, row, seed, limits[index], settings)
+        assert received[index].tolist() == expected
+
+
+def test_a_row_depends_on_itself_alone():
+    model, rows = make(), prompts(2, 5, 12, 20)
+    together = model.generate(rows, max_new_tokens=15, seeds=[7, 8, 9, 10], top_k=6)
+    for index, row in enumerate(rows):
+        [alone] = model.generate([row], max_new_tokens=15, seeds=7 + index, top_k=6)
+        np.testing.assert_array_equal(alone, together[index])
+    # More of it is the same and goes on.
+    [longer] = model.generate(rows[:1], max_new_tokens=30, seeds=7, top_k=6)
+    np.testing.assert_array_equal(longer[:15], together[0])
+
+
+def test_nothing_is_traced_twice(monkeypatch):
+    model, traces = make(), []
+    extend = GPT._extend
+
+    def counted(self, *args):
+        traces.append(1)
+        return extend(self, *args)
+
+    monkeypatch.setattr(GPT, "_extend", counted)
+    model.generate(prompts(3), max_new_tokens=4)
+    num_traces = len(traces)
+    assert num_traces >= 1
+    for rows, options in [
+        (prompts(5, 9), {"temperature": 0.3, "seeds": 5}),
+        (prompts(1), {"max_new_tokens": 9, "top_k": 3, "top_p": 0.4}),
+        (prompts(30), {"min_p": 0.1, "repetition_penalty": 1.4}),
+    ]:
+        model.generate(rows, **options)
+    assert len(traces) == num_traces
+
+
+def test_a_beam_search_finds_what_trying_everything_finds():
+    model = make(vocab_size=5)
+    prompt = [1, 3]
+    texts = [[a, b, c] for a in range(5) for b in range(5) for c in range(5)]
+    scores = model.score([prompt + text for text in texts])
+    [found] = model.generate([prompt], max_new_tokens=3, num_beams=5)
+    [greedy] = model.generate([prompt], max_new_tokens=3, temperature=0)
+    reached = dict(zip(map(tuple, texts), scores, strict=True))
+    assert reached[tuple(found)] >= reached[tuple(greedy)]
+    # Five beams keep each first token, then the five best of 25 ...
+    beams = [[]]
+    for _ in range(3):
+        longer = [beam + [token] for beam in beams for token in range(5)]
+        values = model.score([prompt + text for text in longer])
+        beams = [longer[i] for i in np.argsort(-values)[:5]]
+    assert found.tolist() == beams[0]
+    both = model.generate([prompt, [2]], max_new_tokens=[3, 1], num_beams=5)
+    assert both[0].tolist() == found.tolist()
+    assert both[1].tolist() == [int(np.argmax(model({"tokens": tf.constant([[2]])})))]
+
+
+# -- text ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writer():
+    return make(tokenizer=CharTokenizer.of_text(TEXT).config(), width=16)
+
+
+def test_text_comes_back_as_it_was_given(writer):
+    text = writer.generate("to be", max_new_tokens=20, seeds=3)
+    assert isinstance(text, str) and len(text) == 20
+    assert writer.generate(["to be"], max_new_tokens=20, seeds=3) == [text]
+    [tokens] = writer.generate(
+        [writer.text.encode("to be")], max_new_tokens=20, seeds=3
+    )
+    assert tokens.dtype == np.int32 and writer.text.decode(tokens) == text
+    assert writer.generate([]) == []
+
+
+def test_a_stop_ends_the_text_before_it(writer):
+    whole = writer.generate("to be", max_new_tokens=60, seeds=3)
+    stop = whole[21:23]
+    short = writer.generate("to be", max_new_tokens=60, seeds=3, stop=stop)
+    assert short == whole[: whole.find(stop)]
+    other = writer.generate(
+        ["to be", "or"], max_new_tokens=60, seeds=[3, 4], stop=[stop, "que"]
+    )
+    assert other[0] == short
+
+
+def test_pieces_are_what_is_generated(writer):
+    whole = writer.generate("not", max_new_tokens=50, seeds=1, top_k=5)
+    pieces = list(writer.stream("not", max_new_tokens=50, seed=1, top_k=5))
+    assert "".join(pieces) == whole and len(pieces) > 3
+    stop = whole[30:33]
+    pieces = list(writer.stream("not", max_new_tokens=50, seed=1, top_k=5, stop=stop))
+    assert "".join(pieces) == whole[: whole.find(stop)]
+
+
+def test_scores_are_sums_of_log_probabilities(writer):
+    texts = ["to be", "or not to be", "t"]
+    received = writer.score(texts)
+    for text, score in zip(texts, received, strict=True):
+        tokens = tf.constant([writer.text.encode(text)])
+        log_shares = tf.nn.log_softmax(writer({"tokens": tokens}))[0].numpy()
+        picked = [log_shares[i, int(t)] for i, t in enumerate(tokens[0, 1:])]
+        assert score == pytest.approx(sum(picked), rel=1e-5, abs=1e-6)
+
+
+def test_a_loaded_model_writes_the_same(writer, tmp_path):
+    writer.save(tmp_path / "m.keras")
+    loaded = kgen.load(tmp_path / "m.keras")
+    assert loaded.generate("to", seeds=2) == writer.generate("to", seeds=2)
+
+
+# -- what is refused ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": None}, "`vocab_size` must be 2 or more, or follow"),
+        ({"width": 10}, "a multiple of 2 \\* num_heads, 4"),
+        ({"positions": "sines"}, "positions='sines'"),
+        ({"context": 0}, "context=0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"tokens_per_character": 0.0}, "be above 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_p": 0}, "`top_p` must be a number above 0 to 1, .* Received: top_p=0"),
+        ({"top_p": 1.1}, "top_p=1.1"),
+        ({"temperature": -0.5}, "`temperature` must be a number from 0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": 1.5}, "`top_k` must be a whole number"),
+        ({"top_k": [1, 2]}, "one for each of the 1 rows"),
+        ({"min_p": -0.1}, "min_p=-0.1"),
+        ({"repetition_penalty": 0}, "above 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"top_q": 1}, "Received: top_q"),
+        ({"seeds": [1, 2]}, "`seeds` must be a number, or 1"),
+        ({"seeds": 0.5}, "whole numbers"),
+        ({"num_beams": 0}, "num_beams=0"),
+        ({"num_beams": 2, "top_k": 3}, "no settings of it"),
+        ({"stop": ""}, "`stop` must not be empty"),
+        ({"stop": "Z"}, "'Z'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(writer, options, message):
+    with pytest.raises(ValueError, match=message):
+        writer.generate("to", **options)
+
+
+def test_prompts_that_cannot_be_read_are_refused(writer):
+    with pytest.raises(ValueError, match="a token at least.*''"):
+        writer.generate("")
+    with pytest.raises(ValueError, match="'Z'"):
+        writer.generate("Zebra")
+    with pytest.raises(ValueError, match="must lie in"):
+        writer.generate([[99]])
+    with pytest.raises(ValueError, match="without a tokenizer takes tokens"):
+        make().generate("to")
+    with pytest.raises(ValueError, match="`stop` needs a tokenizer"):
+        make().generate([[1]], stop="a")
+    with pytest.raises(ValueError, match="context of 12 tokens. Received: 13"):
+        make(positions="learned").generate(prompts(5), max_new_tokens=8)
+
+
+def test_a_batch_of_another_kind_is_refused():
+    model = make()
+    with pytest.raises(ValueError, match="`tokens` must be whole numbers"):
+        model.train_step({"tokens": tf.zeros([2, 6])})
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[0, 17\)"):
+        model.train_step({"tokens": tf.constant([[0, 17]])})
+    assert int(model.step.numpy()) == 0

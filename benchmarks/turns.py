@@ -141,7 +141,7 @@ class _Side:
         return [json.loads(line) for line in lines]
 
 
-def compare(commands, rounds, ratios, environments=None):
+def compare(commands, rounds, ratios, environments=None, unit="images"):
     """Lets all sides take turns and prints rates and ratios.
 
     Args:
@@ -151,6 +151,7 @@ def compare(commands, rounds, ratios, environments=None):
             None if it is only measured. Pairs that do not take part are left out.
         environments: By the name of a side, a dict of environment variables for each of
             its processes; the rate is that of the slowest. By default there is one.
+        unit: What the rates count.
     """
     load = os.getloadavg()[0]
     sides = {}
@@ -160,7 +161,7 @@ def compare(commands, rounds, ratios, environments=None):
                 log = os.path.join(folder, f"{name}.log")
                 each = (environments or {}).get(name, [{}])
                 sides[name] = _Side(name, command, each, log)
-            print(f"images per second, {rounds} rounds in turn:")
+            print(f"{unit} per second, {rounds} rounds in turn:")
             for round_ in range(1, rounds + 1):
                 for side in sides.values():
                     side.train()

@@ -90,8 +90,12 @@ def command(
     model = kgen.load(run)
     if not hasattr(model, "generate"):
         raise click.UsageError(
-            f"A {type(model).__name__} generates nothing from seeds. It recommends: "
-            "kgen recommend."
+            f"A {type(model).__name__} generates nothing from seeds"
+            + (
+                ". It recommends: kgen recommend."
+                if hasattr(model, "recommend")
+                else "."
+            )
         )
     generate = _write_text if hasattr(model, "stream") else _draw_images
     known = {*inspect.signature(generate).parameters}

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen import data, evaluation
-from kgen.models import CFGAN, GAN, GPT, VAE, GenerativeModel, MultVAE, RecVAE
+from kgen.models import BERT, CFGAN, GAN, GPT, VAE, GenerativeModel, MultVAE, RecVAE
 
 BATCH_SIZE = 16
 SEEDS = np.array([0, 1, 2, 2**40 + 3, -5, 63, 7, 8], np.int64)
@@ -144,6 +144,25 @@ class TextRow(Row):
         }
 
 
+class ReaderRow(Row):
+    """A model that reads text and writes none: vectors of texts."""
+
+    def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
+        """The vectors of these of the eight rows."""
+        tokens = self.make_rows(len(SEEDS))["tokens"]
+        return model.embed([tokens[row, : 3 + row] for row in rows])
+
+    def wrong_calls(self, model: GenerativeModel) -> dict[str, Callable[[], Any]]:
+        """Calls that must be refused, by what is wrong with them."""
+        return {
+            "an empty text": lambda: model.embed([""]),
+            "an unknown character": lambda: model.embed(["a?"]),
+            "no mask": lambda: model.fill_mask("abc"),
+            "longer than the context": lambda: model.embed(["a" * 10]),
+            "tokens that are no rows": lambda: model.train_step(tf.range(3)),
+        }
+
+
 LETTERS = "abcdefgh"
 
 
@@ -160,6 +179,14 @@ def evaluate_language_model(model, arrays):
     text = tokenizer.decode(arrays["tokens"].ravel())
     text_set = data.open_text([text], tokenizer=tokenizer, context=8)
     return evaluation.evaluate_language_model(model, text_set, limit=3)
+
+
+def evaluate_masked_language_model(model, arrays):
+    """On the last tenth of the rows, as one text."""
+    tokenizer = data.CharTokenizer(LETTERS)
+    text = tokenizer.decode(arrays["tokens"].ravel())
+    text_set = data.open_text([text], tokenizer=tokenizer, context=8)
+    return evaluation.evaluate_masked_language_model(model, text_set)
 
 
 NUM_ITEMS = 24
@@ -372,6 +399,22 @@ ROWS = [
         ),
         make_rows=windows,
         evaluate=evaluate_language_model,
+        learning_rate=0.05,
+    ),
+    ReaderRow(
+        name="BERT: dropout",
+        make=functools.partial(
+            BERT,
+            tokenizer=data.CharTokenizer(LETTERS).config(),
+            context=9,
+            num_layers=2,
+            num_heads=2,
+            width=16,
+            mask_rate=0.3,
+            dropout=0.1,
+        ),
+        make_rows=windows,
+        evaluate=evaluate_masked_language_model,
         learning_rate=0.05,
     ),
 ]

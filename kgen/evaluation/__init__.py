@@ -10,7 +10,10 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "feature_spaces": ["DigitClassifier", "RandomNetwork"],
         "generators": ["evaluate_generator"],
         "image_quality": ["mean_squared_error", "psnr", "ssim"],
-        "language_models": ["evaluate_language_model"],
+        "language_models": [
+            "evaluate_language_model",
+            "evaluate_masked_language_model",
+        ],
         "records": [
             "Record",
             "bootstrap_interval",

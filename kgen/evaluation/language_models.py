@@ -21,6 +21,7 @@ NUM_TEXTS = 50
 PROMPT_CHARACTERS, TEXT_CHARACTERS = 40, 400
 NGRAM = 5  # words in a row that count as copied where the training text has them
 TIMED_TOKENS = 128
+HIDDEN_EVERY = 7  # tokens: about as many as are hidden in training
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -56,18 +57,123 @@ def evaluate_language_model(
     Raises:
         ValueError: The model has another tokenizer than the text.
     """
-    if model.tokenizer != text_set.tokenizer.config():
-        raise ValueError(
-            "The model and the text must have the same tokenizer. Received: one of "
-            f"{model.vocab_size:,} tokens and {text_set.tokenizer}. Open the text with "
-            "the options the model was trained with."
-        )
+    _check_tokenizer(model, text_set)
     what = f"{text_set.name}, {split}"
     return [
         *_prediction(model, text_set, split, limit, seed, what),
         *_writing(model, text_set, split, limit, seed, progress, what),
         *_speed(model, text_set, split),
     ]
+
+
+def evaluate_masked_language_model(
+    model: Any,
+    text_set: TextSet,
+    *,
+    split: str = "validation",
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Record]:
+    """Measures how well hidden tokens are guessed, and how fast texts are embedded.
+
+    The split is cut into windows that do not overlap. Every seventh token of a window
+    is hidden, all at once; where they begin goes round from window to window.
+
+    Args:
+        model: A BERT: a call returns logits, `embed` vectors.
+        text_set: The text the model was trained on.
+        split: "validation", "test" or "train".
+        limit: Only the first windows, this many.
+        seed: Of the intervals.
+        progress: Called with the number of windows that are done, and their total.
+
+    Returns:
+        Records `masked_loss`, `masked_accuracy` and `texts_per_second`; the baselines
+        are the frequencies of the tokens in training, and the most frequent token.
+
+    Raises:
+        ValueError: The model has another tokenizer than the text.
+    """
+    _check_tokenizer(model, text_set)
+    tokens = text_set.tokens(split)
+    size = model.context
+    windows = np.full((-(-len(tokens) // size), size), -1, np.int32)
+    windows.reshape(-1)[: len(tokens)] = tokens
+    windows = windows[:limit]
+    rows, places = np.indices(windows.shape)
+    hidden = (places % HIDDEN_EVERY == rows % HIDDEN_EVERY) & (windows >= 0)
+    windows, hidden = (x[hidden.any(axis=1)] for x in (windows, hidden))
+    shown = np.where(hidden, model.vocab_size, windows)
+    graph = tf.function(lambda tokens: tf.nn.log_softmax(model(tokens)))
+    nats, right = np.zeros(windows.shape), np.zeros(windows.shape)
+    for start in range(0, len(windows), 64):
+        part = slice(start, start + 64)
+        log_shares = graph(tf.constant(shown[part])).numpy()
+        targets = np.maximum(windows[part], 0)[..., None]
+        nats[part] = -np.take_along_axis(log_shares, targets, 2)[..., 0]
+        right[part] = log_shares.argmax(axis=2) == windows[part]
+        if progress:
+            progress(min(start + 64, len(windows)), len(windows))
+    targets = windows[hidden]
+    counts = np.bincount(text_set.tokens("train"), minlength=model.vocab_size)
+    protocol = (
+        f"{text_set.name}, {split}, every {HIDDEN_EVERY}th token of {len(windows):,} "
+        f"windows of {size}"
+    )
+    by_frequency = ("frequencies", _unigram_nats(text_set, targets) / len(targets))
+    by_most = ("most frequent", float((targets == counts.argmax()).mean()))
+    return [
+        _of_windows("masked_loss", "nats", nats, hidden, protocol, seed, by_frequency),
+        _of_windows("masked_accuracy", "", right, hidden, protocol, seed, by_most),
+        _embedding_speed(model, windows),
+    ]
+
+
+def _of_windows(metric, unit, values, chosen, protocol, seed, baseline) -> Record:
+    """The mean of chosen values, with an interval over the windows they are in."""
+    sums, counts = (values * chosen).sum(axis=1), chosen.sum(axis=1)
+    return Record(
+        metric=metric,
+        value=float(sums.sum() / counts.sum()),
+        unit=unit,
+        protocol=f"{protocol}; 95 % bootstrap interval over windows",
+        n=int(counts.sum()),
+        seed=seed,
+        higher_is_better=metric != "masked_loss",
+        interval=bootstrap_interval(sums / counts.mean(), seed=seed),
+        baseline=baseline,
+    )
+
+
+def _embedding_speed(model, windows) -> Record:
+    rows = [row[row >= 0] for row in windows[:64]]
+    model.embed(rows)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        model.embed(rows)
+        seconds.append(time.perf_counter() - start)
+    high, middle, low = len(rows) / np.array(sorted(seconds))
+    return Record(
+        metric="texts_per_second",
+        value=float(middle),
+        unit="texts/s",
+        protocol=f"embed, {len(rows)} texts of at most {model.context} tokens, warm, "
+        f"median of 3 runs on {device()}; interval: the slowest and fastest",
+        n=3 * len(rows),
+        higher_is_better=True,
+        interval=(float(low), float(high)),
+    )
+
+
+def _check_tokenizer(model, text_set) -> None:
+    if model.tokenizer != text_set.tokenizer.config():
+        raise ValueError(
+            "The model and the text must have the same tokenizer. Received: one of "
+            f"{model.vocab_size:,} tokens and {text_set.tokenizer}. Open the text with "
+            "the options the model was trained with."
+        )
 
 
 # -- prediction ----------------------------------------------------------------

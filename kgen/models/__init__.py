@@ -2,6 +2,7 @@
 
 import kgen.nn.optimizers  # noqa: F401 (a compiled model's file names its optimizer)
 from kgen.models.base import GenerativeModel, Signature
+from kgen.models.bert import BERT
 from kgen.models.cfgan import CFGAN
 from kgen.models.gan import GAN
 from kgen.models.gpt import GPT
@@ -11,6 +12,7 @@ from kgen.models.recvae import RecVAE
 from kgen.models.vae import VAE
 
 __all__ = [
+    "BERT",
     "CFGAN",
     "GAN",
     "GPT",

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.data.tokenizers import tokenizer_from_config
 from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
-from kgen.models.inputs import assert_range, check_seeds
+from kgen.models.inputs import check_seeds
+from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
 from kgen.nn.sampling import NEUTRAL, next_tokens
@@ -21,12 +21,10 @@ from kgen.nn.transformer import TransformerBlock, drop
 
 POSITIONS = ("rotary", "learned")
 PIECE = 8  # tokens written in one call where somebody waits for them, or for a stop
-ROWS_AT_A_TIME = 64  # bounds the memory
-_TOKENS = tf.TensorSpec([None, None], tf.int32)
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class GPT(GenerativeModel):
+class GPT(ReadsText, GenerativeModel):
     """Language model: the probability of each token, given those before it.
 
     Args:
@@ -62,9 +60,6 @@ class GPT(GenerativeModel):
         Embedding to Improve Language Models.
     """
 
-    batch_names = ("tokens", "mask")
-    meaning = ("tokenizer",)
-
     def __init__(
         self,
         *,
@@ -80,12 +75,7 @@ class GPT(GenerativeModel):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.tokenizer = tokenizer
-        self.text: Any = None
-        if tokenizer is not None:
-            self.text = tokenizer_from_config(tokenizer)
-            vocab_size = vocab_size or self.text.vocab_size
-        self.vocab_size: Any = vocab_size
+        self.take_tokenizer(tokenizer, vocab_size)
         self.context = context
         self.num_layers = num_layers
         self.num_heads = num_heads
@@ -94,11 +84,12 @@ class GPT(GenerativeModel):
         self.dropout = dropout
         self.tokens_per_character = tokens_per_character
         self._check_arguments()
+        self.highest_token = self.vocab_size - 1
 
         rotary = positions == "rotary"
         normal = keras.initializers.RandomNormal(stddev=0.02)
         with layers_of_policy(self.dtype_policy):
-            self.embedding = keras.layers.Embedding(vocab_size, width, normal)
+            self.embedding = keras.layers.Embedding(self.vocab_size, width, normal)
             self.blocks = [
                 TransformerBlock(
                     num_heads, rotary=rotary, dropout=dropout, num_blocks=num_layers
@@ -118,22 +109,6 @@ class GPT(GenerativeModel):
             keras.metrics.Mean(name="bits_per_character"),
         )
         self.built = True
-
-    def compile(
-        self, optimizer: str | keras.optimizers.Optimizer = "adam", **options: Any
-    ) -> None:
-        """Prepares the model for `fit`.
-
-        Args:
-            optimizer: A Keras optimizer or its name. Its weight decay leaves out what
-                is no matrix: norms and biases.
-            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
-        """
-        optimizer = keras.optimizers.get(optimizer)
-        if optimizer.weight_decay and not optimizer.built:
-            vectors = [v for v in self.trainable_variables if len(v.shape) < 2]
-            optimizer.exclude_from_weight_decay(var_list=vectors)
-        super().compile(optimizer, **options)
 
     # -- the loss -------------------------------------------------------------
 
@@ -162,20 +137,6 @@ class GPT(GenerativeModel):
         """The same without dropout."""
         losses, counted = self._token_losses(self.unpack(data))
         return self._log(losses, counted, training=False)
-
-    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Refuses what are no tokens of the vocabulary."""
-        tokens = tf.convert_to_tensor(batch["tokens"])
-        if tokens.shape.rank != 2 or not tokens.dtype.is_integer:
-            raise ValueError(
-                "`tokens` must be whole numbers [batch, time + 1]. Received: "
-                f"{tokens.dtype.name} of the shape {tokens.shape}."
-            )
-        tokens = tf.cast(tokens, tf.int32)
-        message = f"`tokens` must lie in [0, {self.vocab_size}), or be -1. Received"
-        known = assert_range(tokens, -1, self.vocab_size - 1, f"{message} values from")
-        with tf.control_dependencies([known]):
-            return batch | {"tokens": tf.identity(tokens)}
 
     def _token_losses(self, batch, keys=None):
         """Nats of each predicted token, and which of them count: [batch, time]."""
@@ -296,7 +257,9 @@ class GPT(GenerativeModel):
         def write(column, written, caches, logits, places, held):
             keys = random.fold_in(noise_keys, done + column)
             tokens, leads = next_tokens(logits, held, keys, settings)
-            tokens = tf.where(done + column < limits, tokens, -1)
+            going = done + column < limits
+            tokens = tf.where(going, tokens, -1)
+            leads = tf.where(going, leads, math.inf)
             is_here = columns == column
             written = (
                 tf.where(is_here, tokens[:, None], written[0]),
@@ -451,9 +414,9 @@ class GPT(GenerativeModel):
             texts: A list of texts, or of lists of tokens; none is empty.
         """
         rows, _ = self._prompts(texts)
-        graph = self._graph("score", self._log_likelihoods, tokens=_TOKENS)
+        graph = self._graph("score", self._log_likelihoods, tokens=TOKENS)
         parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
-        scores = [graph(tokens=_padded(part)).numpy() for part in parts]
+        scores = [graph(tokens=padded(part)).numpy() for part in parts]
         return np.concatenate([np.zeros(0), *scores])
 
     def _log_likelihoods(self, tokens):
@@ -466,26 +429,9 @@ class GPT(GenerativeModel):
             prompts = [prompts]
         prompts = list(prompts)
         is_text = any(isinstance(prompt, str) for prompt in prompts)
-        if is_text and self.text is None:
-            raise ValueError(
-                "A model without a tokenizer takes tokens. Received: text. Give lists "
-                "of whole numbers, or make it with tokenizer=."
-            )
         rows = [
-            np.asarray(self.text.encode(one) if is_text else one, np.int32)
-            for one in prompts
+            self.check_tokens(self.encode(one) if is_text else one) for one in prompts
         ]
-        for one, row in zip(prompts, rows, strict=True):
-            if row.ndim != 1 or not len(row):
-                raise ValueError(
-                    "A prompt must hold a token at least, for the next one to follow "
-                    f"from. Received: {one!r}. A new line, '\\n', begins a text."
-                )
-            if row.min() < 0 or row.max() >= self.vocab_size:
-                raise ValueError(
-                    f"Tokens must lie in [0, {self.vocab_size}). Received: from "
-                    f"{row.min()} to {row.max()}."
-                )
         return rows, is_text
 
     def _stops(self, stop):
@@ -566,7 +512,7 @@ class GPT(GenerativeModel):
             "places": tf.TensorSpec([None], tf.int32),
             "held": tf.TensorSpec([None, self.vocab_size], tf.bool),
         }
-        read = self._graph("read", self._read, tokens=_TOKENS)
+        read = self._graph("read", self._read, tokens=TOKENS)
         write = self._graph(
             "write",
             self._write,
@@ -580,7 +526,7 @@ class GPT(GenerativeModel):
             },
             most=tf.TensorSpec([], tf.int32),
         )
-        values = read(tokens=_padded(rows))
+        values = read(tokens=padded(rows))
         tokens = np.zeros((len(rows), 0), np.int32)
         limits, done, last = limits.copy(), 0, max(limits)
         step = piece or (PIECE if stops else last)
@@ -607,12 +553,12 @@ class GPT(GenerativeModel):
         graph = self._graph(
             f"search/{num_beams}",
             lambda tokens, limits, most: self._search(tokens, limits, num_beams, most),
-            tokens=_TOKENS,
+            tokens=TOKENS,
             limits=tf.TensorSpec([None], tf.int32),
             most=tf.TensorSpec([], tf.int32),
         )
         found = graph(
-            tokens=_padded(rows),
+            tokens=padded(rows),
             limits=tf.constant(limits),
             most=tf.constant(max(limits)),
         ).numpy()
@@ -647,7 +593,11 @@ class GPT(GenerativeModel):
             return written
 
         def encoded(prompts):
-            return self.text.encode_strings(prompts).to_tensor(-1)
+            rows = self.text.encode_strings(prompts)
+            message = "`prompts` must hold a character at least, such as a new line."
+            some = tf.debugging.Assert(tf.reduce_all(rows.row_lengths() > 0), [message])
+            with tf.control_dependencies([some]):
+                return tf.identity(rows.to_tensor(-1))
 
         def write_text(prompts, **values):
             tokens, _ = write(encoded(prompts), **values)
@@ -684,7 +634,7 @@ class GPT(GenerativeModel):
         of_tokens = Signature(
             "generate",
             lambda **values: {"generated": write(**values)[0]},
-            {"tokens": _TOKENS, **knobs},
+            {"tokens": TOKENS, **knobs},
             {"generated": "tokens"},
             tuple(networks),
             example,
@@ -705,24 +655,12 @@ class GPT(GenerativeModel):
         return [of_text, dataclasses.replace(of_tokens, runtimes=("onnx",))]
 
     def _check_arguments(self) -> None:
-        check = self.check_argument
-        known = self.vocab_size is not None and self.vocab_size >= 2
-        check("vocab_size", known, "be 2 or more, or follow from a tokenizer")
-        if self.text is not None:
-            same = self.vocab_size == self.text.vocab_size
-            check("vocab_size", same, f"be the tokenizer's, {self.text.vocab_size}")
-        for name in ("context", "num_layers", "num_heads"):
-            check(name, getattr(self, name) >= 1, "be 1 or more")
-        even = self.width >= 2 and self.width % (2 * self.num_heads) == 0
-        check("width", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}")
-        check("positions", self.positions in POSITIONS, f"be one of {POSITIONS}")
-        check("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
-        check("tokens_per_character", self.tokens_per_character > 0, "be above 0")
-
-
-def _padded(rows: Sequence[np.ndarray]) -> tf.Tensor:
-    """Rows of tokens, padded with -1: int32 [batch, longest]."""
-    return tf.ragged.constant([row.tolist() for row in rows], tf.int32).to_tensor(-1)
+        self.check_transformer_arguments()
+        known = self.positions in POSITIONS
+        self.check_argument("positions", known, f"be one of {POSITIONS}")
+        self.check_argument(
+            "tokens_per_character", self.tokens_per_character > 0, "be above 0"
+        )
 
 
 def _before(text: str, stops: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import lazy_loader as lazy
 
 # One line for each command: the module is imported when its recipe is asked for.
 RECIPES = {
+    "bert": "kgen.recipes.bert:BERTRecipe",
     "cfgan": "kgen.recipes.cfgan:CFGANRecipe",
     "gan": "kgen.recipes.gan:GANRecipe",
     "gpt": "kgen.recipes.gpt:GPTRecipe",
@@ -16,6 +17,7 @@ __getattr__, __dir__, _names = lazy.attach(
     __name__,
     submod_attrs={
         "base": ["Recipe", "presets", "read_record", "recipe_class", "recipe_of_run"],
+        "bert": ["BERTRecipe"],
         "cfgan": ["CFGANRecipe"],
         "gan": ["GANRecipe"],
         "gpt": ["GPTRecipe"],

@@ -31,46 +31,23 @@ class GPTRecipe(TextRecipe):
     recipe_name: ClassVar[str] = "gpt"
 
     epochs: int = option(2, "Passes over the training text, 1 or more.")
-    batch_size: int = option(12, "Windows in a batch, over all devices together.")
-    learning_rate: float = option(3e-3, "Highest learning rate of AdamW, above 0.")
-    warmup_steps: int = option(100, "Steps over which the learning rate rises from 0.")
-    gradient_clip_norm: float | None = option(1.0, "Largest norm of the gradient.")
-    weight_decay: float = option(0.1, "Of AdamW, on matrices alone, 0 or more.")
-    jit_compile: bool = option(True, "Compile the step with XLA.")
-    num_layers: int = option(4, "Blocks of attention and dense layers.")
-    num_heads: int = option(4, "Heads of each attention.")
-    width: int = option(128, "Length of the vector of a token.")
     positions: Literal["rotary", "learned"] = option(
         "rotary", "How places are told apart; text of learned ones ends at the context."
     )
-    dropout: float = option(0.0, "Share of the vectors left out in training.")
 
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.GPT` for this text."""
         from kgen.models import GPT
-        from kgen.nn import optimizers
 
         characters = data.characters("train")
         model = GPT(
+            **self._network(),
             tokenizer=data.tokenizer.config(),
             context=self.context,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            width=self.width,
             positions=self.positions,
-            dropout=self.dropout,
             tokens_per_character=len(data.tokens("train")) / characters,
-            dtype=self._dtype(),
         )
-        model.compile(
-            optimizers.Adam(
-                self._schedule(self.learning_rate, steps_per_epoch),
-                beta_2=0.99,
-                weight_decay=self.weight_decay,
-            ),
-            **self._compile_options(steps_per_epoch),
-        )
-        return model
+        return self._compile(model, steps_per_epoch)
 
     def sample(self, model: Any, data: Any) -> str:
         """Two texts that go on from where the validation text begins."""

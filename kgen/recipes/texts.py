@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, Literal
 
 from kgen.recipes.base import Recipe, option
@@ -10,9 +11,14 @@ from kgen.recipes.base import Recipe, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextRecipe(Recipe):
-    """A recipe whose data are text, as one stream of tokens."""
+    """A recipe whose data are text, as one stream of tokens.
+
+    Attributes:
+        measure: The function of `kgen.evaluation` that measures its model.
+    """
 
     use: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
+    measure: ClassVar[str] = "evaluate_language_model"
 
     data: str = option(
         "python-manual",
@@ -28,6 +34,50 @@ class TextRecipe(Recipe):
     validation_fraction: float = option(
         0.1, "Share of the text, at its end, that is not trained on."
     )
+
+    batch_size: int = option(12, "Windows in a batch, over all devices together.")
+    learning_rate: float = option(3e-3, "Highest learning rate of AdamW, above 0.")
+    warmup_steps: int = option(100, "Steps over which the learning rate rises from 0.")
+    gradient_clip_norm: float | None = option(1.0, "Largest norm of the gradient.")
+    weight_decay: float = option(0.1, "Of AdamW, on matrices alone, 0 or more.")
+    jit_compile: bool = option(True, "Compile the step with XLA.")
+    num_layers: int = option(4, "Blocks of attention and dense layers, 1 or more.")
+    num_heads: int = option(4, "Heads of each attention, 1 or more.")
+    width: int = option(128, "Length of the vector of a token; divided by the heads.")
+    dropout: float = option(0.0, "Share of the vectors left out in training.")
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without the data."""
+        super().__post_init__()
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                "`weight_decay` must be 0 or more, and finite. Received: "
+                f"weight_decay={self.weight_decay}"
+            )
+
+    def _network(self) -> dict[str, Any]:
+        """The arguments of every transformer."""
+        return {
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "width": self.width,
+            "dropout": self.dropout,
+            "dtype": self._dtype(),
+        }
+
+    def _compile(self, model: Any, steps_per_epoch: int) -> Any:
+        """Compiles a model with AdamW and returns it."""
+        from kgen.nn import optimizers
+
+        model.compile(
+            optimizers.Adam(
+                self._schedule(self.learning_rate, steps_per_epoch),
+                beta_2=0.99,
+                weight_decay=self.weight_decay,
+            ),
+            **self._compile_options(steps_per_epoch),
+        )
+        return model
 
     def open_data(self, *, download: bool = True) -> Any:
         """Opens the text."""
@@ -54,7 +104,7 @@ class TextRecipe(Recipe):
         progress: Any = None,
         **options: Any,
     ) -> list[Any]:
-        """Measures prediction and writing; see `evaluate_language_model`.
+        """Measures the model; see the function of `kgen.evaluation` that `measure` is.
 
         Args:
             model: The model.
@@ -64,9 +114,10 @@ class TextRecipe(Recipe):
             progress: Called with the number of texts that are written, and their total.
             **options: Of other models alone: not used here.
         """
-        from kgen.evaluation import evaluate_language_model
+        from kgen import evaluation
 
         split = "validation" if split == "test" else split  # There is no test part.
-        return evaluate_language_model(
+        measure = getattr(evaluation, self.measure)
+        return measure(
             model, data, split=split, limit=limit, seed=self.seed, progress=progress
         )

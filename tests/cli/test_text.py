@@ -112,6 +112,10 @@ def test_both_exports_write_what_keras_writes():
         prompts=tf.constant(prompts), **knobs
     )
     assert [text.decode() for text in served["text"].numpy()] == expected
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a character at least"):
+        tf.saved_model.load("saved_models/gpt/1").signatures["generate"](
+            prompts=tf.constant(["to be", ""]), **knobs
+        )
     session = onnxruntime.InferenceSession("saved_models/gpt/gpt.onnx")
     rows = [model.text.encode(prompt) for prompt in prompts]
     tokens = tf.ragged.constant([row.tolist() for row in rows], tf.int32).to_tensor(-1)

@@ -8,8 +8,12 @@ import pytest
 import sacrebleu
 
 from kgen.data import CharTokenizer, open_text
-from kgen.evaluation import evaluate_language_model, language_models
-from kgen.models import GPT
+from kgen.evaluation import (
+    evaluate_language_model,
+    evaluate_masked_language_model,
+    language_models,
+)
+from kgen.models import BERT, GPT
 
 TRAIN = "the cat sat on the mat. the dog sat on the log. " * 20
 
@@ -167,3 +171,44 @@ def test_another_tokenizer_is_refused(model):
     with pytest.raises(ValueError, match="must have the same tokenizer. Received: one"):
         evaluate_language_model(model, other)
     assert CharTokenizer("abc").config() != model.tokenizer
+
+
+# -- masked ------------------------------------------------------------------------
+
+
+def test_every_seventh_token_is_guessed(text_set):
+    keras.utils.set_random_seed(0)
+    model = BERT(
+        tokenizer=text_set.tokenizer.config(),
+        context=17,
+        num_layers=1,
+        num_heads=2,
+        width=16,
+    )
+    found = evaluate_masked_language_model(model, text_set, seed=1)
+    records = {record.metric: record for record in found}
+    tokens = text_set.tokens("validation")  # 96: five windows of 17, and one of 11
+    nats, right = [], []
+    for row in range(6):
+        window = tokens[17 * row : 17 * (row + 1)]
+        places = np.arange(row % 7, len(window), 7)
+        hidden = window.copy()
+        hidden[places] = model.vocab_size
+        [guesses] = model.fill_mask([hidden], k=model.vocab_size)
+        for place, best in zip(places, guesses, strict=True):
+            shares = {guess.text: guess.probability for guess in best}
+            target = text_set.tokenizer.decode([window[place]])
+            nats.append(-math.log(shares[target]))
+            right.append(best[0].text == target)
+    loss, accuracy = records["masked_loss"], records["masked_accuracy"]
+    assert loss.n == accuracy.n == len(nats)
+    assert loss.value == pytest.approx(np.mean(nats), rel=1e-4)
+    assert accuracy.value == pytest.approx(np.mean(right))
+    assert accuracy.baseline[0] == "most frequent" and 0 < accuracy.baseline[1] < 0.5
+    assert loss.baseline[0] == "frequencies" and not loss.higher_is_better
+    low, high = records["texts_per_second"].interval
+    assert 0 < low <= records["texts_per_second"].value <= high
+    limited = evaluate_masked_language_model(model, text_set, limit=2)
+    assert limited[0].n == 3 + 3 and limited[0].value == pytest.approx(
+        np.mean(nats[:6]), rel=1e-4
+    )

@@ -325,7 +325,7 @@ def test_settings_out_of_range_are_refused(writer, options, message):
 
 
 def test_prompts_that_cannot_be_read_are_refused(writer):
-    with pytest.raises(ValueError, match="a token at least.*''"):
+    with pytest.raises(ValueError, match="a token at least"):
         writer.generate("")
     with pytest.raises(ValueError, match="'Z'"):
         writer.generate("Zebra")
@@ -343,6 +343,6 @@ def test_a_batch_of_another_kind_is_refused():
     model = make()
     with pytest.raises(ValueError, match="`tokens` must be whole numbers"):
         model.train_step({"tokens": tf.zeros([2, 6])})
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[0, 17\)"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[0, 16\]"):
         model.train_step({"tokens": tf.constant([[0, 17]])})
     assert int(model.step.numpy()) == 0

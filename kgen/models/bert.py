@@ -1,0 +1,358 @@
+"""BERT: a transformer that reads text whole, and guesses what was hidden of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
+from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
+from kgen.nn import random
+from kgen.nn.metrics import Perplexity
+from kgen.nn.transformer import TransformerBlock, drop
+
+MASK = "[MASK]"  # in a text: the token to be guessed
+HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens, as in the paper; the rest stays
+
+
+class Guess(NamedTuple):
+    """What may stand in place of a mask: a text, and its probability."""
+
+    text: str
+    probability: float
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class BERT(ReadsText, GenerativeModel):
+    """Masked language model: tokens that were hidden, given all others around them.
+
+    In training a share of each row's tokens, at least one, is chosen anew in each step.
+    Of these 80 % are hidden, 10 % replaced by a random one, and 10 % left as they are;
+    the loss of a row is the mean over them.
+
+    Args:
+        tokenizer: What `config()` of one of `kgen.data`'s tokenizers returns: then the
+            model takes text. None: tokens alone.
+        vocab_size: Number of tokens, without the mask, which has the next number; by
+            default the tokenizer's.
+        context: How many tokens a text may have.
+        num_layers: Blocks of attention and two dense layers.
+        num_heads: Heads of each attention.
+        width: Length of the vector of a token: `num_heads` times an even number.
+        mask_rate: Share of a row's tokens that are chosen, in (0, 1).
+        dropout: Share of vectors' elements left out in training, in [0, 1).
+
+    Shapes:
+        tokens: whole numbers [batch, time], time at most `context`; -1 is padding, at
+        the end of a row
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> tokenizer = kgen.data.CharTokenizer.of_text("to be or not")
+        >>> model = BERT(tokenizer=tokenizer.config(), context=16)
+        >>> model.compile()
+        >>> tokens = tf.constant([tokenizer.encode("to be or not")])
+        >>> model.fit(tf.data.Dataset.from_tensors({"tokens": tokens}))
+        >>> model.fill_mask("to b[MASK] or not", k=2)  # [[Guess, Guess]]
+        >>> model.embed(["to be", "or not"]).shape
+        (2, 128)
+
+    Reference:
+        Devlin et al., 2019, BERT: Pre-training of Deep Bidirectional Transformers for
+        Language Understanding; with norms before the layers and rotary positions, and
+        without its second task.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: dict[str, Any] | None = None,
+        vocab_size: int | None = None,
+        context: int = 64,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        width: int = 128,
+        mask_rate: float = 0.15,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.take_tokenizer(tokenizer, vocab_size)
+        self.context = context
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.width = width
+        self.mask_rate = mask_rate
+        self.dropout = dropout
+        self._check_arguments()
+        self.highest_token = self.vocab_size  # the mask
+
+        normal = keras.initializers.RandomNormal(stddev=0.02)
+        with layers_of_policy(self.dtype_policy):
+            # One more than there are tokens: the mask.
+            self.embedding = keras.layers.Embedding(self.vocab_size + 1, width, normal)
+            self.blocks = [
+                TransformerBlock(
+                    num_heads, rotary=True, dropout=dropout, num_blocks=num_layers
+                )
+                for _ in range(num_layers)
+            ]
+            self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
+        self.embedding.build((None, None))
+        for layer in (*self.blocks, self.norm):
+            layer.build((None, None, width))
+        self.add_log_metrics(
+            keras.metrics.Mean(name="loss"),
+            Perplexity(name="perplexity"),
+            keras.metrics.Mean(name="accuracy"),
+        )
+        self.built = True
+
+    # -- the loss -------------------------------------------------------------
+
+    def call(self, data: Any, training: bool = False) -> tf.Tensor:
+        """Logits of each token: [batch, time, vocab_size]."""
+        return self._logits(self._read(self.unpack(data)["tokens"]))
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Takes one step on the mean loss of the rows."""
+        tokens = self.unpack(data)["tokens"]
+        keys = self.noise_keys(tokens, random.STREAM_TRAIN)
+
+        def compute_loss():
+            terms = self._guess(tokens, keys, training=True)
+            return tf.reduce_mean(terms["loss"]), terms
+
+        terms = self.minimize(compute_loss)
+        self.step.assign_add(1)
+        return self.log(terms, training=True)
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """The same without dropout; the choice is always the same one."""
+        tokens = self.unpack(data)["tokens"]
+        keys = self.noise_keys(tokens, random.STREAM_TEST)
+        return self.log(self._guess(tokens, keys, training=False), training=False)
+
+    def _guess(self, tokens, keys, training):
+        """Loss and accuracy of each row's chosen tokens: [batch]."""
+        shown, chosen = self._hide(tokens, keys)
+        dropout_keys = random.fold_in(keys, 4) if training and self.dropout else None
+        logits = self._logits(self._read(shown, dropout_keys))
+        targets = tf.clip_by_value(tokens, 0, self.vocab_size - 1)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        right = tf.math.argmax(logits, axis=2, output_type=tf.int32) == targets
+        chosen = tf.cast(chosen, tf.float32)
+        loss, accuracy = (
+            tf.math.divide_no_nan(
+                tf.reduce_sum(values * chosen, axis=1), tf.reduce_sum(chosen, axis=1)
+            )
+            for values in (loss, tf.cast(right, tf.float32))
+        )
+        return {"loss": loss, "perplexity": loss, "accuracy": accuracy}
+
+    def _hide(self, tokens, keys):
+        """Tokens of which some are hidden or replaced, and which those are."""
+        places = tf.range(tf.shape(tokens)[1])
+        choice, fate, other = (
+            self._noise(random.fold_in(keys, use), places) for use in (1, 2, 3)
+        )
+        can_be = (tokens >= 0) & (tokens < self.vocab_size)
+        counts = tf.reduce_sum(tf.cast(can_be, tf.float32), axis=1, keepdims=True)
+        counts = tf.maximum(tf.round(self.mask_rate * counts), 1.0)
+        # Those of the lowest noise; what cannot be chosen comes last.
+        choice = tf.where(can_be, choice, 2.0)
+        last = tf.cast(counts, tf.int32) - 1
+        limits = tf.gather(tf.sort(choice, axis=1), last, batch_dims=1)
+        chosen = (choice <= limits) & can_be
+        drawn = tf.cast(other * self.vocab_size, tf.int32)
+        shown = tf.where(fate < HIDDEN, self.vocab_size, tokens)
+        shown = tf.where((fate >= HIDDEN) & (fate < HIDDEN + REPLACED), drawn, shown)
+        return tf.where(chosen, shown, tokens), chosen
+
+    def _noise(self, keys, places):
+        """A uniform number for each place of each row: [batch, time]."""
+        place_keys = random.fold_in(keys[:, None], places)
+        noise = random.uniform(tf.reshape(place_keys, [-1]), (1,))
+        return tf.reshape(noise, tf.shape(place_keys))
+
+    # -- the network ----------------------------------------------------------
+
+    def _read(self, tokens, keys=None):
+        """The vector of each token, given all of its row: [batch, time, width]."""
+        places = tf.range(tf.shape(tokens)[1])[None]
+        hidden = drop(self.embedding(tf.maximum(tokens, 0)), keys, self.dropout)
+        mask = (tokens >= 0)[:, None]
+        for index, block in enumerate(self.blocks, start=1):
+            block_keys = None if keys is None else random.fold_in(keys, index)
+            hidden, _ = block(hidden, places, mask, block_keys)
+        return self.norm(hidden)
+
+    def _logits(self, hidden):
+        table = tf.cast(self.embedding.embeddings[: self.vocab_size], hidden.dtype)
+        return tf.cast(tf.einsum("btw,vw->btv", hidden, table), tf.float32)
+
+    def _log_probabilities(self, tokens):
+        return tf.nn.log_softmax(self._logits(self._read(tokens)))
+
+    def _embeddings(self, tokens):
+        """The mean vector of each row's tokens: float32 [batch, width]."""
+        hidden = tf.cast(self._read(tokens), tf.float32)
+        is_token = tf.cast(tokens >= 0, tf.float32)[..., None]
+        counts = tf.maximum(tf.reduce_sum(is_token, axis=1), 1.0)
+        return tf.reduce_sum(hidden * is_token, axis=1) / counts
+
+    # -- use ------------------------------------------------------------------
+
+    def fill_mask(self, texts: Any, *, k: int = 5) -> Any:
+        """Guesses what stands at each mask.
+
+        Args:
+            texts: A text or a list of texts, with one "[MASK]" or more in each; or
+                lists of tokens, with one `vocab_size` or more.
+            k: How many guesses to return for each.
+
+        Returns:
+            For each text a list with an item for each mask: the k likeliest tokens, a
+            `Guess` each, the likeliest first.
+
+        Raises:
+            ValueError: A text has no mask, is longer than the context, or holds what
+                the tokenizer does not know.
+        """
+        if isinstance(texts, str):
+            return self.fill_mask([texts], k=k)[0]
+        if not 1 <= k <= self.vocab_size:
+            raise ValueError(
+                f"`k` must be in [1, {self.vocab_size}], the number of tokens. "
+                f"Received: k={k}"
+            )
+        rows = [self._masked_tokens(text) for text in texts]
+        found = []
+        for log_shares, row in zip(
+            self._rows_of("fill", self._log_probabilities, rows), rows, strict=True
+        ):
+            guesses = []
+            for place in np.flatnonzero(row == self.vocab_size):
+                best = np.argsort(-log_shares[place], kind="stable")[:k]
+                guesses.append(
+                    [
+                        Guess(
+                            self.text.decode([token]),
+                            float(np.exp(log_shares[place, token])),
+                        )
+                        for token in best.tolist()
+                    ]
+                )
+            found.append(guesses)
+        return found
+
+    def embed(self, texts: Any) -> np.ndarray:
+        """The mean vector of each text's tokens: float32 [n, width].
+
+        Args:
+            texts: A list of texts, or of lists of tokens; none is empty.
+
+        Raises:
+            ValueError: A text is empty, longer than the context, or holds what the
+                tokenizer does not know.
+        """
+        rows = [
+            self._checked(self.encode(text) if isinstance(text, str) else text)
+            for text in texts
+        ]
+        vectors = list(self._rows_of("embed", self._embeddings, rows))
+        return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
+
+    def _masked_tokens(self, text):
+        if not isinstance(text, str):
+            return self._checked(text)
+        parts = [self.encode(part) for part in text.split(MASK)]
+        if len(parts) < 2:
+            raise ValueError(f"A text must have {MASK} in it. Received: {text!r}")
+        mask = np.array([self.vocab_size], np.int32)
+        joined = [piece for part in parts for piece in (part, mask)][:-1]
+        return self._checked(np.concatenate(joined))
+
+    def _checked(self, tokens):
+        row = self.check_tokens(tokens)
+        if len(row) > self.context:
+            raise ValueError(
+                f"A text must have at most {self.context} tokens, the context. "
+                f"Received: {len(row)}. Cut it, or train with a longer context."
+            )
+        return row
+
+    def _rows_of(self, name, function, rows: Sequence[np.ndarray]):
+        """What a function makes of each row, traced once and some rows at a time."""
+        if name not in self._graphs:
+            self._graphs[name] = trace(function, tokens=TOKENS)
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            part = padded(rows[start : start + ROWS_AT_A_TIME])
+            yield from self._graphs[name](tokens=part).numpy()
+
+    def signatures(self) -> list[Signature]:
+        """`embed`: texts, or tokens, to vectors; `fill`: tokens to log-probabilities.
+
+        The mask is the token `vocab_size`. Text in SavedModel, where the tokenizer runs
+        in a graph; tokens in ONNX.
+        """
+        layers = (self.embedding, *self.blocks, self.norm)
+
+        def example(num_rows):
+            rng = np.random.default_rng(0)
+            lengths = rng.integers(1, self.context + 1, num_rows)[:, None]
+            shape = (num_rows, self.context)
+            tokens = rng.integers(0, self.vocab_size + 1, shape, np.int32)
+            return {"tokens": np.where(np.arange(self.context) < lengths, tokens, -1)}
+
+        def example_texts(num_rows):
+            rows = np.minimum(example(num_rows)["tokens"], self.vocab_size - 1)
+            return {"texts": [self.text.decode(row) for row in rows]}
+
+        def of_tokens(name, function, output, runtimes):
+            return Signature(
+                name,
+                lambda tokens: {output: function(tokens)},
+                {"tokens": TOKENS},
+                {output: "latent"},
+                layers,
+                example,
+                runtimes=runtimes,
+            )
+
+        both, in_graph = ("saved_model", "onnx"), self.text and self.text.in_graph
+        signatures = [
+            of_tokens(
+                "embed",
+                self._embeddings,
+                "embeddings",
+                ("onnx",) if in_graph else both,
+            ),
+            of_tokens("fill", self._log_probabilities, "log_probabilities", both),
+        ]
+        if in_graph:
+            of_text = Signature(
+                "embed",
+                lambda texts: {
+                    "embeddings": self._embeddings(
+                        self.text.encode_strings(texts).to_tensor(-1)
+                    )
+                },
+                {"texts": tf.TensorSpec([None], tf.string)},
+                {"embeddings": "latent"},
+                layers,
+                example_texts,
+                runtimes=("saved_model",),
+            )
+            signatures.insert(0, of_text)
+        return signatures
+
+    def _check_arguments(self) -> None:
+        self.check_transformer_arguments()
+        self.check_argument("mask_rate", 0 < self.mask_rate < 1, "be between 0 and 1")

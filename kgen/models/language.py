@@ -1,0 +1,134 @@
+"""What models of text share: their tokenizer, and the tokens they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kgen.data.tokenizers import tokenizer_from_config
+from kgen.models.inputs import assert_range
+
+ROWS_AT_A_TIME = 64  # bounds the memory
+TOKENS = tf.TensorSpec([None, None], tf.int32)
+
+
+class ReadsText:
+    """What every model of text has, beside `GenerativeModel`.
+
+    Attributes:
+        text: The tokenizer, or None: the model takes tokens alone.
+        vocab_size: Number of tokens.
+        highest_token: Of what the model may be given.
+    """
+
+    batch_names = ("tokens", "mask")
+    meaning: tuple[str, ...] = ("tokenizer",)
+
+    text: Any
+    vocab_size: Any
+    highest_token: int
+    context: int
+    width: int
+    num_heads: int
+    dropout: float
+    check_argument: Any
+    trainable_variables: Any
+
+    def take_tokenizer(
+        self, tokenizer: dict[str, Any] | None, vocab_size: int | None
+    ) -> None:
+        """Keeps the tokenizer, and the number of tokens, which follows from it."""
+        self.tokenizer = tokenizer
+        self.text = None if tokenizer is None else tokenizer_from_config(tokenizer)
+        if vocab_size is None and self.text is not None:
+            vocab_size = self.text.vocab_size
+        self.vocab_size = vocab_size
+
+    def check_transformer_arguments(self) -> None:
+        """Checks what all of them take.
+
+        Raises:
+            ValueError: An argument is out of its range.
+        """
+        check = self.check_argument
+        known = self.vocab_size is not None and self.vocab_size >= 2
+        check("vocab_size", known, "be 2 or more, or follow from a tokenizer")
+        if self.text is not None:
+            same = self.vocab_size == self.text.vocab_size
+            check("vocab_size", same, f"be the tokenizer's, {self.text.vocab_size}")
+        for name in ("context", "num_layers", "num_heads"):
+            check(name, getattr(self, name) >= 1, "be 1 or more")
+        even = self.width >= 2 and self.width % (2 * self.num_heads) == 0
+        check("width", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}")
+        check("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
+
+    def compile(
+        self, optimizer: str | keras.optimizers.Optimizer = "adam", **options: Any
+    ) -> None:
+        """Prepares the model for `fit`.
+
+        Args:
+            optimizer: A Keras optimizer or its name. Its weight decay leaves out what
+                is no matrix: norms and biases.
+            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
+        """
+        optimizer = keras.optimizers.get(optimizer)
+        if optimizer.weight_decay and not optimizer.built:
+            vectors = [v for v in self.trainable_variables if len(v.shape) < 2]
+            optimizer.exclude_from_weight_decay(var_list=vectors)
+        super().compile(optimizer, **options)  # type: ignore[misc]
+
+    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Refuses inside a compiled step what are no tokens of the model."""
+        tokens = tf.convert_to_tensor(batch["tokens"])
+        if tokens.shape.rank != 2 or not tokens.dtype.is_integer:
+            raise ValueError(
+                "`tokens` must be whole numbers [batch, time]. Received: "
+                f"{tokens.dtype.name} of the shape {tokens.shape}."
+            )
+        tokens = tf.cast(tokens, tf.int32)
+        message = f"`tokens` must lie in [0, {self.highest_token}], or be -1. Received"
+        known = assert_range(tokens, -1, self.highest_token, f"{message} values from")
+        with tf.control_dependencies([known]):
+            return batch | {"tokens": tf.identity(tokens)}
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text: int32 [time].
+
+        Raises:
+            ValueError: The model has no tokenizer, or that does not know a character.
+        """
+        if self.text is None:
+            raise ValueError(
+                "A model without a tokenizer takes tokens. Received: text. Give lists "
+                "of whole numbers, or make it with tokenizer=."
+            )
+        return self.text.encode(text)
+
+    def check_tokens(self, tokens: Any) -> np.ndarray:
+        """The tokens of one row: int32 [time].
+
+        Raises:
+            ValueError: There are none, or one that the model does not know.
+        """
+        row = np.asarray(tokens, np.int32)
+        if row.ndim != 1 or not len(row):
+            raise ValueError(
+                "A text must hold a token at least. Received: none. A new line, '\\n', "
+                "begins one."
+            )
+        if row.min() < 0 or row.max() > self.highest_token:
+            raise ValueError(
+                f"Tokens must lie in [0, {self.highest_token}]. Received: from "
+                f"{row.min()} to {row.max()}."
+            )
+        return row
+
+
+def padded(rows: Sequence[np.ndarray]) -> tf.Tensor:
+    """Rows of tokens, padded with -1 at the end: int32 [batch, longest]."""
+    return tf.ragged.constant([row.tolist() for row in rows], tf.int32).to_tensor(-1)

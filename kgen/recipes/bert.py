@@ -1,0 +1,53 @@
+"""`kgen fit bert`: guessing hidden text, and vectors of texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from kgen.recipes.base import option
+from kgen.recipes.texts import TextRecipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BERTRecipe(TextRecipe):
+    """BERT: reads text whole and guesses what is hidden (default: Python's manual)."""
+
+    recipe_name: ClassVar[str] = "bert"
+    use: ClassVar[str] = "kgen evaluate {run}"
+    measure: ClassVar[str] = "evaluate_masked_language_model"
+
+    epochs: int = option(5, "Passes over the training text, 1 or more.")
+    mask_rate: float = option(0.15, "Share of the tokens that are to be guessed.")
+
+    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
+        """Makes a compiled `kgen.models.BERT` for this text."""
+        from kgen.models import BERT
+
+        model = BERT(
+            **self._network(),
+            tokenizer=data.tokenizer.config(),
+            context=self.context + 1,  # The windows of the data have one more.
+            mask_rate=self.mask_rate,
+        )
+        return self._compile(model, steps_per_epoch)
+
+    def sample(self, model: Any, data: Any) -> str:
+        """What is guessed of the beginning of the validation text."""
+        tokens = data.tokens("validation")[: self.context]
+        places = range(1, len(tokens), 5)
+        hidden = tokens.copy()
+        hidden[places] = model.vocab_size
+        [guesses] = model.fill_mask([hidden], k=3)
+        lines = [data.tokenizer.decode(tokens), ""]
+        for place, best in zip(places, guesses, strict=True):
+            texts = "  ".join(f"{one.text!r} {one.probability:.2f}" for one in best)
+            lines.append(
+                f"{data.tokenizer.decode(tokens[place : place + 1])!r}: {texts}"
+            )
+        return "\n".join(lines) + "\n"
+
+
+PRESETS = {
+    "shakespeare": BERTRecipe(name="bert-shakespeare", data="tiny_shakespeare"),
+}

@@ -1,0 +1,163 @@
+"""BERT: what is hidden, what is guessed, and what texts become."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kgen
+from kgen.data import CharTokenizer
+from kgen.models import BERT
+from kgen.nn import random
+
+TEXT = "to be or not to be, that is the question."
+
+
+def make(**options):
+    keras.utils.set_random_seed(0)
+    options = {"vocab_size": 17, "num_layers": 1, "num_heads": 2, "width": 16} | options
+    if "tokenizer" in options:
+        del options["vocab_size"]
+    model = BERT(**{"context": 12} | options)
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+
+def windows(num_rows, time=12, seed=0):
+    rng = np.random.default_rng(seed)
+    return tf.constant(rng.integers(0, 17, (num_rows, time)), tf.int32)
+
+
+def test_shares_of_the_tokens_are_hidden_and_replaced():
+    model = make(mask_rate=0.2)
+    tokens = windows(400, time=100)
+    keys = model.noise_keys(tokens, random.STREAM_TRAIN)
+    shown, chosen = (x.numpy() for x in model._hide(tokens, keys))
+    tokens = tokens.numpy()
+    assert (chosen.sum(axis=1) == 20).all()
+    np.testing.assert_array_equal(shown[~chosen], tokens[~chosen])
+    hidden = (shown == 17)[chosen]
+    assert abs(hidden.mean() - 0.8) < 4 * np.sqrt(0.8 * 0.2 / chosen.sum())
+    # A tenth is drawn anew, of which a 17th is drawn as it was.
+    changed = ((shown != tokens) & (shown != 17))[chosen]
+    share = 0.1 * 16 / 17
+    assert abs(changed.mean() - share) < 4 * np.sqrt(share / chosen.sum())
+    drawn = np.bincount(shown[(shown != tokens) & (shown != 17)], minlength=17)
+    assert drawn.min() > 0.5 * drawn.mean()
+
+
+def test_the_choice_is_another_in_each_step_and_for_each_row():
+    model = make()
+    tokens = tf.zeros([4, 500], tf.int32)
+    first = model._hide(tokens, model.noise_keys(tokens, random.STREAM_TRAIN))[1]
+    alone = model._hide(tokens[2:], model.noise_keys(tokens, random.STREAM_TRAIN)[2:])[
+        1
+    ]
+    np.testing.assert_array_equal(first[2:], alone)
+    assert (first[0].numpy() != first[1].numpy()).any()
+    model.step.assign_add(1)
+    after = model._hide(tokens, model.noise_keys(tokens, random.STREAM_TRAIN))[1]
+    assert (first.numpy() != after.numpy()).any()
+    test = [model.noise_keys(tokens, random.STREAM_TEST)]
+    model.step.assign_add(1)
+    test.append(model.noise_keys(tokens, random.STREAM_TEST))
+    np.testing.assert_array_equal(*test)
+
+
+def test_the_loss_is_that_of_the_chosen_tokens():
+    model = make(mask_rate=0.5)
+    tokens = tf.concat([windows(6), tf.fill([6, 3], -1)], axis=1)
+    logs = model.test_step({"tokens": tokens})
+    keys = model.noise_keys(tokens, random.STREAM_TEST)
+    shown, chosen = model._hide(tokens, keys)
+    assert not chosen[:, 12:].numpy().any()
+    logits = np.float64(model({"tokens": shown}))
+    log_shares = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    places = np.argwhere(chosen.numpy())
+    assert len(places) == 6 * 6  # Half of twelve; the padding does not count.
+    losses = [-log_shares[r, p, int(tokens[r, p])] for r, p in places]
+    right = [logits[r, p].argmax() == int(tokens[r, p]) for r, p in places]
+    np.testing.assert_allclose(logs["loss"], np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(logs["accuracy"], np.mean(right), rtol=1e-5)
+
+
+def test_every_token_sees_all_others_and_no_padding():
+    model = make()
+    tokens = windows(1).numpy()
+    before = model({"tokens": tokens}).numpy()
+    for place in (0, 5, 11):
+        changed = tokens.copy()
+        changed[0, place] = (changed[0, place] + 1) % 17
+        differs = np.abs(model({"tokens": changed}).numpy() - before).max(axis=2)
+        assert (differs > 1e-7).all()
+    longer = np.concatenate([tokens, [[-1, -1]]], axis=1)
+    after = model({"tokens": longer}).numpy()[:, :12]
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """Has read one text until it knows it."""
+    model = make(tokenizer=CharTokenizer.of_text(TEXT).config(), context=50, width=32)
+    model.compile(keras.optimizers.Adam(5e-3))
+    tokens = tf.constant([model.encode(TEXT)] * 8)
+    model.fit(tf.data.Dataset.from_tensors({"tokens": tokens}).repeat(600), verbose=0)
+    return model
+
+
+def test_masks_are_filled_by_what_stands_there(reader):
+    masked = TEXT.replace("question", "qu[MASK]sti[MASK]n")
+    first, second = reader.fill_mask(masked, k=3)
+    assert first[0].text == "e" and second[0].text == "o"
+    assert first[0].probability > 0.5
+    assert first[0].probability > first[1].probability > first[2].probability
+    both = reader.fill_mask([masked, "to b[MASK]"], k=3)
+    assert [guess.text for guess in both[0][0]] == [guess.text for guess in first]
+    assert len(both[1]) == 1
+    [every] = reader.fill_mask("to b[MASK]", k=reader.vocab_size)
+    assert sum(guess.probability for guess in every) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_embedding_is_the_mean_over_the_tokens(reader):
+    texts = ["to be", "that is the question."]
+    vectors = reader.embed(texts)
+    assert vectors.shape == (2, 32) and vectors.dtype == np.float32
+    for text, vector in zip(texts, vectors, strict=True):
+        hidden = reader._read(tf.constant([reader.encode(text)]))[0].numpy()
+        np.testing.assert_allclose(vector, hidden.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(reader.embed(texts[:1]), vectors[:1], atol=1e-5)
+    assert reader.embed([]).shape == (0, 32)
+
+
+def test_a_loaded_model_reads_the_same(reader, tmp_path):
+    reader.save(tmp_path / "m.keras")
+    loaded = kgen.load(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.embed(["to be"]), reader.embed(["to be"]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.fill_mask("to be"), r"must have \[MASK\] in it"),
+        (lambda m: m.fill_mask("[MASK]Z"), "'Z'"),
+        (lambda m: m.fill_mask("[MASK]", k=0), "`k` must be in"),
+        (lambda m: m.fill_mask("[MASK]" + "t" * 50), "at most 50 tokens"),
+        (lambda m: m.embed([""]), "a token at least"),
+        (lambda m: m.embed([[99]]), "must lie in"),
+        (lambda m: make().embed(["a"]), "without a tokenizer takes tokens"),
+        (lambda m: make(mask_rate=0.0), "mask_rate=0.0"),
+        (lambda m: make(width=10), "a multiple of"),
+        (lambda m: make(vocab_size=None), "be 2 or more, or follow"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(reader, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(reader)
+
+
+def test_a_batch_of_another_kind_is_refused():
+    model = make()
+    with pytest.raises(ValueError, match="`tokens` must be whole numbers"):
+        model.train_step({"tokens": tf.zeros([2, 6])})
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[0, 17\]"):
+        model.train_step({"tokens": tf.constant([[0, 18]])})

@@ -1,0 +1,56 @@
+"""Recipes of text: what they hand from the text to the model, and what is measured."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from kgen import recipes
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text(
+        "to be or not to be, that is the question.\n" * 40
+    )
+    return str(tmp_path / "text.txt")
+
+
+def small(recipe, text, **options):
+    sizes = {"num_layers": 1, "num_heads": 2, "width": 8, "context": 8}
+    return dataclasses.replace(recipe, data=text, **sizes, **options)
+
+
+def test_a_gpt_knows_its_tokenizer_and_how_long_tokens_are(text):
+    recipe = small(recipes.GPTRecipe(), text, tokenizer="bpe", vocab_size=270)
+    data = recipe.open_data()
+    model = recipe.make_model(data, 3)
+    assert model.text == data.tokenizer and model.vocab_size == 270
+    ratio = data.splits["train"] / data.characters("train")
+    assert model.tokens_per_character == pytest.approx(ratio) and ratio < 0.9
+    sample = recipe.sample(model, data)
+    assert sample.count("-" * 72) == 2
+
+
+def test_a_bert_reads_the_windows_of_its_data(text):
+    recipe = small(recipes.BERTRecipe(), text)
+    data = recipe.open_data()
+    train, _ = recipe.pipelines(data)
+    model = recipe.make_model(data, 3)
+    [batch] = train.dataset().take(1)
+    assert batch["tokens"].shape[1] == model.context == 9
+    assert np.isfinite(float(model.train_step(batch)["loss"]))
+    records = recipe.evaluate(model, data, limit=2)
+    assert [record.metric for record in records][:1] == ["masked_loss"]
+    assert "'" in recipe.sample(model, data)
+
+
+@pytest.mark.parametrize("weight_decay", [-0.1, float("inf"), float("nan")])
+def test_a_weight_decay_is_a_number(weight_decay):
+    with pytest.raises(ValueError, match="`weight_decay` must be 0 or more"):
+        recipes.GPTRecipe(weight_decay=weight_decay)
+
+
+def test_the_default_text_needs_no_download():
+    data = recipes.GPTRecipe().open_data(download=False)
+    assert data.name == "python-manual" and sum(data.splits.values()) > 300_000

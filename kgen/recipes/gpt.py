@@ -26,6 +26,12 @@ class GPTRecipe(TextRecipe):
     texts of 400 characters: 0.991 of five words in a row are not in the training text
     (of the validation text itself 0.982), self-BLEU 0.081 (0.119), different words
     over words 0.269 (0.244).
+
+    `benchmarks/gpt_rates.py`, median of 8 and 10 pairs: this size with learned
+    positions trains 1.32 times (1.15 to 1.54) as fast as PyTorch 2.13, eager, and 1.33
+    (1.17 to 1.46) as torch.compile; 511 tokens at a context of 512 are written 6.6
+    times (6.2 to 7.4) as fast as without the cache, 0.24 times (0.22 to 1.03) as fast
+    as by a cached loop in PyTorch.
     """
 
     recipe_name: ClassVar[str] = "gpt"

@@ -148,13 +148,7 @@ def _of_windows(metric, unit, values, chosen, protocol, seed, baseline) -> Recor
 
 def _embedding_speed(model, windows) -> Record:
     rows = [row[row >= 0] for row in windows[:64]]
-    model.embed(rows)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        model.embed(rows)
-        seconds.append(time.perf_counter() - start)
-    high, middle, low = len(rows) / np.array(sorted(seconds))
+    low, middle, high = _rates(lambda: model.embed(rows), len(rows))
     return Record(
         metric="texts_per_second",
         value=float(middle),
@@ -165,6 +159,17 @@ def _embedding_speed(model, windows) -> Record:
         higher_is_better=True,
         interval=(float(low), float(high)),
     )
+
+
+def _rates(run: Callable[[], Any], amount: int) -> np.ndarray:
+    """An amount a second: the slowest, median and fastest of three warm runs."""
+    run()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return amount / np.array(sorted(seconds, reverse=True))
 
 
 def _check_tokenizer(model, text_set) -> None:
@@ -384,15 +389,10 @@ def _speed(model, text_set, split) -> list[Record]:
             tokens = tf.concat([tokens, next_token(tokens)], axis=1)
 
     records = []
-    rates = {}
-    for name, run in (("uncached", uncached), ("cached", cached)):
-        run()
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        rates[name] = num_tokens / np.array(sorted(seconds))
+    rates = {
+        name: _rates(run, num_tokens)
+        for name, run in (("uncached", uncached), ("cached", cached))
+    }
     for name, rate in rates.items():
         records.append(
             Record(
@@ -403,7 +403,7 @@ def _speed(model, text_set, split) -> list[Record]:
                 f"median of 3 runs on {device()}; interval: the slowest and fastest",
                 n=3 * num_tokens,
                 higher_is_better=True,
-                interval=(float(rate[2]), float(rate[0])),
+                interval=(float(rate[0]), float(rate[2])),
                 baseline=("uncached", float(rates["uncached"][1])),
             )
         )

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
+from kgen.models.base import GenerativeModel, Signature
 from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
-from kgen.nn.transformer import TransformerBlock, drop
+from kgen.nn.transformer import drop
 
 MASK = "[MASK]"  # in a text: the token to be guessed
 HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens, as in the paper; the rest stays
@@ -93,20 +93,7 @@ class BERT(ReadsText, GenerativeModel):
         self._check_arguments()
         self.highest_token = self.vocab_size  # the mask
 
-        normal = keras.initializers.RandomNormal(stddev=0.02)
-        with layers_of_policy(self.dtype_policy):
-            # One more than there are tokens: the mask.
-            self.embedding = keras.layers.Embedding(self.vocab_size + 1, width, normal)
-            self.blocks = [
-                TransformerBlock(
-                    num_heads, rotary=True, dropout=dropout, num_blocks=num_layers
-                )
-                for _ in range(num_layers)
-            ]
-            self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
-        self.embedding.build((None, None))
-        for layer in (*self.blocks, self.norm):
-            layer.build((None, None, width))
+        self.make_transformer()
         self.add_log_metrics(
             keras.metrics.Mean(name="loss"),
             Perplexity(name="perplexity"),
@@ -158,9 +145,9 @@ class BERT(ReadsText, GenerativeModel):
 
     def _hide(self, tokens, keys):
         """Tokens of which some are hidden or replaced, and which those are."""
-        places = tf.range(tf.shape(tokens)[1])
         choice, fate, other = (
-            self._noise(random.fold_in(keys, use), places) for use in (1, 2, 3)
+            random.uniform_by_place(random.fold_in(keys, use), tf.shape(tokens)[1])
+            for use in (1, 2, 3)
         )
         can_be = (tokens >= 0) & (tokens < self.vocab_size)
         counts = tf.reduce_sum(tf.cast(can_be, tf.float32), axis=1, keepdims=True)
@@ -174,12 +161,6 @@ class BERT(ReadsText, GenerativeModel):
         shown = tf.where(fate < HIDDEN, self.vocab_size, tokens)
         shown = tf.where((fate >= HIDDEN) & (fate < HIDDEN + REPLACED), drawn, shown)
         return tf.where(chosen, shown, tokens), chosen
-
-    def _noise(self, keys, places):
-        """A uniform number for each place of each row: [batch, time]."""
-        place_keys = random.fold_in(keys[:, None], places)
-        noise = random.uniform(tf.reshape(place_keys, [-1]), (1,))
-        return tf.reshape(noise, tf.shape(place_keys))
 
     # -- the network ----------------------------------------------------------
 
@@ -290,11 +271,10 @@ class BERT(ReadsText, GenerativeModel):
 
     def _rows_of(self, name, function, rows: Sequence[np.ndarray]):
         """What a function makes of each row, traced once and some rows at a time."""
-        if name not in self._graphs:
-            self._graphs[name] = trace(function, tokens=TOKENS)
+        graph = self.graph(name, function, tokens=TOKENS)
         for start in range(0, len(rows), ROWS_AT_A_TIME):
             part = padded(rows[start : start + ROWS_AT_A_TIME])
-            yield from self._graphs[name](tokens=part).numpy()
+            yield from graph(tokens=part).numpy()
 
     def signatures(self) -> list[Signature]:
         """`embed`: texts, or tokens, to vectors; `fill`: tokens to log-probabilities.

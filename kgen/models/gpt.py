@@ -11,13 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
+from kgen.models.base import GenerativeModel, Signature
 from kgen.models.inputs import check_seeds
 from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
 from kgen.nn.sampling import NEUTRAL, next_tokens
-from kgen.nn.transformer import TransformerBlock, drop
+from kgen.nn.transformer import drop
 
 POSITIONS = ("rotary", "learned")
 PIECE = 8  # tokens written in one call where somebody waits for them, or for a stop
@@ -86,23 +86,7 @@ class GPT(ReadsText, GenerativeModel):
         self._check_arguments()
         self.highest_token = self.vocab_size - 1
 
-        rotary = positions == "rotary"
-        normal = keras.initializers.RandomNormal(stddev=0.02)
-        with layers_of_policy(self.dtype_policy):
-            self.embedding = keras.layers.Embedding(self.vocab_size, width, normal)
-            self.blocks = [
-                TransformerBlock(
-                    num_heads, rotary=rotary, dropout=dropout, num_blocks=num_layers
-                )
-                for _ in range(num_layers)
-            ]
-            self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
-            if not rotary:
-                self.places = keras.layers.Embedding(context, width, normal)
-                self.places.build((None, None))
-        self.embedding.build((None, None))
-        for layer in (*self.blocks, self.norm):
-            layer.build((None, None, width))
+        self.make_transformer(rotary=positions == "rotary")
         self.add_log_metrics(
             keras.metrics.Mean(name="loss"),
             Perplexity(name="perplexity"),
@@ -414,7 +398,7 @@ class GPT(ReadsText, GenerativeModel):
             texts: A list of texts, or of lists of tokens; none is empty.
         """
         rows, _ = self._prompts(texts)
-        graph = self._graph("score", self._log_likelihoods, tokens=TOKENS)
+        graph = self.graph("score", self._log_likelihoods, tokens=TOKENS)
         parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
         scores = [graph(tokens=padded(part)).numpy() for part in parts]
         return np.concatenate([np.zeros(0), *scores])
@@ -494,12 +478,6 @@ class GPT(ReadsText, GenerativeModel):
                 f"num_beams={num_beams} and {', '.join(settings)}."
             )
 
-    def _graph(self, name, function, **inputs):
-        """A function, traced once for all sizes of its inputs."""
-        if name not in self._graphs:
-            self._graphs[name] = trace(function, **inputs)
-        return self._graphs[name]
-
     def _written(self, rows, limits, seeds, knobs, stops, piece=None):
         """Yields all that each row has so far, again and again until all have ended."""
         cache = tf.TensorSpec(
@@ -512,8 +490,8 @@ class GPT(ReadsText, GenerativeModel):
             "places": tf.TensorSpec([None], tf.int32),
             "held": tf.TensorSpec([None, self.vocab_size], tf.bool),
         }
-        read = self._graph("read", self._read, tokens=TOKENS)
-        write = self._graph(
+        read = self.graph("read", self._read, tokens=TOKENS)
+        write = self.graph(
             "write",
             self._write,
             **state,
@@ -550,7 +528,7 @@ class GPT(ReadsText, GenerativeModel):
             yield found
 
     def _searched(self, rows, limits, num_beams):
-        graph = self._graph(
+        graph = self.graph(
             f"search/{num_beams}",
             lambda tokens, limits, most: self._search(tokens, limits, num_beams, most),
             tokens=TOKENS,

@@ -10,7 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.tokenizers import tokenizer_from_config
+from kgen.models.base import layers_of_policy, trace
 from kgen.models.inputs import assert_range
+from kgen.nn.transformer import TransformerBlock
 
 ROWS_AT_A_TIME = 64  # bounds the memory
 TOKENS = tf.TensorSpec([None, None], tf.int32)
@@ -34,7 +36,10 @@ class ReadsText:
     context: int
     width: int
     num_heads: int
+    num_layers: int
     dropout: float
+    dtype_policy: Any
+    _graphs: dict[str, Any]
     check_argument: Any
     trainable_variables: Any
 
@@ -65,6 +70,41 @@ class ReadsText:
         even = self.width >= 2 and self.width % (2 * self.num_heads) == 0
         check("width", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}")
         check("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
+
+    def make_transformer(self, rotary: bool = True) -> None:
+        """Makes and builds the layers: `embedding`, `blocks`, `norm`, and `places`.
+
+        Args:
+            rotary: Whether places are told apart by rotation; else there are `places`,
+                a vector for each.
+        """
+        normal = keras.initializers.RandomNormal(stddev=0.02)
+        with layers_of_policy(self.dtype_policy):
+            self.embedding = keras.layers.Embedding(
+                self.highest_token + 1, self.width, normal
+            )
+            self.blocks = [
+                TransformerBlock(
+                    self.num_heads,
+                    rotary=rotary,
+                    dropout=self.dropout,
+                    num_blocks=self.num_layers,
+                )
+                for _ in range(self.num_layers)
+            ]
+            self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
+            if not rotary:
+                self.places = keras.layers.Embedding(self.context, self.width, normal)
+                self.places.build((None, None))
+        self.embedding.build((None, None))
+        for layer in (*self.blocks, self.norm):
+            layer.build((None, None, self.width))
+
+    def graph(self, name: str, function: Any, **inputs: Any) -> Any:
+        """A function, traced once for all sizes of its inputs."""
+        if name not in self._graphs:
+            self._graphs[name] = trace(function, **inputs)
+        return self._graphs[name]
 
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "adam", **options: Any

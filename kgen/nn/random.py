@@ -76,6 +76,19 @@ def uniform(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     return (top + 0.5) * 2.0**-23
 
 
+def uniform_by_place(
+    row_keys: tf.Tensor, num_places: tf.Tensor, shape: tuple[int, ...] = ()
+) -> tf.Tensor:
+    """Uniform numbers for each place of each row, of which there may be any number.
+
+    Returns:
+        float32 [rows, num_places, *shape]; a place's do not depend on how many follow.
+    """
+    keys_ = fold_in(row_keys[:, None], tf.range(num_places))  # [rows, places]
+    numbers = uniform(tf.reshape(keys_, [-1]), shape)
+    return tf.reshape(numbers, tf.concat([tf.shape(keys_), shape], axis=0))
+
+
 def normal(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Returns float32 [rows, *shape] of standard normals (Box and Muller, 1958)."""
     radius_keys, angle_keys = _mix(row_keys ^ 1), _mix(row_keys ^ 2)

@@ -66,10 +66,8 @@ def drop(inputs: tf.Tensor, row_keys: tf.Tensor | None, rate: float) -> tf.Tenso
     """
     if row_keys is None or not rate:
         return inputs
-    # Keyed by the place as well, of which there may be any number.
-    places = tf.range(tf.shape(inputs)[1])
-    keys = tf.reshape(random.fold_in(row_keys[:, None], places), [-1])
-    noise = tf.reshape(random.uniform(keys, inputs.shape[2:]), tf.shape(inputs))
+    width = tuple(inputs.shape[2:])
+    noise = random.uniform_by_place(row_keys, tf.shape(inputs)[1], width)
     return inputs * tf.cast(noise >= rate, inputs.dtype) / (1.0 - rate)
 
 

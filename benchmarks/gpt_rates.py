@@ -8,8 +8,8 @@ wide, 65 tokens, learned positions, a tied embedding, tanh GELU.
   with XLA, `plain` without; `pytorch` is the usual loop with fused AdamW, `compiled`
   the same by torch.compile, which needs a C++ compiler.
 - `write`: 511 tokens from one, context 512, batch 1, greedy, from the same weights.
-  `kgen` is `model.generate`; `uncached` reads the whole text anew for each token, by
-  one compiled function; `pytorch` is a loop with a key-value cache.
+  `kgen` is `model.generate` compiled by XLA; `uncached` reads the whole text anew for
+  each token, by one compiled function; `pytorch` is a loop with a key-value cache.
 
 How the sides take turns: see turns.py. Run it on a machine with nothing else to do.
 
@@ -111,6 +111,7 @@ def write_with_kgen(folder, rounds, turn, side):
     import tensorflow as tf
 
     model = make_model(CONTEXT + 448)
+    model.jit_compile = True
     next_token = tf.function(
         lambda tokens: tf.argmax(model(tokens)[:, -1:], axis=2, output_type=tf.int32),
         input_signature=[tf.TensorSpec([1, None], tf.int32)],

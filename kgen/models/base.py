@@ -473,9 +473,15 @@ class GenerativeModel(keras.Model):
         self.built = True
 
 
-def trace(function: Callable[..., Any], **inputs: tf.TensorSpec) -> Any:
-    """Compiles a function of keyword tensors, once for all sizes of its inputs."""
-    return tf.function(function).get_concrete_function(**inputs)
+def trace(
+    function: Callable[..., Any], *, jit_compile: bool = False, **inputs: Any
+) -> Any:
+    """Compiles a function of keyword tensors, once for all sizes of its inputs.
+
+    With `jit_compile` XLA compiles what was traced, once for each of the sizes.
+    """
+    compiled = tf.function(function, jit_compile=jit_compile or None)
+    return compiled.get_concrete_function(**inputs)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from kgen.models.base import GenerativeModel, Signature
 from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
-from kgen.nn.transformer import drop
+from kgen.nn.transformer import drop, tied_logits
 
 MASK = "[MASK]"  # in a text: the token to be guessed
 HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens, as in the paper; the rest stays
@@ -175,8 +175,7 @@ class BERT(ReadsText, GenerativeModel):
         return self.norm(hidden)
 
     def _logits(self, hidden):
-        table = tf.cast(self.embedding.embeddings[: self.vocab_size], hidden.dtype)
-        return tf.cast(tf.einsum("btw,vw->btv", hidden, table), tf.float32)
+        return tied_logits(hidden, self.embedding.embeddings[: self.vocab_size])
 
     def _log_probabilities(self, tokens):
         return tf.nn.log_softmax(self._logits(self._read(tokens)))

@@ -17,10 +17,11 @@ from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
 from kgen.nn.sampling import NEUTRAL, next_tokens
-from kgen.nn.transformer import drop
+from kgen.nn.transformer import drop, tied_logits
 
 POSITIONS = ("rotary", "learned")
-PIECE = 8  # tokens written in one call where somebody waits for them, or for a stop
+MOST = 64  # tokens written in one call, ...
+PIECE = 8  # ... and where somebody waits for them, or for a stop
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -163,9 +164,7 @@ class GPT(ReadsText, GenerativeModel):
         return hidden
 
     def _head(self, hidden):
-        table = tf.cast(self.embedding.embeddings, hidden.dtype)
-        logits = tf.einsum("...w,vw->...v", self.norm(hidden), table)
-        return tf.cast(logits, tf.float32)
+        return tied_logits(self.norm(hidden), self.embedding.embeddings)
 
     # -- one token after the other --------------------------------------------
 
@@ -173,7 +172,7 @@ class GPT(ReadsText, GenerativeModel):
         """Reads prompts: the logits of what follows, and what is kept of the prompts.
 
         Returns:
-            caches: Keys and values of each block, [batch, context, heads, dim]; a token
+            caches: Keys and values of each block, [batch, heads, context, dim]; a token
                 at place p is in slot p % context.
             logits: float32 [batch, vocab_size].
             places: The place of the next token, int32 [batch].
@@ -190,7 +189,7 @@ class GPT(ReadsText, GenerativeModel):
         caches = []
         for block in self.blocks:
             hidden, seen = block(hidden, places, mask)
-            caches += [tf.gather(one, kept, batch_dims=1) for one in seen]
+            caches += [tf.gather(one, kept, axis=2, batch_dims=1) for one in seen]
         hidden = tf.gather(hidden, lengths - 1, batch_dims=1)
         return tuple(caches), self._head(hidden), lengths, self._holds(tokens)
 
@@ -200,9 +199,17 @@ class GPT(ReadsText, GenerativeModel):
 
     def _extend(self, caches, tokens, places):
         """Appends a token to each row: the caches, and the logits of what follows."""
+        shape = [tf.shape(places)[0], self.num_heads]
+        here = tf.stack(  # row, head and slot of what is new
+            [
+                tf.broadcast_to(tf.range(shape[0])[:, None], shape),
+                tf.broadcast_to(tf.range(shape[1])[None], shape),
+                tf.broadcast_to((places % self.context)[:, None], shape),
+            ],
+            axis=2,
+        )
         places = places[:, None]
         slots = tf.range(self.context)[None]
-        is_new = (slots == places % self.context)[..., None, None]
         mask = ((slots <= places) | (places >= self.context))[:, None]
         hidden = self._embed(tokens[:, None], places)
         extended = []
@@ -210,14 +217,17 @@ class GPT(ReadsText, GenerativeModel):
             old = caches[2 * index : 2 * index + 2]
 
             def remember(*new, old=old):
-                return [tf.where(is_new, a, b) for a, b in zip(new, old, strict=True)]
+                return [
+                    tf.tensor_scatter_nd_update(b, here, a[:, :, 0])
+                    for a, b in zip(new, old, strict=True)
+                ]
 
             hidden, seen = block(hidden, places, mask, remember=remember)
             extended += seen
         return tuple(extended), self._head(hidden[:, 0])
 
     def _write(self, caches, logits, places, held, seeds, done, limits, settings, most):
-        """Writes up to `most` tokens more to each row.
+        """Writes tokens to each row up to its limit, at most `most` of them.
 
         Args:
             caches: As `_read` and this return it, like the next three.
@@ -226,9 +236,10 @@ class GPT(ReadsText, GenerativeModel):
             held: Likewise.
             seeds: int64 [batch].
             done: How many tokens have been written before: a scalar.
-            limits: How many each row may have in the end, int32 [batch].
+            limits: How many each row has in the end, int32 [batch]: `done + most` or
+                fewer.
             settings: Those of `next_tokens`.
-            most: A scalar.
+            most: A scalar; for XLA no tensor.
 
         Returns:
             Tokens, int32 [batch, most], -1 where a row was at its limit, and how far
@@ -256,7 +267,7 @@ class GPT(ReadsText, GenerativeModel):
         shape = [tf.shape(logits)[0], most]
         written = (tf.fill(shape, -1), tf.fill(shape, math.inf))
         _, *state = tf.while_loop(
-            lambda column, *_: tf.reduce_any(done + column < limits) & (column < most),
+            lambda column, *_: tf.reduce_any(done + column < limits),
             write,
             (0, written, caches, logits, places, held),
             maximum_iterations=2**31 - 1,  # a constant: ONNX has no loop without one
@@ -311,6 +322,9 @@ class GPT(ReadsText, GenerativeModel):
         **settings: Any,
     ) -> Any:
         """Writes what follows; each row depends on its prompt, seed and settings alone.
+
+        After `compile(jit_compile=True)` XLA compiles the loop, once for every number
+        of rows, rounded up to a power of two: seconds, and several times the speed.
 
         Args:
             prompts: A text or a list of texts; or tokens, a list for each row. None is
@@ -481,7 +495,7 @@ class GPT(ReadsText, GenerativeModel):
     def _written(self, rows, limits, seeds, knobs, stops, piece=None):
         """Yields all that each row has so far, again and again until all have ended."""
         cache = tf.TensorSpec(
-            [None, self.context, self.num_heads, self.width // self.num_heads],
+            [None, self.num_heads, self.context, self.width // self.num_heads],
             self.compute_dtype,
         )
         state = {
@@ -493,7 +507,8 @@ class GPT(ReadsText, GenerativeModel):
         read = self.graph("read", self._read, tokens=TOKENS)
         write = self.graph(
             "write",
-            self._write,
+            lambda **values: self._write(**values, most=MOST),
+            jit_compile=self.jit_compile,
             **state,
             seeds=tf.TensorSpec([None], tf.int64),
             done=tf.TensorSpec([], tf.int32),
@@ -502,24 +517,30 @@ class GPT(ReadsText, GenerativeModel):
                 name: tf.TensorSpec([None], value.dtype)
                 for name, value in knobs.items()
             },
-            most=tf.TensorSpec([], tf.int32),
         )
+        num_rows = len(rows)
+        if self.jit_compile:
+            # XLA compiles anew for each number of rows: let there be few numbers.
+            spare = (0, 2 ** math.ceil(math.log2(num_rows)) - num_rows)
+            rows = rows + rows[:1] * spare[1]
+            limits = np.pad(limits, spare)
+            seeds = np.pad(seeds, spare)
+            knobs = {name: np.pad(value, spare) for name, value in knobs.items()}
+        limits, done = limits.copy(), 0
         values = read(tokens=padded(rows))
-        tokens = np.zeros((len(rows), 0), np.int32)
-        limits, done, last = limits.copy(), 0, max(limits)
-        step = piece or (PIECE if stops else last)
-        while done < max(limits, default=0):
-            most = min(step, last - done)
+        tokens = np.zeros((num_rows, 0), np.int32)
+        step = piece or (PIECE if stops else MOST)
+        while done < max(limits):
+            most = min(step, max(limits) - done)
             (new, _), *values = write(
                 **dict(zip(state, values, strict=True)),
                 seeds=tf.constant(seeds),
                 done=tf.constant(done),
-                limits=tf.constant(limits),
+                limits=tf.constant(np.minimum(limits, done + most)),
                 settings={name: tf.constant(value) for name, value in knobs.items()},
-                most=tf.constant(most, tf.int32),
             )
-            done += most
-            tokens = np.concatenate([tokens, new.numpy()], axis=1)
+            done += int(most)
+            tokens = np.concatenate([tokens, new.numpy()[:num_rows, :most]], axis=1)
             found = [row[row >= 0] for row in tokens]
             for index, row in enumerate(found):
                 text = self.text.decode(row) if stops else ""

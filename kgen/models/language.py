@@ -78,11 +78,15 @@ class ReadsText:
             rotary: Whether places are told apart by rotation; else there are `places`,
                 a vector for each.
         """
-        normal = keras.initializers.RandomNormal(stddev=0.02)
+
+        def vectors(number):  # An initializer used again gives the same numbers.
+            normal = keras.initializers.RandomNormal(stddev=0.02)
+            layer = keras.layers.Embedding(number, self.width, normal)
+            layer.build((None, None))
+            return layer
+
         with layers_of_policy(self.dtype_policy):
-            self.embedding = keras.layers.Embedding(
-                self.highest_token + 1, self.width, normal
-            )
+            self.embedding = vectors(self.highest_token + 1)
             self.blocks = [
                 TransformerBlock(
                     self.num_heads,
@@ -94,16 +98,21 @@ class ReadsText:
             ]
             self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
             if not rotary:
-                self.places = keras.layers.Embedding(self.context, self.width, normal)
-                self.places.build((None, None))
-        self.embedding.build((None, None))
+                self.places = vectors(self.context)
         for layer in (*self.blocks, self.norm):
             layer.build((None, None, self.width))
 
-    def graph(self, name: str, function: Any, **inputs: Any) -> Any:
-        """A function, traced once for all sizes of its inputs."""
+    def graph(
+        self, name: str, function: Any, jit_compile: bool = False, **inputs: Any
+    ) -> Any:
+        """A function, traced once for all sizes of its inputs.
+
+        With `jit_compile` XLA compiles it, once for each of the sizes.
+        """
+        if jit_compile:
+            name = f"{name}/xla"
         if name not in self._graphs:
-            self._graphs[name] = trace(function, **inputs)
+            self._graphs[name] = trace(function, jit_compile=jit_compile, **inputs)
         return self._graphs[name]
 
     def compile(

@@ -19,19 +19,19 @@ def attention(
     """Scaled dot-product attention; the softmax is computed in float32.
 
     Shapes:
-        queries: [batch, time, heads, dim], keys and values: [batch, places, heads, dim]
-        -> [batch, time, heads, dim]
+        queries: [batch, heads, time, dim], keys and values: [batch, heads, places, dim]
+        -> [batch, heads, time, dim]
         mask: bool, broadcast to [batch, time, places]: what each query may see.
 
     Reference:
         Vaswani et al., 2017, Attention Is All You Need.
     """
     scale = 1.0 / math.sqrt(queries.shape[-1])
-    scores = tf.einsum("bqhd,bkhd->bhqk", queries * scale, keys)
+    scores = tf.matmul(queries * scale, keys, transpose_b=True)
     # Not minus infinity: a row that may see nothing gets a mean and not NaN.
     scores = tf.where(mask[:, None], tf.cast(scores, tf.float32), -1e9)
     weights = tf.cast(tf.nn.softmax(scores), values.dtype)
-    return tf.einsum("bhqk,bkhd->bqhd", weights, values)
+    return tf.matmul(weights, values)
 
 
 def rotate(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
@@ -41,8 +41,8 @@ def rotate(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     else of their positions. Element i is paired with element i + dim / 2.
 
     Shapes:
-        vectors: [batch, time, heads, dim], positions: whole numbers, [batch, time] or
-        [1, time] -> [batch, time, heads, dim]
+        vectors: [batch, heads, time, dim], positions: whole numbers, [batch, time] or
+        [1, time] -> [batch, heads, time, dim]
 
     Reference:
         Su et al., 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding.
@@ -50,8 +50,8 @@ def rotate(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     half = vectors.shape[-1] // 2
     exponents = tf.range(half, dtype=tf.float32) / half
     angles = tf.cast(positions, tf.float32)[..., None] * ROTARY_BASE**-exponents
-    cosines = tf.cast(tf.cos(angles), vectors.dtype)[:, :, None]
-    sines = tf.cast(tf.sin(angles), vectors.dtype)[:, :, None]
+    cosines = tf.cast(tf.cos(angles), vectors.dtype)[:, None]
+    sines = tf.cast(tf.sin(angles), vectors.dtype)[:, None]
     first, second = tf.split(vectors, 2, axis=-1)
     return tf.concat(
         [first * cosines - second * sines, second * cosines + first * sines], axis=-1
@@ -69,6 +69,22 @@ def drop(inputs: tf.Tensor, row_keys: tf.Tensor | None, rate: float) -> tf.Tenso
     width = tuple(inputs.shape[2:])
     noise = random.uniform_by_place(row_keys, tf.shape(inputs)[1], width)
     return inputs * tf.cast(noise >= rate, inputs.dtype) / (1.0 - rate)
+
+
+def tied_logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+    """Logits by the embedding that made the vectors: float32.
+
+    Shapes:
+        hidden: [..., width], table: [tokens, width] -> [..., tokens]
+
+    Reference:
+        Press and Wolf, 2017, Using the Output Embedding to Improve Language Models.
+    """
+    # Of two matrices: TensorFlow's gradient of a product of more axes is no product.
+    rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
+    logits = tf.matmul(rows, tf.cast(table, hidden.dtype), transpose_b=True)
+    shape = tf.concat([tf.shape(hidden)[:-1], tf.shape(table)[:1]], axis=0)
+    return tf.cast(tf.reshape(logits, shape), tf.float32)
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -151,7 +167,7 @@ class TransformerBlock(keras.layers.Layer):
                 places that are to be seen. None: these are all.
 
         Returns:
-            The outputs, and the keys and values that were seen, [batch, places, heads,
+            The outputs, and the keys and values that were seen, [batch, heads, places,
             dim].
         """
         width = inputs.shape[-1]
@@ -159,12 +175,14 @@ class TransformerBlock(keras.layers.Layer):
         time = tf.shape(inputs)[1] if inputs.shape[1] is None else inputs.shape[1]
         heads = self.heads(self.first_norm(inputs))
         heads = tf.reshape(heads, [-1, time, 3 * self.num_heads, dim])
-        queries, keys, values = tf.split(heads, 3, axis=2)
+        heads = tf.transpose(heads, [0, 2, 1, 3])
+        queries, keys, values = tf.split(heads, 3, axis=1)
         if self.rotary:
             queries, keys = rotate(queries, positions), rotate(keys, positions)
         if remember is not None:
             keys, values = remember(keys, values)
-        mixed = tf.reshape(attention(queries, keys, values, mask), [-1, time, width])
+        mixed = tf.transpose(attention(queries, keys, values, mask), [0, 2, 1, 3])
+        mixed = tf.reshape(mixed, [-1, time, width])
         first, second = (
             (None, None)
             if row_keys is None

@@ -8,6 +8,7 @@ import tensorflow as tf
 import kgen
 from kgen.data.tokenizers import CharTokenizer
 from kgen.models import GPT
+from kgen.models.gpt import MOST
 from kgen.nn import random
 from kgen.nn.sampling import next_tokens
 
@@ -46,6 +47,12 @@ def prompts(*lengths, seed=0):
 def test_parameters_are_counted_to_the_last(options, expected):
     model = make(**options)
     assert sum(np.prod(v.shape) for v in model.trainable_variables) == expected
+
+
+def test_no_two_layers_begin_alike():
+    matrices = [w.numpy() for w in make(positions="learned").weights if w.ndim == 2]
+    starts = {tuple(matrix.ravel()[:4]) for matrix in matrices}
+    assert len(starts) == len(matrices)
 
 
 def test_the_loss_is_the_mean_over_what_counts():
@@ -159,9 +166,11 @@ def written_without_a_cache(model, prompt, seed, num_tokens, settings):
     return text[len(prompt) :]
 
 
-def test_what_is_written_is_what_is_written_without_a_cache():
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_what_is_written_is_what_is_written_without_a_cache(jit_compile):
     model, rows = make(), prompts(2, 5, 12, 20)
-    limits = [20, 3, 25, 1]
+    model.jit_compile = jit_compile
+    limits = [MOST + 3, 3, 25, 1]
     received = model.generate(
         rows, max_new_tokens=limits, seeds=[4, 5, -6, 2**40], **SETTINGS
     )
@@ -177,13 +186,19 @@ def test_a_row_depends_on_itself_alone():
     for index, row in enumerate(rows):
         [alone] = model.generate([row], max_new_tokens=15, seeds=7 + index, top_k=6)
         np.testing.assert_array_equal(alone, together[index])
+    # XLA is given a row more, that nobody asked for.
+    model.jit_compile = True
+    compiled = model.generate(rows[:3], max_new_tokens=15, seeds=[7, 8, 9], top_k=6)
+    np.testing.assert_array_equal(compiled, together[:3])
     # More of it is the same and goes on.
     [longer] = model.generate(rows[:1], max_new_tokens=30, seeds=7, top_k=6)
     np.testing.assert_array_equal(longer[:15], together[0])
 
 
-def test_nothing_is_traced_twice(monkeypatch):
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_nothing_is_traced_twice(monkeypatch, jit_compile):
     model, traces = make(), []
+    model.jit_compile = jit_compile
     extend = GPT._extend
 
     def counted(self, *args):

@@ -17,21 +17,21 @@ def softmax(scores):
 def attention_one_by_one(queries, keys, values, mask):
     """A loop over everything, in float64."""
     outputs = np.zeros(queries.shape)
-    for row, place, head in np.ndindex(queries.shape[:3]):
-        query = queries[row, place, head]
+    for row, head, place in np.ndindex(queries.shape[:3]):
+        query = queries[row, head, place]
         seen = np.flatnonzero(mask[row, place])
         scores = [
-            query @ keys[row, other, head] / np.sqrt(len(query)) for other in seen
+            query @ keys[row, head, other] / np.sqrt(len(query)) for other in seen
         ]
         for share, other in zip(softmax(np.array(scores)), seen, strict=True):
-            outputs[row, place, head] += share * values[row, other, head]
+            outputs[row, head, place] += share * values[row, head, other]
     return outputs
 
 
 def test_attention_is_that_of_a_loop():
     rng = np.random.default_rng(0)
-    queries = rng.normal(size=(2, 3, 2, 4))
-    keys, values = rng.normal(size=(2, 2, 5, 2, 4))
+    queries = rng.normal(size=(2, 2, 3, 4))
+    keys, values = rng.normal(size=(2, 2, 2, 5, 4))
     mask = rng.random((2, 3, 5)) < 0.5
     mask[..., 0] = True
     received = attention(
@@ -82,10 +82,12 @@ def block_by_hand(block, inputs, mask):
     time, width = inputs.shape
     heads = norm(inputs, *by_layer["first_norm"]) @ by_layer["heads"][0]
     heads = (heads + by_layer["heads"][1]).reshape(1, time, 3, block.num_heads, -1)
-    mixed = attention_one_by_one(
-        heads[:, :, 0], heads[:, :, 1], heads[:, :, 2], mask[None]
+    queries, keys, values = heads.transpose(2, 0, 3, 1, 4)
+    mixed = attention_one_by_one(queries, keys, values, mask[None])
+    mixed = (
+        mixed.transpose(0, 2, 1, 3).reshape(time, width) @ by_layer["mix"][0]
+        + by_layer["mix"][1]
     )
-    mixed = mixed.reshape(time, width) @ by_layer["mix"][0] + by_layer["mix"][1]
     hidden = inputs + mixed
     up = norm(hidden, *by_layer["second_norm"]) @ by_layer["up"][0] + by_layer["up"][1]
     gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
@@ -108,7 +110,7 @@ def test_a_block_is_that_of_numpy():
     )
     expected = block_by_hand(block, inputs, mask)
     np.testing.assert_allclose(outputs[0], expected, rtol=1e-4, atol=1e-4)
-    assert keys.shape == values.shape == (1, 5, 2, 4)
+    assert keys.shape == values.shape == (1, 2, 5, 4)
 
 
 def test_what_is_dropped_is_a_share_and_keyed_by_the_row():

@@ -1,7 +1,8 @@
-"""`kgen generate RUN`: draws images from a trained model, or writes text."""
+"""`kgen generate RUN`: draws images from a trained model, writes text, fills masks."""
 
 import inspect
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,19 @@ BATCH_SIZE = 256
     help="The classes of images, for a conditional model: one for all seeds, or "
     "several that the seeds take in turn; default: all of them in turn.",
 )
-@click.option("--prompt", help="What text goes on from; default: a new line.")
+@click.option(
+    "--prompt",
+    help="What text goes on from; default: a new line. For a BERT a text with [MASK] "
+    "in it, which is filled.",
+)
 @click.option("--stream", is_flag=True, help="Show text while it is written.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), help="How long; default: 500."
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=0), help="Draw from so many tokens; 0: from all."
+    "--top-k",
+    type=click.IntRange(min=0),
+    help="Draw from so many tokens; 0: from all. For a BERT: how many guesses to show.",
 )
 @click.option(
     "--top-p",
@@ -75,7 +82,7 @@ def command(
     out: Path | None,
     **others: Any,
 ) -> None:
-    """Draw images from RUN, or write text, for each seed."""
+    """Draw images from RUN, or write text, for each seed; or fill masks in a text."""
     given = {name: value for name, value in others.items() if value not in (None, ())}
     if not given["stream"]:
         del given["stream"]
@@ -88,16 +95,15 @@ def command(
     import kgen
 
     model = kgen.load(run)
-    if not hasattr(model, "generate"):
+    if hasattr(model, "recommend"):
         raise click.UsageError(
-            f"A {type(model).__name__} generates nothing from seeds"
-            + (
-                ". It recommends: kgen recommend."
-                if hasattr(model, "recommend")
-                else "."
-            )
+            f"{type(model).__name__} generates nothing. It recommends: kgen recommend."
         )
-    generate = _write_text if hasattr(model, "stream") else _draw_images
+    generate: Callable[..., None] = _draw_images
+    if hasattr(model, "stream"):
+        generate = _write_text
+    elif hasattr(model, "fill_mask"):
+        generate = _fill_masks
     known = {*inspect.signature(generate).parameters}
     if generate is _draw_images:
         known &= {"labels", *inspect.signature(model.generate).parameters}
@@ -160,6 +166,28 @@ def _write_text(
     with replacing(out) as file:
         file.write(whole.encode())
     click.echo(f"{len(seeds)} {'text' if len(seeds) == 1 else 'texts'}: {out}")
+
+
+def _fill_masks(
+    model: Any,
+    seeds: tuple[int, ...] | None,
+    out: Path | None,
+    *,
+    prompt: str | None = None,
+    top_k: int | None = None,
+) -> None:
+    """Prints the prompt with its masks filled, and what else may stand at each."""
+    if seeds or out:
+        raise click.UsageError(f"{type(model).__name__} takes no --seeds and no --out.")
+    if prompt is None:
+        raise click.UsageError("A text is missing: --prompt 'to be or n[MASK]t to be'.")
+    few = min(5, model.vocab_size)
+    guesses = model.fill_mask(prompt, k=few if top_k is None else top_k)
+    for best, *_ in guesses:
+        prompt = prompt.replace("[MASK]", best.text, 1)
+    click.echo(prompt)
+    for best in guesses:
+        click.echo("  ".join(f"{one.text!r} {one.probability:.2f}" for one in best))
 
 
 def _draw_images(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kgen
+from kgen.data.atomic import replacing
 from kgen.export.proof import (
     Export,
     ExportError,
@@ -36,7 +37,8 @@ def to_onnx(
     loaded by a process that imports ONNX Runtime but not kgen or TensorFlow, and run on
     batches of 1, 3 and 64 rows. It appears, or replaces an older one, only if it
     computes what Keras computes in float32. Its metadata name the version of kgen, the
-    model, the signature, and the range of its images.
+    model, the signature, and the range of its images. What its users need besides, such
+    as a tokenizer.json, is written beside it.
 
     Args:
         model: The model; of any precision, the export is float32.
@@ -84,6 +86,9 @@ def to_onnx(
                 raise
             raise ExportError(f"{error} The converter said: {complaints[0]}") from error
         num_bytes = size_of(temporary)
+        for name, text in chosen.files.items():
+            with replacing(path.parent / name) as file:
+                file.write(text.encode())
         temporary.replace(path)
     return Export(path, proofs, num_bytes, time.monotonic() - start)
 

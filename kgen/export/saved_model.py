@@ -52,6 +52,11 @@ def to_saved_model(model: GenerativeModel, folder: str | os.PathLike[str]) -> Ex
     signatures = signatures_for(model, "saved_model")
     with staged(folder, "saved_model") as temporary:
         _write(signatures, temporary)
+        files = {name: text for one in signatures for name, text in one.files.items()}
+        for name, text in files.items():
+            extra = temporary / "assets.extra"
+            extra.mkdir(exist_ok=True)
+            (extra / name).write_text(text, encoding="utf-8")
         proofs = prove(temporary, signatures, "saved_model")
         num_bytes = size_of(temporary)
         path = _rename_to_next_version(temporary)

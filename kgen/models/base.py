@@ -39,6 +39,8 @@ class Signature:
             values up to 1, relative for larger ones.
         resources: Lookup tables that the function uses.
         metadata: What an ONNX file says besides its name and kind.
+        files: Text files, by name, that whoever uses an export needs, such as a
+            tokenizer.json: beside an ONNX file, in `assets.extra` of a SavedModel.
         leads: Of a signature that writes tokens: takes its inputs and returns by how
             much each token was ahead of the second best, float32 [batch, time]. Where
             that is next to nothing, a runtime may write another one, and from there on
@@ -55,6 +57,7 @@ class Signature:
     tolerance: float = 1e-5
     resources: tuple[Any, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
     leads: Callable[..., tf.Tensor] | None = None
 
 

@@ -20,9 +20,16 @@ HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens, as in the paper; the rest s
 
 
 class Guess(NamedTuple):
-    """What may stand in place of a mask: a text, and its probability."""
+    """What may stand in place of a mask.
 
-    text: str
+    Attributes:
+        token: Its id.
+        text: What it stands for; None where the model has no tokenizer.
+        probability: In [0, 1].
+    """
+
+    token: int
+    text: str | None
     probability: float
 
 
@@ -220,17 +227,13 @@ class BERT(ReadsText, GenerativeModel):
             guesses = []
             for place in np.flatnonzero(row == self.vocab_size):
                 best = np.argsort(-log_shares[place], kind="stable")[:k]
-                guesses.append(
-                    [
-                        Guess(
-                            self.text.decode([token]),
-                            float(np.exp(log_shares[place, token])),
-                        )
-                        for token in best.tolist()
-                    ]
-                )
+                guesses.append([self._named(log_shares[place], one) for one in best])
             found.append(guesses)
         return found
+
+    def _named(self, log_shares, token):
+        text = None if self.text is None else self.text.decode([token])
+        return Guess(int(token), text, float(np.exp(log_shares[token])))
 
     def embed(self, texts: Any) -> np.ndarray:
         """The mean vector of each text's tokens: float32 [n, width].
@@ -303,6 +306,7 @@ class BERT(ReadsText, GenerativeModel):
                 layers,
                 example,
                 runtimes=runtimes,
+                files=self.files_of_tokens(),
             )
 
         both, in_graph = ("saved_model", "onnx"), self.text and self.text.in_graph

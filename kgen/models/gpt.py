@@ -637,6 +637,7 @@ class GPT(ReadsText, GenerativeModel):
             {"generated": "tokens"},
             tuple(networks),
             example,
+            files=self.files_of_tokens(),
             leads=lambda **values: write(**values)[1],
         )
         if self.text is None or not self.text.in_graph:

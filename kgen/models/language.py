@@ -158,6 +158,10 @@ class ReadsText:
             )
         return self.text.encode(text)
 
+    def files_of_tokens(self) -> dict[str, str]:
+        """What whoever gives an export tokens makes them with, by its file's name."""
+        return {} if self.text is None else {"tokenizer.json": self.text.to_json()}
+
     def check_tokens(self, tokens: Any) -> np.ndarray:
         """The tokens of one row: int32 [time].
 

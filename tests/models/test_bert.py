@@ -116,6 +116,16 @@ def test_masks_are_filled_by_what_stands_there(reader):
     assert len(both[1]) == 1
     [every] = reader.fill_mask("to b[MASK]", k=reader.vocab_size)
     assert sum(guess.probability for guess in every) == pytest.approx(1, abs=1e-5)
+    assert [reader.text.decode([one.token]) for one in first] == [
+        one.text for one in first
+    ]
+
+
+def test_masks_of_tokens_are_filled_with_tokens():
+    model = BERT(vocab_size=7, context=5, num_layers=1, num_heads=1, width=4)
+    [[best]] = model.fill_mask([[2, 7, 3]], k=7)
+    assert sorted(one.token for one in best) == [*range(7)]
+    assert all(one.text is None for one in best)
 
 
 def test_an_embedding_is_the_mean_over_the_tokens(reader):

@@ -1,6 +1,7 @@
 """`kgen export RUN`: writes files that run without kgen."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,31 +14,95 @@ from .startup import load_tensorflow
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["saved_model", "onnx", "all"]),
+    type=click.Choice(["saved_model", "onnx", "triton", "all"]),
     default="all",
     show_default=True,
     help="saved_model: a new version in the run's folder, as TF Serving reads it; "
-    "onnx: a file for each signature, such as vae.onnx and vae.encode.onnx.",
+    "onnx: a file for each signature, such as vae.onnx and vae.encode.onnx; triton: "
+    "these files in a model repository, the folder triton; all: the first two.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["nhwc", "nchw"]),
+    default="nhwc",
+    show_default=True,
+    help="Of the images of ONNX files: channels last, or first.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="Of the images of ONNX files: in [0, 1], or whole numbers up to 255.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing; check that the exports are, byte by byte, what was written.",
 )
 @debug_option
-def command(run: Path, file_format: str) -> None:
+def command(run: Path, file_format: str, layout: str, dtype: str, check: bool) -> None:
     """Export RUN, and compare the exported files with the model.
 
     Every file is loaded again and run on batches of 1, 3 and 64; what differs from
     the Keras model by more than its tolerance is deleted, and the command fails.
     """
+    images = {"layout": layout, "dtype": dtype}
+    other = [] if images == {"layout": "nhwc", "dtype": "float32"} else [layout, dtype]
+    if other and file_format == "saved_model":
+        raise click.UsageError("--layout and --dtype are of ONNX files alone.")
     load_tensorflow()
+    if check:
+        _check(run)
+        return
     import kgen
-    from kgen.export import to_onnx, to_saved_model
-    from kgen.recipes import recipe_of_run
+    from kgen.export import to_saved_model
+    from kgen.export.proof import signatures_for
+    from kgen.export.tensorflow_serving import curl, model_name
+    from kgen.recipes import export_metadata
 
-    model = kgen.load(run)
-    if file_format in ("saved_model", "all"):
-        click.echo(to_saved_model(model, run))
-    if file_format in ("onnx", "all"):
-        names = [s.name for s in model.signatures() if "onnx" in s.runtimes]
-        for index, name in enumerate(names):
-            # The first signature is what the model is for: it gets the plain name.
-            suffix = f".{name}.onnx" if index else ".onnx"
-            path = run / f"{recipe_of_run(run).recipe_name}{suffix}"
-            click.echo(to_onnx(model, path, signature=name))
+    model, about = kgen.load(run), export_metadata(run)
+    if file_format in ("saved_model", "all") and not other:
+        click.echo(to_saved_model(model, run, metadata=about))
+        click.echo("\nServed by `docker compose up` in this folder, it answers:")
+        served = signatures_for(model, "saved_model")
+        click.echo(f"{curl(model_name(run), served)}\n")
+    if file_format != "saved_model":
+        _write_onnx(model, run, about, other, file_format == "triton", images)
+
+
+def _write_onnx(
+    model: Any,
+    run: Path,
+    about: dict[str, str],
+    other: list[str],
+    triton: bool,
+    images: dict[str, Any],
+) -> None:
+    """Writes a file for each signature, and each into Triton's repository if wanted."""
+    from kgen.export import to_onnx, to_triton
+
+    signatures = [one for one in model.signatures() if "onnx" in one.runtimes]
+    for index, signature in enumerate(signatures):
+        kinds = [*signature.inputs, *signature.outputs.values()]
+        if other and not {"images", "image"} & {*kinds}:
+            continue
+        # The first signature is what the model is for: it gets the plain name.
+        parts = [about["recipe"], *([signature.name] if index else []), *other]
+        path = run / f"{'.'.join(parts)}.onnx"
+        click.echo(to_onnx(model, path, signature.name, metadata=about, **images))
+        if triton:
+            click.echo(f"  {to_triton(path, run / 'triton')}")
+
+
+def _check(run: Path) -> None:
+    """Prints each export whose files are what was written; fails at the first other."""
+    from kgen.export import check_sums
+
+    versions = sorted(path.parent for path in run.glob("*/saved_model.pb"))
+    exports = [*versions, *sorted(run.glob("*.onnx"))]
+    if not exports:
+        raise click.UsageError(f"{run} holds no exports yet: kgen export {run.name}.")
+    for path in exports:
+        count = check_sums(path)
+        click.echo(f"{path}: {count} {'file' if count == 1 else 'files'} as written")

@@ -27,6 +27,7 @@ import kgen
 from conformance_processes import Arrays, Shared, state
 from conformance_rows import BATCH_SIZE, ROWS, SEEDS, Row
 from kgen import export, training
+from kgen.export.proof import signatures_for
 
 TABLE = Path(__file__).parents[1] / "docs" / "conformance.md"
 
@@ -320,7 +321,7 @@ def onnx(row, shared):
 
 def largest_proof(model, runtime, proofs) -> str:
     """The largest difference, once every signature of the runtime is proven."""
-    expected = {s.name for s in model.signatures() if runtime in s.runtimes}
+    expected = {one.name for one in signatures_for(model, runtime)}
     received = {proof.signature for proof in proofs}
     require(received == expected, f"{received} exported of {expected}")
     for proof in proofs:

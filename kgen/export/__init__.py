@@ -5,8 +5,10 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
+        "manifest": ["check_sums"],
         "onnx_file": ["to_onnx"],
         "proof": ["Export", "ExportError", "Proof"],
         "saved_model": ["to_saved_model"],
+        "triton": ["to_triton"],
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import time
@@ -10,8 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
 import kgen
 from kgen.data.atomic import replacing
+from kgen.export.image_files import TOLERANCE, as_bytes
+from kgen.export.manifest import write_sums
 from kgen.export.proof import (
     Export,
     ExportError,
@@ -23,6 +29,8 @@ from kgen.export.proof import (
 )
 from kgen.models.base import GenerativeModel, Signature
 
+LAYOUTS = ("nhwc", "nchw")
+DTYPES = ("float32", "uint8")
 OPSET = 18  # The first with BitwiseAnd and BitwiseXor, which the noise needs.
 
 
@@ -30,6 +38,10 @@ def to_onnx(
     model: GenerativeModel,
     path: str | os.PathLike[str],
     signature: str | None = None,
+    *,
+    layout: str = "nhwc",
+    dtype: str = "float32",
+    metadata: dict[str, str] | None = None,
 ) -> Export:
     """Writes one signature of a model as an ONNX file, and proves it.
 
@@ -37,20 +49,24 @@ def to_onnx(
     loaded by a process that imports ONNX Runtime but not kgen or TensorFlow, and run on
     batches of 1, 3 and 64 rows. It appears, or replaces an older one, only if it
     computes what Keras computes in float32. Its metadata name the version of kgen, the
-    model, the signature, and the range of its images. What its users need besides, such
-    as a tokenizer.json, is written beside it.
+    model, the signature, and how its images are to be read. What its users need
+    besides, such as a tokenizer.json, is written beside it, and so are its sums.
 
     Args:
         model: The model; of any precision, the export is float32.
         path: The file. Its folder is made if it is missing.
         signature: Name of the signature; by default the first that exists in ONNX.
+        layout: Of images: "nhwc", [batch, height, width, channels], or "nchw".
+        dtype: Of images: "float32", in [0, 1], or "uint8". torch-fidelity, for one,
+            takes the signature `decode` of a GAN with "nchw" and "uint8".
+        metadata: What else its metadata say, such as the names of classes.
 
     Returns:
         The file, and its difference from Keras.
 
     Raises:
         ExportError: It does not convert, does not run, or differs from Keras.
-        ValueError: The model has no such signature.
+        ValueError: The model has no such signature, or there is no such layout.
         OSError: The file cannot be written.
 
     Example:
@@ -71,13 +87,14 @@ def to_onnx(
             f"`signature` must be one that {type(model).__name__} offers in ONNX: "
             f"{', '.join(available)}. Received: signature={signature!r}"
         )
-    chosen = available[name]
+    chosen = _with_images_as(available[name], layout, dtype)
     with staged(path.parent, path.name) as temporary:
         # What the converter complained about is the best explanation of a file that
         # ONNX Runtime refuses, and noise if the file is right.
         with _complaints() as complaints:
             proto = _convert(chosen, complaints)
-        _describe(proto, chosen, type(model).__name__)
+        about = {"model": type(model).__name__, **(metadata or {})}
+        _describe(proto, chosen, about)
         temporary.write_bytes(proto.SerializeToString())
         try:
             proofs = prove(temporary, [chosen], "onnx")
@@ -90,6 +107,7 @@ def to_onnx(
             with replacing(path.parent / name) as file:
                 file.write(text.encode())
         temporary.replace(path)
+        write_sums(path, tuple(chosen.files))
     return Export(path, proofs, num_bytes, time.monotonic() - start)
 
 
@@ -151,7 +169,69 @@ def _unknown_operations(graph: Any) -> set[str]:
     return unknown
 
 
-def _describe(proto: Any, signature: Signature, model_name: str) -> None:
+def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
+    """The signature with images of another layout and type, in and out."""
+    if layout not in LAYOUTS or dtype not in DTYPES:
+        raise ValueError(
+            f"`layout` must be one of {', '.join(LAYOUTS)}, and `dtype` one of "
+            f"{', '.join(DTYPES)}. Received: layout={layout!r}, dtype={dtype!r}"
+        )
+    first, is_uint8 = layout == "nchw", dtype == "uint8"
+    images = [name for name, kind in signature.outputs.items() if kind == "image"]
+    given = [name for name in signature.inputs if name == "images"]
+    how = {
+        "image_layout": layout.upper(),
+        "image_range": "[0, 255]" if is_uint8 else "[0, 1]",
+        "preprocessing": "none" if is_uint8 else "values of 0 to 255 divided by 255",
+    }
+    if not images and not given:
+        if (layout, dtype) != ("nhwc", "float32"):
+            raise ValueError(
+                "`layout` and `dtype` are those of images, and the signature "
+                f"{signature.name} has none. Received: {layout}, {dtype}"
+            )
+        return signature
+    signature = dataclasses.replace(signature, metadata=how | signature.metadata)
+    if (layout, dtype) == ("nhwc", "float32"):
+        return signature
+
+    def function(**inputs):
+        for name in given:
+            value = tf.cast(inputs[name], tf.float32)
+            value = value / 255.0 if is_uint8 else value
+            inputs[name] = tf.transpose(value, [0, 2, 3, 1]) if first else value
+        outputs = dict(signature.function(**inputs))
+        for name in images:
+            value = outputs[name]
+            value = tf.transpose(value, [0, 3, 1, 2]) if first else value
+            outputs[name] = as_bytes(value) if is_uint8 else value
+        return outputs
+
+    def example(num_rows):
+        values = dict(signature.example(num_rows))
+        for name in given:
+            value = np.asarray(values[name])
+            value = value.transpose(0, 3, 1, 2) if first else value
+            values[name] = np.round(255 * value).astype("uint8") if is_uint8 else value
+        return values
+
+    inputs = dict(signature.inputs)
+    for name in given:
+        rows, height, width, channels = inputs[name].shape
+        shape = (channels, height, width) if first else (height, width, channels)
+        inputs[name] = tf.TensorSpec([rows, *shape], dtype)
+    pixels = {name: "pixels" if is_uint8 else "image" for name in images}
+    return dataclasses.replace(
+        signature,
+        function=function,
+        inputs=inputs,
+        outputs=signature.outputs | pixels,
+        example=example,
+        tolerance=TOLERANCE if images and is_uint8 else signature.tolerance,
+    )
+
+
+def _describe(proto: Any, signature: Signature, about: dict[str, str]) -> None:
     """Names the batch dimension, and stores what the file is."""
     values = [(value, signature.inputs[value.name]) for value in proto.graph.input]
     for value, spec in [*values, *((value, None) for value in proto.graph.output)]:
@@ -161,12 +241,10 @@ def _describe(proto: Any, signature: Signature, model_name: str) -> None:
             dimensions[0].dim_param = "batch"
     metadata = {
         "kgen_version": kgen.__version__,
-        "model": model_name,
         "signature": signature.name,
         **signature.metadata,
+        **about,
     }
-    if "image" in signature.outputs.values() or "images" in signature.inputs:
-        metadata["image_range"] = "[0, 1]"
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kgen.export.image_files import share_of_pixels_off, with_image_files
 from kgen.models.base import GenerativeModel, Signature
 
 # One row, a few, and a whole batch: a graph that fixed its batch size, or broadcasts
@@ -46,12 +47,14 @@ class Proof:
         difference: The largest, over all outputs and batches of 1, 3 and 64 rows.
             Absolute for values up to 1, such as pixels; relative to larger ones.
         tolerance: The largest that was accepted.
+        milliseconds: Median time of a call with one row, in the runtime on the CPU.
         notes: Where two tokens were as likely as each other, and it took the other one.
     """
 
     signature: str
     difference: float
     tolerance: float
+    milliseconds: float
     notes: tuple[str, ...] = ()
 
 
@@ -80,7 +83,8 @@ class Export(os.PathLike):
         head = f"{self.path} ({self.num_bytes / 1e6:.2f} MB, {self.seconds:.1f} s)"
         lines = [
             f"  {proof.signature}: differs from Keras by at most "
-            f"{proof.difference:.1e}, tolerance {proof.tolerance:.0e}"
+            f"{proof.difference:.1e}, tolerance {proof.tolerance:.0e}; "
+            f"a row takes {proof.milliseconds:.3g} ms"
             + "".join(f"\n    {note}" for note in proof.notes)
             for proof in self.proofs
         ]
@@ -90,10 +94,12 @@ class Export(os.PathLike):
 def signatures_for(model: GenerativeModel, runtime: str) -> list[Signature]:
     """The signatures of a model that exist in a runtime, in float32.
 
+    Those of image files are among them; see `with_image_files`.
+
     Raises:
         ExportError: There are none.
     """
-    signatures = model.float32_clone().signatures()
+    signatures = with_image_files(model.float32_clone().signatures())
     chosen = [signature for signature in signatures if runtime in signature.runtimes]
     if not chosen:
         names = ", ".join(signature.name for signature in signatures)
@@ -164,7 +170,7 @@ def prove(
             signature.name: _run_keras(signature, inputs[signature.name])
             for signature in signatures
         }
-    received = _replay(path, inputs, runtime)
+    received, milliseconds = _replay(path, inputs, runtime)
     problems: list[str] = []
     proofs = []
     for signature in signatures:
@@ -182,7 +188,13 @@ def prove(
             found += _batch_problems(signature, theirs, ties)
             notes = _tied_rows(signature, theirs, ours, ties)
             proofs.append(
-                Proof(signature.name, max(gaps.values()), signature.tolerance, notes)
+                Proof(
+                    signature.name,
+                    max(gaps.values()),
+                    signature.tolerance,
+                    milliseconds[signature.name],
+                    notes,
+                )
             )
         problems += found
     if problems:
@@ -214,6 +226,8 @@ def _gap(
 ) -> float:
     """How far an output is off; for ids, tokens and text, 0 or infinity.
 
+    Of image files it is the share of the pixels that are off by one.
+
     Where two scores are the same but for rounding, their ids may change places, and
     from the first token on that is tied with another a row may go on as it likes.
     """
@@ -221,6 +235,8 @@ def _gap(
     if ties is not None and kind in ("tokens", "text"):
         differ = _differ(kind, received[name], expected[name], ties)
         return np.inf if differ.any() else 0.0
+    if kind in ("png", "pixels"):
+        return share_of_pixels_off(received[name], expected[name])
     if kind != "items":
         return difference(received[name], expected[name])
     scores = expected["scores"].astype(np.float64)
@@ -292,10 +308,11 @@ def _batches(signature: Signature) -> Batches:
     batches: Batches = {size: {} for size in BATCH_SIZES}
     for name, spec in signature.inputs.items():
         # Text is stored as bytes of one length: an array of objects would be a pickle.
+        value = np.asarray(example[name])
+        if value.dtype.kind == "U":
+            value = np.char.encode(value)
         kind = "S" if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
-        value = np.asarray(
-            np.char.encode(example[name]) if kind == "S" else example[name], kind
-        )
+        value = value.astype(kind)
         has_rows = spec.shape.rank > 0 and spec.shape[0] is None
         for size, batch in batches.items():
             batch[name] = value[:size] if has_rows else value
@@ -319,7 +336,10 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return array.astype(np.bytes_) if array.dtype == object else array
 
 
-def _replay(path: Path, inputs: dict[str, Batches], runtime: str) -> dict[str, Batches]:
+def _replay(
+    path: Path, inputs: dict[str, Batches], runtime: str
+) -> tuple[dict[str, Batches], dict[str, float]]:
+    """What a process of its own computes, and how long a row takes it."""
     with tempfile.TemporaryDirectory(prefix="kgen-proof-") as folder:
         files = [os.path.join(folder, name) for name in ("inputs.npz", "outputs.npz")]
         arrays: dict[str, Any] = {
@@ -350,7 +370,8 @@ def _replay(path: Path, inputs: dict[str, Batches], runtime: str) -> dict[str, B
                 signature, size, name = key.split("/")
                 batches = outputs.setdefault(signature, {})
                 batches.setdefault(int(size), {})[name] = stored[key]
-        return outputs
+        lines = [line.split() for line in result.stdout.splitlines()]
+        return outputs, {name: float(value) for name, value in lines}
 
 
 def _last_line(text: str) -> str:

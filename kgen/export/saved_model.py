@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+import kgen
+from kgen.export.manifest import write_sums
 from kgen.export.proof import (
     Export,
     ExportError,
@@ -19,21 +22,36 @@ from kgen.export.proof import (
     staged,
     trace,
 )
+from kgen.export.tensorflow_serving import (
+    model_name,
+    write_configuration,
+    write_warm_up,
+)
 from kgen.models.base import GenerativeModel, Signature
 
 
-def to_saved_model(model: GenerativeModel, folder: str | os.PathLike[str]) -> Export:
+def to_saved_model(
+    model: GenerativeModel,
+    folder: str | os.PathLike[str],
+    *,
+    metadata: dict[str, str] | None = None,
+) -> Export:
     """Writes a model as the next version of a SavedModel, and proves it.
 
     Each signature is an endpoint of its name; the first is the default one as well.
     The version is loaded by a process that imports TensorFlow but not kgen, and run on
     batches of 1, 3 and 64 rows. It appears in the folder only if it computes what Keras
-    computes in float32; older versions are never touched.
+    computes in float32; older versions are never touched. It holds a request for each
+    endpoint, which TensorFlow Serving makes before it says that it is ready, and the
+    sums of its files. Beside the versions lie the server's configuration and a
+    compose.yaml that starts it, unless there are such files already.
 
     Args:
         model: The model; of any precision, the export is float32.
         folder: Where the versions lie: what TF Serving takes as its
             `--model_base_path`. Made if it is missing.
+        metadata: What else `assets.extra/kgen.json` says, beside the version of kgen,
+            the model, and the kinds of what its endpoints return.
 
     Returns:
         The new version, `folder/1` the first time, and its differences from Keras.
@@ -52,14 +70,13 @@ def to_saved_model(model: GenerativeModel, folder: str | os.PathLike[str]) -> Ex
     signatures = signatures_for(model, "saved_model")
     with staged(folder, "saved_model") as temporary:
         _write(signatures, temporary)
-        files = {name: text for one in signatures for name, text in one.files.items()}
-        for name, text in files.items():
-            extra = temporary / "assets.extra"
-            extra.mkdir(exist_ok=True)
-            (extra / name).write_text(text, encoding="utf-8")
+        _write_extra(signatures, temporary, type(model).__name__, metadata or {})
+        write_warm_up(temporary, model_name(folder), signatures)
         proofs = prove(temporary, signatures, "saved_model")
+        write_sums(temporary)
         num_bytes = size_of(temporary)
-        path = _rename_to_next_version(temporary)
+        path = rename_to_next_version(temporary)
+    write_configuration(folder, signatures)
     return Export(path, proofs, num_bytes, time.monotonic() - start)
 
 
@@ -103,12 +120,34 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
         ) from error
 
 
+def _write_extra(
+    signatures: Sequence[Signature],
+    path: Path,
+    model_name: str,
+    metadata: dict[str, str],
+) -> None:
+    """Writes what the server hands to nobody, but whoever runs it may need."""
+    about = {
+        "kgen_version": kgen.__version__,
+        "model": model_name,
+        "outputs": {one.name: one.outputs for one in signatures},
+        **metadata,
+    }
+    files = {name: text for one in signatures for name, text in one.files.items()}
+    files["kgen.json"] = json.dumps(about, indent=2)
+    extra = path / "assets.extra"
+    extra.mkdir()
+    for name, text in files.items():
+        (extra / name).write_text(text, encoding="utf-8")
+
+
 def _without_graph(message: str) -> str:
     """The message without the node before it and the operation behind it."""
     return message.rpartition("}} ")[2].partition(" [Op:")[0]
 
 
-def _rename_to_next_version(temporary: Path) -> Path:
+def rename_to_next_version(temporary: Path) -> Path:
+    """Gives a folder the next number among those that lie beside it."""
     while True:
         names = [path.name for path in temporary.parent.iterdir()]
         version = 1 + max((int(name) for name in names if name.isdigit()), default=0)

@@ -29,9 +29,9 @@ class Signature:
         function: Takes the inputs as keyword tensors and returns a dict of outputs;
             TensorFlow operations over `layers` only.
         inputs: Specification of each input, the batch first and of any size.
-        outputs: Kind of each output: "image", "latent", "scores"; "items": ids by
-            falling scores, which are the signature's "scores"; "tokens" or "text", that
-            are written one after the other.
+        outputs: Kind of each output: "image", in [0, 1]; "png", image files; "latent",
+            "scores"; "items": ids by falling scores, which are the signature's
+            "scores"; "tokens" or "text", that are written one after the other.
         layers: The Keras layers the function uses: all that an export holds.
         example: Makes valid inputs of n rows, for the exporter's proof.
         runtimes: Where it exists.

@@ -16,7 +16,14 @@ RECIPES = {
 __getattr__, __dir__, _names = lazy.attach(
     __name__,
     submod_attrs={
-        "base": ["Recipe", "presets", "read_record", "recipe_class", "recipe_of_run"],
+        "base": [
+            "Recipe",
+            "export_metadata",
+            "presets",
+            "read_record",
+            "recipe_class",
+            "recipe_of_run",
+        ],
         "bert": ["BERTRecipe"],
         "cfgan": ["CFGANRecipe"],
         "gan": ["GANRecipe"],

@@ -314,8 +314,9 @@ class Recipe:
         )
         evaluation.write_records(folder.metrics, records)
         report(evaluation.table(records))
-        export.to_saved_model(model, folder.path)
-        export.to_onnx(model, self._onnx_file(folder))
+        about = export_metadata(folder.path)
+        export.to_saved_model(model, folder.path, metadata=about)
+        export.to_onnx(model, self._onnx_file(folder), metadata=about)
         return folder.path
 
     def _onnx_file(self, folder) -> Path:
@@ -363,6 +364,7 @@ class Recipe:
             "recipe": self.recipe_name,
             "options": json.loads(json.dumps(dataclasses.asdict(self._located()))),
             "data": {"description": data.describe(), "fingerprint": data.fingerprint},
+            "class_names": self._class_names(model, data),
             "precision": model.dtype_policy.name,
             "strategy": type(strategy).__name__,
             "replicas": strategy.num_replicas_in_sync,
@@ -374,6 +376,11 @@ class Recipe:
             "versions": {"kgen": kgen.__version__} | versions,
             "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
         }
+
+    def _class_names(self, model, data) -> list[str] | None:
+        """The names of the labels that the model takes, or None."""
+        takes_labels = getattr(model, "num_classes", None) is not None
+        return [str(name) for name in data.class_names] if takes_labels else None
 
     def _located(self) -> Recipe:
         """This recipe with paths that hold in any working directory."""
@@ -455,6 +462,20 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             f"fit` writes it. Received: {str(record)[:40]}"
         )
     return record
+
+
+def export_metadata(folder: str | Path) -> dict[str, str]:
+    """What the exports of a run say of it: its recipe, and its classes as JSON.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If its recipe.json is damaged.
+    """
+    record = read_record(folder)
+    about = {"recipe": record["recipe"]}
+    if record.get("class_names"):
+        about["class_names"] = json.dumps(record["class_names"])
+    return about
 
 
 def recipe_of_run(folder: str | Path) -> Recipe:

@@ -14,7 +14,7 @@ import tensorflow as tf
 import kgen
 from kgen.export import ExportError, to_onnx, to_saved_model
 from kgen.export import saved_model as saved_model_module
-from kgen.export.proof import difference, trace
+from kgen.export.proof import difference, signatures_for, trace
 from kgen.export.replay import main as replay
 from kgen.models import VAE, Signature
 
@@ -70,7 +70,8 @@ def saved_model(vae, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def onnx_file(vae, tmp_path_factory):
-    return to_onnx(vae, tmp_path_factory.mktemp("run") / "vae.onnx")
+    path = tmp_path_factory.mktemp("run") / "vae.onnx"
+    return to_onnx(vae, path, metadata={"class_names": '["a", "b", "c"]'})
 
 
 # -- SavedModel ---------------------------------------------------------------
@@ -87,7 +88,7 @@ def test_saved_model_computes_what_the_model_computes(vae, saved_model):
 
 def test_saved_model_has_every_signature_with_its_names(vae, saved_model):
     loaded = tf.saved_model.load(saved_model).signatures
-    ours = {signature.name: signature for signature in vae.signatures()}
+    ours = {one.name: one for one in signatures_for(vae, "saved_model")}
     assert set(loaded) == {*ours, "serving_default"}
     for name, signature in ours.items():
         _, inputs = loaded[name].structured_input_signature
@@ -107,9 +108,10 @@ def test_saved_model_holds_the_networks_once_and_nothing_else(vae, saved_model):
 def test_saved_model_record_says_what_was_found(vae, saved_model):
     assert saved_model.path.name == "1"
     assert [proof.signature for proof in saved_model.proofs] == [
-        signature.name for signature in vae.signatures()
+        one.name for one in signatures_for(vae, "saved_model")
     ]
     assert all(0 <= proof.difference <= 1e-5 for proof in saved_model.proofs)
+    assert all(0 < proof.milliseconds < 1000 for proof in saved_model.proofs)
     assert saved_model.num_bytes > 1000
     assert "generate: differs from Keras by at most" in str(saved_model)
 
@@ -118,13 +120,18 @@ def test_saved_model_that_differs_leaves_older_versions_alone(saved_model):
     folder = saved_model.path.parent
     with pytest.raises(ExportError, match="shifted differ by 0.00.*tolerance 1e-05"):
         to_saved_model(OneSignature(off_by_a_thousandth), folder)
-    assert os.listdir(folder) == ["1"]
+    assert sorted(os.listdir(folder)) == [
+        "1",
+        "batching.config",
+        "compose.yaml",
+        "models.config",
+    ]
 
 
 def test_versions_count_up_from_the_highest(tmp_path):
     for name in ("2", "10", "samples", "new"):
         (tmp_path / name).mkdir()
-    path = saved_model_module._rename_to_next_version(tmp_path / "new")
+    path = saved_model_module.rename_to_next_version(tmp_path / "new")
     assert path == tmp_path / "11"
     assert sorted(os.listdir(tmp_path)) == ["10", "11", "2", "samples"]
 
@@ -162,11 +169,46 @@ def test_onnx_names_its_tensors_and_says_what_it_is(onnx_file):
         "kgen_version": kgen.__version__,
         "model": "VAE",
         "signature": "generate",
+        "image_layout": "NHWC",
         "image_range": "[0, 1]",
+        "preprocessing": "values of 0 to 255 divided by 255",
+        "class_names": '["a", "b", "c"]',
     }
     model = onnx.load(onnx_file)
     onnx.checker.check_model(model)
     assert [opset.version for opset in model.opset_import if not opset.domain] == [18]
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [("nchw", "uint8"), ("nchw", "float32")])
+def test_onnx_images_have_the_layout_that_is_asked_for(vae, tmp_path, layout, dtype):
+    export = to_onnx(
+        vae, tmp_path / "r.onnx", "reconstruct", layout=layout, dtype=dtype
+    )
+    session = onnxruntime.InferenceSession(export)
+    assert session.get_inputs()[0].shape == ["batch", 1, 4, 4]
+    labels = np.array([0, 2], np.int32)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
+    expected = vae.reconstruct(pixels, labels)
+    images = pixels if dtype == "uint8" else np.float32(pixels / 255)
+    inputs = {"images": images.transpose(0, 3, 1, 2), "labels": labels}
+    [received] = session.run(None, inputs)
+    assert received.dtype == dtype
+    received = received.transpose(0, 2, 3, 1)
+    if dtype == "uint8":
+        assert np.abs(received - 255.0 * expected).max() <= 0.501
+    else:
+        np.testing.assert_allclose(received, expected, atol=1e-6)
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["image_layout"] == "NCHW"
+    assert about["image_range"] == ("[0, 255]" if dtype == "uint8" else "[0, 1]")
+
+
+def test_onnx_refuses_a_layout_where_there_are_no_images(tmp_path):
+    with pytest.raises(ValueError, match="signature shift has none"):
+        to_onnx(OneSignature(plus_one), tmp_path / "m.onnx", layout="nchw")
+    with pytest.raises(ValueError, match="`layout` must be one of.*layout='chw'"):
+        to_onnx(OneSignature(plus_one), tmp_path / "m.onnx", layout="chw")
+    assert os.listdir(tmp_path) == []
 
 
 def test_onnx_of_a_mixed_precision_model_is_float32(tmp_path):

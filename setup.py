@@ -14,6 +14,14 @@ def read_version() -> str:
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 
+SERVE = [
+    "starlette>=0.46",
+    "uvicorn>=0.34",
+    "httptools>=0.6",
+    "uvloop>=0.21; sys_platform != 'win32'",
+    "orjson>=3.10",
+]
+
 setup(
     name="kgen",
     version=read_version(),
@@ -51,7 +59,7 @@ setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20"],
         "text": ["tokenizers>=0.21", "sacrebleu>=2.5"],
-        "serve": [],  # The server's dependencies will go here.
+        "serve": SERVE,
         "bench": ["torch==2.13.*"],
         "test": [
             "pytest>=8.4",
@@ -59,6 +67,8 @@ setup(
             "sacrebleu>=2.5",
             "tokenizers>=0.21",
             "setuptools>=77.0",
+            "httpx2>=2.0",
+            *SERVE,
         ],
     },
     classifiers=[

@@ -8,7 +8,7 @@ import click
 
 from kgen import __version__
 
-from . import evaluate, export, fit, generate, list, recommend
+from . import evaluate, export, fit, generate, list, recommend, serve
 from .errors import Interrupted, as_options, describe
 from .options import Settings, SuggestingGroup, debug_option
 
@@ -27,7 +27,7 @@ def kgen() -> None:
     """
 
 
-for module in (fit, generate, recommend, evaluate, export, list):
+for module in (fit, generate, recommend, evaluate, export, serve, list):
     kgen.add_command(module.command)
 
 

@@ -1,0 +1,184 @@
+"""TensorFlow Serving's REST API as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from kgen.serving.batching import Batcher, Busy, Refused
+from kgen.serving.models import ServedModel, Version
+from kgen.serving.rest import BadRequest, read_request, write_answer, write_metadata
+
+MEGABYTE = 2**20
+
+
+def make_application(
+    models: Sequence[ServedModel],
+    *,
+    most_body: int = 16 * MEGABYTE,
+    most_rows: int = 1024,
+    seconds: float = 60.0,
+    refresh_seconds: float = 2.0,
+    report: Callable[[str], Any] = lambda text: None,
+) -> Starlette:
+    """Makes the application that answers for some models.
+
+    Args:
+        models: What to serve.
+        most_body: Bytes that a request may have.
+        most_rows: Rows that a request may have.
+        seconds: How long a body may take to arrive, and an answer to be made.
+        refresh_seconds: How often to look for new versions.
+        report: Takes a line that says what happened.
+    """
+    by_name = {model.name: model for model in models}
+    batcher = Batcher()
+
+    def find(request: Request) -> tuple[ServedModel, Version]:
+        name = request.path_params["name"]
+        model = by_name.get(name)
+        if model is None:
+            raise HTTPException(404, f"Servable not found for request: Latest({name})")
+        wanted = request.path_params.get("version")
+        label = request.path_params.get("label")
+        versions = model.versions
+        number = max(versions)
+        if label is not None:
+            if label not in model.labels:
+                raise HTTPException(
+                    404, f"Unrecognized servable version label: {label}"
+                )
+            number = model.labels[label]
+        if wanted is not None:
+            number = int(wanted) if len(wanted) < 20 and wanted.isdecimal() else -1
+        if number not in versions:
+            raise HTTPException(
+                404, f"Servable not found for request: Specific({name}, {wanted})"
+            )
+        return model, versions[number]
+
+    async def status(request: Request) -> Response:
+        model, version = find(request)
+        one = "version" in request.path_params or "label" in request.path_params
+        numbers = [version.number] if one else sorted(model.versions, reverse=True)
+        states = [
+            {
+                "version": str(number),
+                "state": "AVAILABLE",
+                "status": {"error_code": "OK", "error_message": ""},
+            }
+            for number in numbers
+        ]
+        return JSONResponse({"model_version_status": states})
+
+    async def metadata(request: Request) -> Response:
+        model, version = find(request)
+        return _json(write_metadata(model.name, version))
+
+    async def predict(request: Request) -> Response:
+        _, version = find(request)
+        body = await _body(request, most_body, seconds)
+        endpoint, inputs, by_row = await run_in_threadpool(read_request, body, version)
+        num_rows = len(next(iter(inputs.values())))
+        if num_rows > most_rows:
+            raise HTTPException(
+                413, f"A request has at most {most_rows} rows. Received: {num_rows}"
+            )
+        try:
+            async with asyncio.timeout(seconds):
+                outputs = await batcher(endpoint, inputs)
+        except TimeoutError as error:
+            raise Busy(f"No answer within {seconds:g} s.") from error
+        return _json(await run_in_threadpool(write_answer, outputs, by_row))
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(refresh_seconds)
+            for model in models:
+                failed = dict(model.failed)
+                number = await run_in_threadpool(model.refresh)
+                if number is not None:
+                    report(f"{model.name}: version {number} answers now")
+                for one, reason in model.failed.items() - failed.items():
+                    report(f"{model.name}: version {one} is not loaded: {reason}")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        watcher = asyncio.create_task(watch())
+        yield
+        watcher.cancel()
+        batcher.close()
+
+    routes = [Route("/health", health)]
+    model = "/v1/models/{name}"
+    for place in ("", "/versions/{version}", "/labels/{label}"):
+        routes += [
+            Route(f"{model}{place}:predict", predict, methods=["POST"]),
+            Route(f"{model}{place}/metadata", metadata),
+        ]
+    routes += [
+        Route(f"{model}{place}", status)
+        for place in ("/versions/{version}", "/labels/{label}", "")
+    ]
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={
+            BadRequest: _failed(400),
+            Refused: _failed(400),
+            ClientDisconnect: _failed(400),
+            Busy: _failed(503),
+            HTTPException: _http_error,
+            Exception: _failed(500),
+        },
+    )
+
+
+async def _body(request: Request, most: int, seconds: float) -> bytes:
+    """The body, if it is not too long and does not take too long."""
+    declared = request.headers.get("content-length", "")
+    too_long = HTTPException(413, f"A request has at most {most} bytes.")
+    if declared.isdecimal() and (len(declared) > 15 or int(declared) > most):
+        raise too_long
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise too_long
+                parts.append(part)
+    except TimeoutError as error:
+        message = f"The body did not arrive within {seconds:g} s."
+        raise HTTPException(408, message) from error
+    return b"".join(parts)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _failed(code: int):
+    async def answer(_: Request, error: Exception) -> Response:
+        text = str(error) if code != 500 else f"{type(error).__name__}: {error}"
+        headers = {"Retry-After": "1"} if code == 503 else None
+        return JSONResponse({"error": text}, code, headers)
+
+    return answer
+
+
+async def _http_error(_: Request, error: Any) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)

@@ -1,0 +1,188 @@
+"""The server from its routes to the model, and versions that come and go."""
+
+import concurrent.futures
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from kgen.export import ExportError
+from kgen.serving import ServedModel, make_application
+from served_models import export_model
+
+SHIFT = "/v1/models/shift"
+
+
+@pytest.fixture
+def client(folder):
+    application = make_application([ServedModel(folder)], refresh_seconds=0.05)
+    with TestClient(application) as client:
+        yield client
+
+
+def shifted(client, *rows, place=""):
+    answer = client.post(f"{SHIFT}{place}:predict", json={"instances": rows})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["predictions"]
+
+
+def test_a_model_answers(client):
+    assert shifted(client, [1, 2], [3, 4]) == [[2, 3], [4, 5]]
+    body = {"signature_name": "repeat", "inputs": {"texts": ["ab"], "times": [2]}}
+    answer = client.post(f"{SHIFT}:predict", json=body)
+    assert answer.json() == {
+        "outputs": {"repeated": ["abab"], "file_bytes": [{"b64": "YWJhYg=="}]}
+    }
+    assert answer.headers["content-type"] == "application/json"
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_status_and_metadata(client):
+    available = {
+        "version": "1",
+        "state": "AVAILABLE",
+        "status": {"error_code": "OK", "error_message": ""},
+    }
+    for place in ("", "/versions/1"):
+        answer = client.get(f"{SHIFT}{place}")
+        assert answer.json() == {"model_version_status": [available]}
+        metadata = client.get(f"{SHIFT}{place}/metadata").json()["metadata"]
+        assert "repeat" in metadata["signature_def"]["signature_def"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code", "message"),
+    [
+        ("get", "/v1/models/other", 404, "Servable not found for request: Latest"),
+        ("get", f"{SHIFT}/versions/2", 404, "Specific.shift, 2"),
+        ("get", f"{SHIFT}/versions/{'9' * 5000}", 404, "Servable not found"),
+        ("get", f"{SHIFT}/versions/x", 404, "Servable not found"),
+        ("get", f"{SHIFT}/labels/stable", 404, "Unrecognized servable version label"),
+        ("post", f"{SHIFT}/versions/2:predict", 404, "Servable not found"),
+        ("get", f"{SHIFT}:predict", 404, "Servable not found"),
+        ("get", "/v2", 404, "Not Found"),
+    ],
+)
+def test_what_is_not_there(client, method, path, code, message):
+    answer = client.request(method, path)
+    assert answer.status_code == code
+    assert message.replace(".", "(") in answer.json()["error"].replace(".", "(")
+
+
+def test_what_the_model_refuses_is_the_callers_fault(client):
+    answer = client.post(f"{SHIFT}:predict", json={"inputs": [[1, 200]]})
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error": "`values` too large."},
+    )
+    answer = client.post(f"{SHIFT}:predict", content=b"{")
+    assert answer.status_code == 400 and "JSON Parse" in answer.json()["error"]
+
+
+def test_bodies_and_batches_are_bounded(folder):
+    application = make_application(
+        [ServedModel(folder)], most_body=1000, most_rows=3, seconds=0.3
+    )
+    with TestClient(application) as client:
+        rows = {"inputs": [[0, 0]] * 4}
+        answer = client.post(f"{SHIFT}:predict", json=rows)
+        assert answer.status_code == 413 and "3 rows" in answer.json()["error"]
+        answer = client.post(f"{SHIFT}:predict", content=b" " * 1001)
+        assert answer.status_code == 413 and "1000 bytes" in answer.json()["error"]
+
+        def without_length():
+            for _ in range(1001):
+                yield b" "
+
+        answer = client.post(f"{SHIFT}:predict", content=without_length())
+        assert answer.status_code == 413
+
+
+def test_an_answer_that_takes_too_long_is_given_up(folder):
+    model = ServedModel(folder)
+    [version] = model.versions.values()
+    endpoint = version.endpoints["serving_default"]
+    slow = threading.Event()
+    object.__setattr__(
+        endpoint,
+        "call",
+        lambda arrays: {"shifted": arrays["values"], "none": slow.wait(3)},
+    )
+    with TestClient(make_application([model], seconds=0.2)) as client:
+        answer = client.post(f"{SHIFT}:predict", json={"inputs": [[0, 0]]})
+        assert answer.status_code == 503 and "within 0.2 s" in answer.json()["error"]
+        assert answer.headers["retry-after"] == "1"
+        slow.set()
+
+
+def test_a_new_version_takes_over_and_no_request_is_lost(folder, client):
+    stop = threading.Event()
+
+    def ask():
+        found = []
+        while not stop.is_set():
+            [[first, _]] = shifted(client, [0, 0])
+            found.append(first)
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(ask) for _ in range(4)]
+        export_model(folder, 2, added=7.0)
+        for _ in range(200):
+            if client.get(SHIFT).json()["model_version_status"][0]["version"] == "2":
+                break
+            time.sleep(0.05)
+        time.sleep(0.2)
+        stop.set()
+        for one in asked:
+            found = one.result()
+            assert set(found) == {1.0, 7.0} and found == sorted(found)
+    assert client.get(f"{SHIFT}/versions/1").status_code == 404
+
+
+def test_a_label_keeps_its_version(folder):
+    export_model(folder, 2, added=7.0)
+    model = ServedModel(folder, {"stable": 1})
+    with TestClient(make_application([model])) as client:
+        assert shifted(client, [0, 0]) == [[7, 7]]
+        assert shifted(client, [0, 0], place="/labels/stable") == [[1, 1]]
+        assert shifted(client, [0, 0], place="/versions/1") == [[1, 1]]
+        status = client.get(f"{SHIFT}/labels/stable").json()["model_version_status"]
+        assert [one["version"] for one in status] == ["1"]
+    export_model(folder, 3, added=9.0)
+    assert model.refresh() == 3
+    assert sorted(model.versions) == [1, 3]
+    with pytest.raises(ValueError, match="a version in .*Received: old=8"):
+        ServedModel(folder, {"old": 8})
+
+
+def test_a_version_that_was_changed_is_not_loaded(folder):
+    model = ServedModel(folder)
+    path = export_model(folder, 2, added=7.0)
+    (path / "fingerprint.pb").write_bytes(b"another")
+    assert model.refresh() is None
+    assert model.newest == 1 and "fingerprint.pb is changed" in model.failed[2]
+    with pytest.raises(ExportError, match="fingerprint.pb is changed"):
+        ServedModel(folder)
+
+
+def test_a_folder_without_versions_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="kgen export run"):
+        ServedModel(tmp_path / "run")
+
+
+def test_hostile_requests_leave_the_server_as_it_was(client):
+    rng = np.random.default_rng(0)
+    for index in range(300):
+        kind = index % 3
+        if kind == 0:
+            body = rng.bytes(int(rng.integers(0, 200)))
+        elif kind == 1:
+            body = json.dumps({"inputs": rng.integers(-5, 5, 3).tolist()}).encode()
+        else:
+            body = b"[" * int(rng.integers(1, 5000))
+        assert client.post(f"{SHIFT}:predict", content=body).status_code == 400
+    assert shifted(client, [1, 2]) == [[2, 3]]

@@ -1,0 +1,123 @@
+"""Requests that are answered together."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kgen.serving.batching import Batcher, Busy, Refused
+from kgen.serving.models import Endpoint
+
+
+class Recorder:
+    """An endpoint that doubles; it notes its batches, and waits to be let on."""
+
+    def __init__(self):
+        self.sizes = []
+        self.may_go = threading.Event()
+        self.endpoint = Endpoint(self.call, {}, {}, {})
+
+    def call(self, arrays):
+        assert self.may_go.wait(10)
+        values = arrays["values"]
+        self.sizes.append(len(values))
+        if (values < 0).any():
+            with tf.Graph().as_default():
+                pass
+            tf.debugging.Assert(False, ["`values` must be 0 or more."])
+        if (values > 1000).any():
+            raise MemoryError("too large")
+        return {"doubled": 2 * values}
+
+
+def values(*numbers):
+    return {"values": np.array(numbers, np.float32)}
+
+
+def gather(recorder, requests, **options):
+    """The answers to requests that all come while the first one is at work."""
+
+    async def run():
+        batcher = Batcher(num_threads=1, **options)
+        tasks = [
+            asyncio.create_task(batcher(recorder.endpoint, inputs))
+            for inputs in requests
+        ]
+        await asyncio.sleep(0.1)
+        recorder.may_go.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        batcher.close()
+        return answers
+
+    return asyncio.run(run())
+
+
+def test_what_waits_is_joined_and_comes_apart_again():
+    recorder = Recorder()
+    requests = [values(1), values(2, 3), values(4), values(5, 6, 7)]
+    answers = gather(recorder, requests)
+    assert recorder.sizes == [1, 6]
+    for inputs, outputs in zip(requests, answers, strict=True):
+        np.testing.assert_array_equal(outputs["doubled"], 2 * inputs["values"])
+
+
+def test_a_call_has_no_row_too_many_but_for_a_large_request():
+    recorder = Recorder()
+    requests = [values(0), values(*range(7)), values(1, 2), values(3), values(4, 5)]
+    gather(recorder, requests, most_rows=4)
+    assert recorder.sizes == [1, 7, 3, 2]
+
+
+def test_other_shapes_are_other_calls():
+    recorder = Recorder()
+    wide = {"values": np.zeros((2, 3), np.float32)}
+    answers = gather(recorder, [values(0), values(1), wide, values(2)])
+    assert recorder.sizes == [1, 2, 2]
+    assert answers[2]["doubled"].shape == (2, 3)
+
+
+def test_a_wrong_row_is_refused_alone():
+    recorder = Recorder()
+    good, first, bad, last = gather(
+        recorder, [values(0), values(1), values(-1), values(2)]
+    )
+    assert isinstance(bad, Refused) and "must be 0 or more" in str(bad)
+    assert [x["doubled"].tolist() for x in (good, first, last)] == [[0], [2], [4]]
+
+
+def test_an_error_of_another_kind_stays_what_it_is():
+    _, error = gather(Recorder(), [values(0), values(2000)])
+    assert isinstance(error, MemoryError)
+
+
+def test_too_many_rows_are_turned_away():
+    recorder = Recorder()
+    answers = gather(recorder, [values(0), *[values(1, 2)] * 5], most_waiting=6)
+    assert [isinstance(one, Busy) for one in answers] == [False] * 4 + [True] * 2
+
+
+def test_who_has_gone_away_is_left_out():
+    recorder = Recorder()
+
+    async def run():
+        batcher = Batcher(num_threads=1)
+        tasks = [
+            asyncio.create_task(batcher(recorder.endpoint, values(number)))
+            for number in range(3)
+        ]
+        await asyncio.sleep(0.1)
+        tasks[1].cancel()
+        await asyncio.sleep(0.1)
+        recorder.may_go.set()
+        await asyncio.wait(tasks)
+        batcher.close()
+        return tasks
+
+    first, cancelled, last = asyncio.run(run())
+    assert recorder.sizes == [1, 1]
+    assert cancelled.cancelled()
+    assert last.result()["doubled"].tolist() == [4]
+    with pytest.raises(asyncio.CancelledError):
+        cancelled.result()

@@ -1,15 +1,25 @@
 """The README's commands and examples, run as they stand there."""
 
+import base64
+import concurrent.futures
+import io
+import json
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import kgen
 from kgen_cli.main import run
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -51,7 +61,7 @@ def test_fit_leaves_every_file_of_the_table(folder):
     names = re.findall(r"^\| (`[^|]+) \|", README, re.MULTILINE)
     names = [name for cell in names for name in re.findall(r"`([^`]+)`", cell)]
     names = names[: names.index("vae.onnx") + 1]
-    assert len(names) == 9
+    assert len(names) == 12
     for name in names:
         assert (folder / "saved_models" / "vae" / name).exists(), name
     grid = folder / "saved_models" / "vae" / "samples" / "epoch-0002.png"
@@ -73,6 +83,7 @@ def test_a_run_stopped_while_it_exports_is_finished_by_resume(folder, monkeypatc
         words
         for words in commands()
         if not {"multvae", "gpt-shakespeare"} & {*words}
+        and words[0] != "serve"
         and (words[0] != "fit" or "--dry-run" in words)
     ],
     ids=" ".join,
@@ -83,6 +94,55 @@ def test_a_command_of_the_readme_works(folder, words, monkeypatch, capsys):
         words = [*words, "--num-samples", "5"]
     assert run(words) == 0
     assert capsys.readouterr().out
+
+
+def test_the_server_of_the_readme_answers_until_it_is_ended(folder):
+    [curl] = [block for block in blocks("sh") if "curl" in block]
+    words = shlex.split(curl[curl.index("curl") :])
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    command = [sys.executable, "-c", "from kgen_cli.main import main; main()"]
+    server = subprocess.Popen(
+        [*command, "serve", "vae", "--port", str(port)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout.readline().startswith("vae: version")
+        url = words[-1].replace("8501", str(port))
+        answer = json.loads(post(url, words[words.index("-d") + 1]))
+        files = [base64.b64decode(one["b64"]) for one in answer["outputs"]]
+        images = [np.array(Image.open(io.BytesIO(file))) for file in files]
+        model = kgen.load(folder / "saved_models" / "vae")
+        expected = np.round(255 * model.generate([0, 1]))[..., 0]
+        assert np.abs(np.array(images) - expected).max() <= 1
+        # Those under way are answered before it ends.
+        many = json.dumps({"inputs": [*range(400)]})
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            asked = [threads.submit(post, url, many) for _ in range(8)]
+            time.sleep(0.3)
+            server.terminate()
+            for one in asked:
+                assert len(json.loads(one.result())["outputs"]) == 400
+        assert server.wait(30) == -signal.SIGTERM
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def post(url, body):
+    """The answer, once the server is there."""
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(url, body.encode(), timeout=60) as answer:
+                return answer.read()
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError):
+                raise
+            time.sleep(0.1)
+    raise AssertionError("the server does not answer")
 
 
 def test_another_process_loads_the_model(folder):

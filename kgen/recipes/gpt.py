@@ -27,11 +27,15 @@ class GPTRecipe(TextRecipe):
     (of the validation text itself 0.982), self-BLEU 0.081 (0.119), different words
     over words 0.269 (0.244).
 
-    `benchmarks/gpt_rates.py`, median of 8 and 10 pairs: this size with learned
-    positions trains 1.32 times (1.15 to 1.54) as fast as PyTorch 2.13, eager, and 1.33
-    (1.17 to 1.46) as torch.compile; 511 tokens at a context of 512 are written 6.6
-    times (6.2 to 7.4) as fast as without the cache, 0.24 times (0.22 to 1.03) as fast
-    as by a cached loop in PyTorch.
+    On two cores of a Xeon with AMX, 2026-11-28: 1.674 and 1.546 nats, after 3 and 10
+    minutes, beside other work.
+
+    `benchmarks/gpt_rates.py` on that Xeon: this size with learned positions trains 0.94
+    times (0.89 to 1.16, 5 pairs) as fast as PyTorch 2.13, eager, and 0.90 (0.83 to
+    1.15) as torch.compile; on the EPYC, with a step that was a fifth longer, 1.32 (1.15
+    to 1.54, 8 pairs) and 1.33 (1.17 to 1.46). At a context of 512, 511 tokens are
+    written 52 times (44 to 61, 8 pairs) as fast as without the cache, and 2.9 times
+    (1.8 to 9.2) as fast as by a cached loop in PyTorch.
     """
 
     recipe_name: ClassVar[str] = "gpt"

@@ -20,6 +20,15 @@ from kgen.nn.sampling import NEUTRAL, next_tokens
 from kgen.nn.transformer import drop, tied_logits
 
 POSITIONS = ("rotary", "learned")
+# What the settings of `next_tokens` may be: arguments of `_each`.
+RANGES: dict[str, dict[str, Any]] = {
+    "temperature": {},
+    "top_k": {"dtype": np.int32, "high": 2**31 - 1},
+    "top_p": {"high": 1, "above": True},
+    "min_p": {"high": 1},
+    "repetition_penalty": {"above": True},
+}
+MOST_SERVED = 4096  # tokens for a row that a SavedModel writes
 MOST = 64  # tokens written in one call, ...
 PIECE = 8  # ... and where somebody waits for them, or for a stop
 
@@ -461,13 +470,8 @@ class GPT(ReadsText, GenerativeModel):
             )
         values = NEUTRAL | settings
         knobs = {
-            "temperature": _each("temperature", values["temperature"], n, low=0),
-            "top_k": _each("top_k", values["top_k"], n, np.int32, 0, 2**31 - 1),
-            "top_p": _each("top_p", values["top_p"], n, low=0, high=1, above=True),
-            "min_p": _each("min_p", values["min_p"], n, low=0, high=1),
-            "repetition_penalty": _each(
-                "repetition_penalty", values["repetition_penalty"], n, low=0, above=True
-            ),
+            name: _each(name, values[name], n, **limits_)
+            for name, limits_ in RANGES.items()
         }
         longest = max(
             (len(r) + limit for r, limit in zip(rows, limits, strict=True)), default=0
@@ -591,15 +595,15 @@ class GPT(ReadsText, GenerativeModel):
             written, *_ = self._write(*state, seeds, 0, limits, settings, most)
             return written
 
-        def encoded(prompts):
+        def encoded(prompts, values):
             rows = self.text.encode_strings(prompts)
             message = "`prompts` must hold a character at least, such as a new line."
             some = tf.debugging.Assert(tf.reduce_all(rows.row_lengths() > 0), [message])
-            with tf.control_dependencies([some]):
+            with tf.control_dependencies([some, *_asserts(values)]):
                 return tf.identity(rows.to_tensor(-1))
 
         def write_text(prompts, **values):
-            tokens, _ = write(encoded(prompts), **values)
+            tokens, _ = write(encoded(prompts, values), **values)
             return {"text": self.text.decode_ids(tokens)}
 
         def example(num_rows):
@@ -650,7 +654,9 @@ class GPT(ReadsText, GenerativeModel):
             tuple(networks),
             example_of_text,
             runtimes=("saved_model",),
-            leads=lambda prompts, **values: write(encoded(prompts), **values)[1],
+            leads=lambda prompts, **values: write(encoded(prompts, values), **values)[
+                1
+            ],
         )
         return [of_text, dataclasses.replace(of_tokens, runtimes=("onnx",))]
 
@@ -669,12 +675,28 @@ def _before(text: str, stops: Sequence[str]) -> str:
     return text[: min([end for end in ends if end >= 0], default=len(text))]
 
 
+def _asserts(values: dict[str, tf.Tensor]) -> list[tf.Operation]:
+    """Operations that fail where a setting of a request is out of its range."""
+    ranges = {"max_new_tokens": {"low": 1, "high": MOST_SERVED}, **RANGES}
+    made = []
+    for name, limits in ranges.items():
+        low, high = limits.get("low", 0), limits.get("high", math.inf)
+        value = tf.cast(values[name], tf.float64)
+        from_low = value > low if limits.get("above") else value >= low
+        fits = tf.reduce_all(from_low & (value <= high) & tf.math.is_finite(value))
+        begin = "above" if limits.get("above") else "from"
+        end = "" if high in (math.inf, 2**31 - 1) else f" to {high}"
+        message = f"`{name}` must be {begin} {low}{end}."
+        made.append(tf.debugging.Assert(fits, [message]))
+    return made
+
+
 def _each(
     name: str,
     values: Any,
     num_rows: int,
     dtype: Any = np.float32,
-    low: float = 0.0,
+    low: float = 0,
     high: float = math.inf,
     above: bool = False,
 ) -> np.ndarray:

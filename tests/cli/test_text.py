@@ -139,6 +139,19 @@ def test_both_exports_write_what_keras_writes():
         tf.saved_model.load("saved_models/gpt/1").signatures["generate"](
             prompts=tf.constant(["to be", ""]), **knobs
         )
+    for name, wrong in (
+        ("top_p", 0.0),
+        ("temperature", -1.0),
+        ("min_p", float("nan")),
+        ("repetition_penalty", float("inf")),
+        ("max_new_tokens", 2**31 - 1),
+        ("max_new_tokens", 0),
+    ):
+        values = knobs | {name: tf.constant([wrong, wrong], knobs[name].dtype)}
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"`{name}` must be"):
+            tf.saved_model.load("saved_models/gpt/1").signatures["generate"](
+                prompts=tf.constant(prompts), **values
+            )
     session = onnxruntime.InferenceSession("saved_models/gpt/gpt.onnx")
     tokenizer = tokenizers.Tokenizer.from_file("saved_models/gpt/tokenizer.json")
     rows = [np.array(one.ids) for one in tokenizer.encode_batch(prompts)]

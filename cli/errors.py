@@ -50,6 +50,8 @@ def describe(error: Exception) -> str:
         raised_in_graph = _PYTHON_ERROR.search(str(error))
         if raised_in_graph:
             return _one_line(raised_in_graph.group(1))
+    if "File too large" in str(error):  # As TensorFlow says it.
+        return f"{_one_line(str(error))}. Make room; a fit goes on with --resume."
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -75,7 +77,8 @@ def _is_raised_by_kgen(error: Exception) -> bool:
     """Whether the error is one of kgen's own, as opposed to a library's or a bug's."""
     if type(error).__module__.startswith("kgen"):
         return True
-    if not isinstance(error, ValueError | TypeError | FloatingPointError):
+    known = ValueError | TypeError | FloatingPointError | ImportError
+    if not isinstance(error, known):
         return False
     frames = list(traceback.walk_tb(error.__traceback__))
     module = frames[-1][0].f_globals.get("__name__", "") if frames else ""

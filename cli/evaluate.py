@@ -29,7 +29,7 @@ from .startup import load_tensorflow
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
-    help="Measure on the first images, or people, only, this many.",
+    help="Measure on the first images, people or windows of text only, this many.",
 )
 @click.option("--data", help="Where the data are now, if they have been moved.")
 @debug_option

@@ -88,9 +88,8 @@ def command(
         del given["stream"]
     if temperature is not None:
         given["temperature"] = temperature
-    if out is not None and given.keys() <= {"temperature", "labels"}:
-        _check_destination(out)  # Before the model has been loaded and has worked.
-
+    if out is not None and not out.parent.is_dir():
+        raise click.UsageError(f"--out: the folder {out.parent} does not exist.")
     load_tensorflow()
     import kgen
 
@@ -130,6 +129,8 @@ def _write_text(
     repetition_penalty: float | None = None,
 ) -> None:
     """Prints the prompt and what follows it, for each seed."""
+    if out is not None and (out.is_dir() or is_run(out.parent)):
+        raise click.UsageError(f"--out is a folder, or in that of a run: {out}")
     seeds = seeds or (0,)
     settings = {
         "temperature": temperature,
@@ -148,8 +149,9 @@ def _write_text(
                 "--stream shows one text: without --out, --num-beams, and a second "
                 "seed."
             )
-        click.echo(prompt, nl=False)
-        for piece in model.stream(prompt, seed=seeds[0], **options):
+        pieces = model.stream(prompt, seed=seeds[0], **options)
+        first = next(pieces, "")  # What is wrong is said before anything is shown.
+        for piece in itertools.chain([prompt, first], pieces):
             click.echo(piece, nl=False)
         click.echo()
         return
@@ -181,8 +183,10 @@ def _fill_masks(
         raise click.UsageError(f"{type(model).__name__} takes no --seeds and no --out.")
     if prompt is None:
         raise click.UsageError("A text is missing: --prompt 'to be or n[MASK]t to be'.")
-    few = min(5, model.vocab_size)
-    guesses = model.fill_mask(prompt, k=few if top_k is None else top_k)
+    most = model.vocab_size
+    if top_k is not None and not 1 <= top_k <= most:
+        raise click.UsageError(f"--top-k must be 1 to {most}, the number of tokens.")
+    guesses = model.fill_mask(prompt, k=top_k or min(5, most))
     for best, *_ in guesses:
         prompt = prompt.replace("[MASK]", best.text, 1)
     click.echo(prompt)
@@ -203,6 +207,7 @@ def _draw_images(
 
     if out is None:
         raise click.UsageError("Images need a place: --out images.png, or a folder.")
+    _check_destination(out)
     seeds = seeds or tuple(range(64))
     if labels is None and getattr(model, "num_classes", None):
         labels = tuple(range(model.num_classes))
@@ -234,8 +239,6 @@ def _check_destination(out: Path) -> None:
         )
     if not out.suffix and out.is_file():
         raise click.UsageError(f"--out is a file, not a folder: {out}")
-    if not out.parent.is_dir():
-        raise click.UsageError(f"--out: the folder {out.parent} does not exist.")
 
 
 def _write_images(images: Any, seeds: tuple[int, ...], out: Path) -> None:

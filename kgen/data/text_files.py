@@ -154,12 +154,17 @@ def _read_file(file: TextFile, text_key: str) -> list[str]:
 def _text_of_line(line: str, text_key: str, origin: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"Each line must be an object in JSON. Received: {line[:200]!r} in "
             f"{origin} (of this line: {error})."
         ) from error
-    if not isinstance(value, dict) or not isinstance(value.get(text_key), str):
+    if isinstance(value, dict) and not isinstance(value.get(text_key, ""), str):
+        raise ValueError(
+            f"What is under the key {text_key!r} must be a text. Received: "
+            f"{type(value[text_key]).__name__} in {origin}."
+        )
+    if not isinstance(value, dict) or text_key not in value:
         keys = ", ".join(value) if isinstance(value, dict) else "no object"
         raise ValueError(
             f"Each line must be an object with a text under the key {text_key!r}. "

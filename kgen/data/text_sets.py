@@ -301,9 +301,10 @@ class TextSet:
             for split, part in texts.items()
         }
         self.splits = {split: len(tokens) for split, tokens in self._tokens.items()}
+        least = min(self.splits.values())
         for split, count in self.splits.items():
             if count <= self.context:
-                fit = f"Try context={count - 1} or less, or t" if count > 1 else "T"
+                fit = f"Try context={least - 1} or less, or t" if least > 1 else "T"
                 raise ValueError(
                     "Each split must have at least context + 1 tokens, one window. "
                     f"Received: {count} in {split} of {self.name}, and "

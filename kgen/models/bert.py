@@ -214,7 +214,8 @@ class BERT(ReadsText, GenerativeModel):
         """
         if isinstance(texts, str):
             return self.fill_mask([texts], k=k)[0]
-        if not 1 <= k <= self.vocab_size:
+        is_whole = isinstance(k, int | np.integer)
+        if not is_whole or not 1 <= k <= self.vocab_size:
             raise ValueError(
                 f"`k` must be in [1, {self.vocab_size}], the number of tokens. "
                 f"Received: k={k}"
@@ -239,12 +240,15 @@ class BERT(ReadsText, GenerativeModel):
         """The mean vector of each text's tokens: float32 [n, width].
 
         Args:
-            texts: A list of texts, or of lists of tokens; none is empty.
+            texts: A text, which gives [width], or a list of texts, or of lists of
+                tokens; none is empty.
 
         Raises:
             ValueError: A text is empty, longer than the context, or holds what the
                 tokenizer does not know.
         """
+        if isinstance(texts, str):
+            return self.embed([texts])[0]
         rows = [
             self._checked(self.encode(text) if isinstance(text, str) else text)
             for text in texts
@@ -254,7 +258,13 @@ class BERT(ReadsText, GenerativeModel):
 
     def _masked_tokens(self, text):
         if not isinstance(text, str):
-            return self._checked(text)
+            row = self._checked(text)
+            if not (row == self.vocab_size).any():
+                raise ValueError(
+                    f"A row must have the mask in it, the token {self.vocab_size}. "
+                    f"Received: {row.tolist()}"
+                )
+            return row
         parts = [self.encode(part) for part in text.split(MASK)]
         if len(parts) < 2:
             raise ValueError(f"A text must have {MASK} in it. Received: {text!r}")
@@ -297,6 +307,14 @@ class BERT(ReadsText, GenerativeModel):
             rows = np.minimum(example(num_rows)["tokens"], self.vocab_size - 1)
             return {"texts": [self.text.decode(row) for row in rows]}
 
+        def encoded(texts):
+            rows = self.text.encode_strings(texts)
+            lengths = rows.row_lengths()
+            fits = tf.reduce_all((lengths > 0) & (lengths <= self.context))
+            message = f"`texts` must have 1 to {self.context} tokens."
+            with tf.control_dependencies([tf.debugging.Assert(fits, [message])]):
+                return tf.identity(rows.to_tensor(-1))
+
         def of_tokens(name, function, output, runtimes):
             return Signature(
                 name,
@@ -322,11 +340,7 @@ class BERT(ReadsText, GenerativeModel):
         if in_graph:
             of_text = Signature(
                 "embed",
-                lambda texts: {
-                    "embeddings": self._embeddings(
-                        self.text.encode_strings(texts).to_tensor(-1)
-                    )
-                },
+                lambda texts: {"embeddings": self._embeddings(encoded(texts))},
                 {"texts": tf.TensorSpec([None], tf.string)},
                 {"embeddings": "latent"},
                 layers,

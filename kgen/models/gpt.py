@@ -61,7 +61,8 @@ class GPT(ReadsText, GenerativeModel):
     Example:
         >>> model = GPT(tokenizer=CharTokenizer.of_text("to be or not").config())
         >>> model.compile(keras.optimizers.AdamW(1e-3))
-        >>> model.fit(tf.data.Dataset.from_tensors(model.tokens(["to be or not"])))
+        >>> tokens = tf.constant([model.encode("to be or not")])
+        >>> model.fit(tf.data.Dataset.from_tensors({"tokens": tokens}), epochs=3)
         >>> model.generate("to ", max_new_tokens=5, seeds=1)
 
     Reference:
@@ -96,13 +97,18 @@ class GPT(ReadsText, GenerativeModel):
         self._check_arguments()
         self.highest_token = self.vocab_size - 1
 
-        self.make_transformer(rotary=positions == "rotary")
+        self.make_transformer(rotary=self.is_endless)
         self.add_log_metrics(
             keras.metrics.Mean(name="loss"),
             Perplexity(name="perplexity"),
             keras.metrics.Mean(name="bits_per_character"),
         )
         self.built = True
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether texts may be longer than the context."""
+        return self.positions == "rotary"
 
     # -- the loss -------------------------------------------------------------
 
@@ -168,7 +174,7 @@ class GPT(ReadsText, GenerativeModel):
 
     def _embed(self, tokens, places):
         hidden = self.embedding(tf.maximum(tokens, 0))
-        if self.positions == "learned":
+        if not self.is_endless:
             hidden += self.places(tf.minimum(places, self.context - 1))
         return hidden
 
@@ -399,6 +405,11 @@ class GPT(ReadsText, GenerativeModel):
         Raises:
             ValueError: As `generate`.
         """
+        if self.text is None or not isinstance(prompt, str):
+            raise TypeError(
+                "`stream` goes on from one text, of a model with a tokenizer. "
+                f"Received: {type(prompt).__name__}. `generate` takes lists and tokens."
+            )
         rows, _ = self._prompts([prompt])
         stops = self._stops(stop)
         limits, seeds, knobs = self._settings(rows, max_new_tokens, seed, settings)
@@ -417,10 +428,23 @@ class GPT(ReadsText, GenerativeModel):
     def score(self, texts: Any) -> np.ndarray:
         """The log-likelihood of each text, given its first token: float64 [n], in nats.
 
+        The memory it takes grows with the square of the longest text.
+
         Args:
             texts: A list of texts, or of lists of tokens; none is empty.
+
+        Raises:
+            ValueError: A text is empty, holds what the tokenizer does not know, or, for
+                "learned" positions, does not fit the context.
         """
         rows, _ = self._prompts(texts)
+        longest = max(map(len, rows), default=0)
+        if not self.is_endless and longest > self.context + 1:
+            raise ValueError(
+                "With learned positions a text must have at most context + 1 tokens, "
+                f"{self.context + 1}. Received: {longest}. Cut it, or train with "
+                "positions='rotary'."
+            )
         graph = self.graph("score", self._log_likelihoods, tokens=TOKENS)
         parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
         scores = [graph(tokens=padded(part)).numpy() for part in parts]
@@ -476,7 +500,7 @@ class GPT(ReadsText, GenerativeModel):
         longest = max(
             (len(r) + limit for r, limit in zip(rows, limits, strict=True)), default=0
         )
-        if self.positions == "learned" and longest > self.context:
+        if not self.is_endless and longest > self.context:
             raise ValueError(
                 "With learned positions a prompt and its text must fit the context of "
                 f"{self.context} tokens. Received: {longest} of both together. Shorten "
@@ -485,7 +509,8 @@ class GPT(ReadsText, GenerativeModel):
         return limits, seeds, knobs
 
     def _check_beams(self, num_beams, settings):
-        if not 1 <= num_beams <= self.vocab_size:
+        is_whole = isinstance(num_beams, int | np.integer)
+        if not is_whole or not 1 <= num_beams <= self.vocab_size:
             raise ValueError(
                 f"`num_beams` must be in [1, {self.vocab_size}], the number of tokens. "
                 f"Received: num_beams={num_beams}"
@@ -531,7 +556,11 @@ class GPT(ReadsText, GenerativeModel):
             seeds = np.pad(seeds, spare)
             knobs = {name: np.pad(value, spare) for name, value in knobs.items()}
         limits, done = limits.copy(), 0
-        values = read(tokens=padded(rows))
+        *values, _ = read(tokens=padded(self._within_reach(rows)))
+        held = np.zeros((len(rows), self.vocab_size), bool)
+        for index, row in enumerate(rows):
+            held[index, row] = True
+        values.append(tf.constant(held))
         tokens = np.zeros((num_rows, 0), np.int32)
         step = piece or (PIECE if stops else MOST)
         while done < max(limits):
@@ -552,6 +581,11 @@ class GPT(ReadsText, GenerativeModel):
                     limits[index] = 0  # Nothing more of it is wanted.
             yield found
 
+    def _within_reach(self, rows):
+        """The ends of rows: through all blocks nothing depends on what was before."""
+        reach = self.num_layers * (self.context - 1) + 1
+        return [row[-reach:] for row in rows]
+
     def _searched(self, rows, limits, num_beams):
         graph = self.graph(
             f"search/{num_beams}",
@@ -561,7 +595,7 @@ class GPT(ReadsText, GenerativeModel):
             most=tf.TensorSpec([], tf.int32),
         )
         found = graph(
-            tokens=padded(rows),
+            tokens=padded(self._within_reach(rows)),
             limits=tf.constant(limits),
             most=tf.constant(max(limits)),
         ).numpy()
@@ -575,7 +609,7 @@ class GPT(ReadsText, GenerativeModel):
         the context does.
         """
         networks = [self.embedding, *self.blocks, self.norm]
-        if self.positions == "learned":
+        if not self.is_endless:
             networks.append(self.places)
         knobs = {
             "seeds": tf.TensorSpec([None], tf.int64),
@@ -589,22 +623,33 @@ class GPT(ReadsText, GenerativeModel):
         def write(tokens, seeds, max_new_tokens, **settings):
             caches, logits, places, held = self._read(tokens)
             limits = max_new_tokens
-            if self.positions == "learned":
+            if not self.is_endless:
                 limits = tf.minimum(limits, self.context - places)
-            most, state = tf.reduce_max(limits), (caches, logits, places, held)
+            most = tf.maximum(tf.reduce_max(limits), 0)  # There may be no rows.
+            state = (caches, logits, places, held)
             written, *_ = self._write(*state, seeds, 0, limits, settings, most)
             return written
 
-        def encoded(prompts, values):
+        def checked(prompts, values):
+            """The tokens and the settings: nothing is made of those that are wrong."""
             rows = self.text.encode_strings(prompts)
             message = "`prompts` must hold a character at least, such as a new line."
-            some = tf.debugging.Assert(tf.reduce_all(rows.row_lengths() > 0), [message])
-            with tf.control_dependencies([some, *_asserts(values)]):
-                return tf.identity(rows.to_tensor(-1))
+            lengths = rows.row_lengths()
+            fits = [tf.debugging.Assert(tf.reduce_all(lengths > 0), [message])]
+            if not self.is_endless:
+                short = tf.reduce_all(lengths < self.context)
+                message = f"`prompts` must have fewer than {self.context} tokens."
+                fits.append(tf.debugging.Assert(short, [message]))
+            with tf.control_dependencies([*fits, *_asserts(values)]):
+                values = {name: tf.identity(value) for name, value in values.items()}
+                return tf.identity(rows.to_tensor(-1)), values
+
+        def write_checked(prompts, values):
+            tokens, values = checked(prompts, values)
+            return write(tokens, **values)
 
         def write_text(prompts, **values):
-            tokens, _ = write(encoded(prompts, values), **values)
-            return {"text": self.text.decode_ids(tokens)}
+            return {"text": self.text.decode_ids(write_checked(prompts, values)[0])}
 
         def example(num_rows):
             rng, rows = np.random.default_rng(0), np.arange(num_rows)
@@ -654,9 +699,7 @@ class GPT(ReadsText, GenerativeModel):
             tuple(networks),
             example_of_text,
             runtimes=("saved_model",),
-            leads=lambda prompts, **values: write(encoded(prompts, values), **values)[
-                1
-            ],
+            leads=lambda prompts, **values: write_checked(prompts, values)[1],
         )
         return [of_text, dataclasses.replace(of_tokens, runtimes=("onnx",))]
 
@@ -664,6 +707,8 @@ class GPT(ReadsText, GenerativeModel):
         self.check_transformer_arguments()
         known = self.positions in POSITIONS
         self.check_argument("positions", known, f"be one of {POSITIONS}")
+        enough = self.is_endless or self.context >= 2
+        self.check_argument("context", enough, "be 2 or more with learned positions")
         self.check_argument(
             "tokens_per_character", self.tokens_per_character > 0, "be above 0"
         )
@@ -708,13 +753,18 @@ def _each(
     array = np.asarray(values)
     whole = dtype != np.int32 or array.dtype.kind in "iu"
     fits = array.ndim == 0 or array.shape == (num_rows,)
-    inside = fits and whole and array.dtype.kind in "iuf" and np.isfinite(array).all()
+    inside = fits and whole and array.dtype.kind in "iuf"
+    if inside and dtype == np.float32:
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype)  # What is too small for it is 0.
+    inside = inside and bool(np.isfinite(array).all())
     if inside:
-        inside = ((array > low if above else array >= low) & (array <= high)).all()
+        above_low = array > low if above else array >= low
+        inside = bool((above_low & (array <= high)).all())
     if not inside:
         kind = "a number" if dtype != np.int32 else "a whole number"
         begin = "above" if above else "from"
-        end = "" if high == math.inf or high == 2**31 - 1 else f" to {high}"
+        end = "" if high == math.inf else f" to {high}"
         raise ValueError(
             f"`{name}` must be {kind} {begin} {low}{end}, or one for each of the "
             f"{num_rows} rows. Received: {name}={values!r}"

@@ -60,14 +60,16 @@ def check_seeds(seeds: Any) -> np.ndarray:
     """Returns seeds as int64 [n].
 
     Raises:
-        ValueError: If they are not whole numbers in one dimension.
+        ValueError: If they are not whole numbers of 64 bits in one dimension.
     """
     array = np.asarray(list(seeds) if isinstance(seeds, range) else seeds)
     if array.ndim == 0:
         array = array[None]
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+    whole = not array.size or np.issubdtype(array.dtype, np.integer)
+    if array.ndim != 1 or not whole or (array.size and array.max() >= 2**63):
         raise ValueError(
-            "`seeds` must be whole numbers in one dimension, such as range(64). "
+            "`seeds` must be whole numbers below 2**63 in one dimension, such as "
+            "range(64). "
             f"Received: an array of shape {array.shape} and type {array.dtype}."
         )
     return array.astype(np.int64)

@@ -47,6 +47,12 @@ class ReadsText:
         self, tokenizer: dict[str, Any] | None, vocab_size: int | None
     ) -> None:
         """Keeps the tokenizer, and the number of tokens, which follows from it."""
+        if tokenizer is not None and not isinstance(tokenizer, dict):
+            raise TypeError(
+                "`tokenizer` must be what a tokenizer's config() returns, such as "
+                "CharTokenizer.of_text(text).config(). Received: "
+                f"{type(tokenizer).__name__}"
+            )
         self.tokenizer = tokenizer
         self.text = None if tokenizer is None else tokenizer_from_config(tokenizer)
         if vocab_size is None and self.text is not None:
@@ -168,8 +174,14 @@ class ReadsText:
         Raises:
             ValueError: There are none, or one that the model does not know.
         """
-        row = np.asarray(tokens, np.int32)
-        if row.ndim != 1 or not len(row):
+        row = np.asarray(tokens)
+        if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+            raise ValueError(
+                "Each row must be a text or a list of whole numbers, tokens. Received: "
+                f"{type(tokens).__name__} of {row.dtype} with {row.ndim} dimensions. "
+                "One row alone is a list in a list."
+            )
+        if not len(row):
             raise ValueError(
                 "A text must hold a token at least. Received: none. A new line, '\\n', "
                 "begins one."
@@ -179,7 +191,7 @@ class ReadsText:
                 f"Tokens must lie in [0, {self.highest_token}]. Received: from "
                 f"{row.min()} to {row.max()}."
             )
-        return row
+        return row.astype(np.int32)
 
 
 def padded(rows: Sequence[np.ndarray]) -> tf.Tensor:

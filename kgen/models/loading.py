@@ -30,4 +30,7 @@ def load(path: str | pathlib.Path) -> GenerativeModel:
             f"{file} is no .keras file, or a damaged one: it is not the zip archive "
             "that Keras writes."
         )
-    return keras.saving.load_model(file, safe_mode=True)
+    try:
+        return keras.saving.load_model(file, safe_mode=True)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{file} is damaged: {error}.") from error

@@ -493,4 +493,9 @@ def recipe_of_run(folder: str | Path) -> Recipe:
     # The folder may have been moved since.
     path = Path(folder)
     options |= {"folder": str(path.parent), "name": path.name}
+    if record["recipe"] not in RECIPES:
+        raise ValueError(
+            f"{path / 'recipe.json'} must name a recipe: {', '.join(RECIPES)}. "
+            f"Received: {record['recipe']!r}"
+        )
     return recipe_class(record["recipe"])(**options)

@@ -61,9 +61,12 @@ class GPTRecipe(TextRecipe):
 
     def sample(self, model: Any, data: Any) -> str:
         """Two texts that go on from where the validation text begins."""
-        half = max(self.context // 2, 1)
-        prompt = data.tokenizer.decode(data.tokens("validation")[:half])
-        texts = model.generate([prompt] * 2, max_new_tokens=4 * half, seeds=0)
+        tokens = data.tokens("validation")[: max(self.context // 2, 1)]
+        # Of learned positions there are no more than the context.
+        room = 4 * len(tokens) if model.is_endless else self.context - len(tokens)
+        prompt = data.tokenizer.decode(tokens)
+        found = model.generate([tokens] * 2, max_new_tokens=room, seeds=0)
+        texts = [data.tokenizer.decode(one) for one in found]
         return "".join(f"{prompt}|{text}\n\n{'-' * 72}\n\n" for text in texts)
 
 

@@ -32,7 +32,7 @@ class TextRecipe(Recipe):
     vocab_size: int | None = option(None, "Number of tokens of bpe, 256 or more.")
     context: int = option(64, "Tokens, at most, that one is predicted from.")
     validation_fraction: float = option(
-        0.1, "Share of the text, at its end, that is not trained on."
+        0.1, "Share of the text, at its end, that is measured on and not trained on."
     )
 
     batch_size: int = option(12, "Windows in a batch, over all devices together.")
@@ -49,6 +49,12 @@ class TextRecipe(Recipe):
     def __post_init__(self) -> None:
         """Checks what can be checked without the data."""
         super().__post_init__()
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                "`validation_fraction` must be above 0 and below 1: what is trained is "
+                "measured. Received: "
+                f"validation_fraction={self.validation_fraction}"
+            )
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
                 "`weight_decay` must be 0 or more, and finite. Received: "

@@ -65,6 +65,11 @@ def test_texts_go_into_a_file(folder, capsys):
     assert run("generate gpt --seeds 0-2 --max-new-tokens 5 --out t.txt".split()) == 0
     assert capsys.readouterr().out == "3 texts: t.txt\n"
     assert (folder / "t.txt").read_text().count("-" * 72) == 2
+    assert run("generate gpt --temperature 0.5 --out poem.md".split()) == 0
+    assert (folder / "poem.md").read_text().startswith("\n")
+    for place in ("no/t.txt", ".", "saved_models/gpt/recipe.json"):
+        assert run(["generate", "gpt", "--out", place]) == 2
+        assert "--out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,7 @@ def test_texts_go_into_a_file(folder, capsys):
         (["--stop", "Z"], 1, "'Z'"),
         (["--labels", "1"], 2, "GPT takes no --labels"),
         (["--stream", "--seeds", "0,1"], 2, "--stream shows one text"),
+        (["--stream", "--stop", ""], 1, "Error: `stop` must not be empty"),
         (["--num-beams", "2", "--top-k", "3"], 1, "no settings of it"),
     ],
 )

@@ -137,6 +137,14 @@ def test_an_embedding_is_the_mean_over_the_tokens(reader):
         np.testing.assert_allclose(vector, hidden.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(reader.embed(texts[:1]), vectors[:1], atol=1e-5)
     assert reader.embed([]).shape == (0, 32)
+    np.testing.assert_allclose(reader.embed(texts[0]), vectors[0], atol=1e-5)
+    served = next(s for s in reader.signatures() if "texts" in s.inputs).function
+    np.testing.assert_allclose(
+        served(texts=tf.constant(texts))["embeddings"], vectors, atol=1e-5
+    )
+    for wrong in ("", "t" * 51):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="1 to 50 tokens"):
+            served(texts=tf.constant([wrong]))
 
 
 def test_a_loaded_model_reads_the_same(reader, tmp_path):
@@ -151,6 +159,9 @@ def test_a_loaded_model_reads_the_same(reader, tmp_path):
         (lambda m: m.fill_mask("to be"), r"must have \[MASK\] in it"),
         (lambda m: m.fill_mask("[MASK]Z"), "'Z'"),
         (lambda m: m.fill_mask("[MASK]", k=0), "`k` must be in"),
+        (lambda m: m.fill_mask("[MASK]", k=1.5), "k=1.5"),
+        (lambda m: m.fill_mask([[1, 2]]), "must have the mask in it"),
+        (lambda m: m.fill_mask([1, 2]), "One row alone is a list in a list"),
         (lambda m: m.fill_mask("[MASK]" + "t" * 50), "at most 50 tokens"),
         (lambda m: m.embed([""]), "a token at least"),
         (lambda m: m.embed([[99]]), "must lie in"),

@@ -195,6 +195,36 @@ def test_a_row_depends_on_itself_alone():
     np.testing.assert_array_equal(longer[:15], together[0])
 
 
+def test_of_a_long_prompt_the_end_is_read(monkeypatch):
+    model = make()
+    reach = 2 * 11 + 1
+    [long] = prompts(5 * reach)
+    lengths = []
+    read = model._read
+    monkeypatch.setattr(
+        model, "_read", lambda tokens: lengths.append(tokens.shape) or read(tokens)
+    )
+    settings = {"repetition_penalty": 5.0, "top_k": 9}
+    [received] = model.generate([long], max_new_tokens=10, seeds=1, **settings)
+    monkeypatch.undo()
+    values = {
+        name: [value]
+        for name, value in {
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            **settings,
+        }.items()
+    }
+    one = {name: value[0] for name, value in values.items()}
+    assert received.tolist() == written_without_a_cache(model, long, 1, 10, one)
+    [end] = model.generate([long[-reach:]], max_new_tokens=10, seeds=1, top_k=9)
+    [whole] = model.generate([long], max_new_tokens=10, seeds=1, top_k=9)
+    np.testing.assert_array_equal(end, whole)
+    # It is as long as it may be, for a prompt that no memory holds the square of.
+    assert len(model.generate([[3] * 300_000], max_new_tokens=2)[0]) == 2
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_nothing_is_traced_twice(monkeypatch, jit_compile):
     model, traces = make(), []
@@ -304,6 +334,7 @@ def test_a_loaded_model_writes_the_same(writer, tmp_path):
         ({"width": 10}, "a multiple of 2 \\* num_heads, 4"),
         ({"positions": "sines"}, "positions='sines'"),
         ({"context": 0}, "context=0"),
+        ({"context": 1, "positions": "learned"}, "2 or more with learned positions"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"tokens_per_character": 0.0}, "be above 0"),
     ],
@@ -328,6 +359,12 @@ def test_arguments_out_of_range_are_refused(options, message):
         ({"top_q": 1}, "Received: top_q"),
         ({"seeds": [1, 2]}, "`seeds` must be a number, or 1"),
         ({"seeds": 0.5}, "whole numbers"),
+        ({"seeds": 2**63}, "below 2..63"),
+        ({"seeds": np.uint64(2**64 - 1)}, "below 2..63"),
+        ({"repetition_penalty": 1e40}, "repetition_penalty=1e.40"),
+        ({"repetition_penalty": 1e-46}, "repetition_penalty=1e-46"),
+        ({"max_new_tokens": 10**11}, "from 1 to 2147483647"),
+        ({"num_beams": 2.0}, "num_beams=2.0"),
         ({"num_beams": 0}, "num_beams=0"),
         ({"num_beams": 2, "top_k": 3}, "no settings of it"),
         ({"stop": ""}, "`stop` must not be empty"),
@@ -346,12 +383,32 @@ def test_prompts_that_cannot_be_read_are_refused(writer):
         writer.generate("Zebra")
     with pytest.raises(ValueError, match="must lie in"):
         writer.generate([[99]])
+    for one in ([1, 2, 3], b"abc"):
+        with pytest.raises(ValueError, match="One row alone is a list in a list"):
+            writer.generate(one)
+    with pytest.raises(ValueError, match="float64"):
+        writer.generate([[1.5, 2]])
+    for number in (2**32 + 1, 2**40):
+        with pytest.raises(ValueError, match=f"from {number} to {number}"):
+            writer.generate(np.array([[number]]))
+    with pytest.raises(TypeError, match="goes on from one text.*Received: list"):
+        next(writer.stream(["to"]))
+    with pytest.raises(TypeError, match="of a model with a tokenizer"):
+        next(make().stream([1, 2]))
+    with pytest.raises(ValueError, match="at most context . 1 tokens, 13"):
+        make(positions="learned").score(prompts(14))
     with pytest.raises(ValueError, match="without a tokenizer takes tokens"):
         make().generate("to")
     with pytest.raises(ValueError, match="`stop` needs a tokenizer"):
         make().generate([[1]], stop="a")
     with pytest.raises(ValueError, match="context of 12 tokens. Received: 13"):
         make(positions="learned").generate(prompts(5), max_new_tokens=8)
+
+
+def test_a_tokenizer_is_given_by_its_configuration():
+    for wrong in ("char", CharTokenizer.of_text("ab")):
+        with pytest.raises(TypeError, match="what a tokenizer's config.. returns"):
+            GPT(tokenizer=wrong)
 
 
 def test_a_batch_of_another_kind_is_refused():

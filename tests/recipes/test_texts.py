@@ -32,6 +32,23 @@ def test_a_gpt_knows_its_tokenizer_and_how_long_tokens_are(text):
     assert sample.count("-" * 72) == 2
 
 
+@pytest.mark.parametrize("context", [2, 9])
+def test_learned_positions_end_where_the_context_does(text, context):
+    recipe = small(recipes.GPTRecipe(), text, positions="learned")
+    recipe = dataclasses.replace(recipe, context=context)
+    data = recipe.open_data()
+    model = recipe.make_model(data, 3)
+    sample = recipe.sample(model, data)
+    assert len(sample.split("|")) == 3
+    assert [one.metric for one in recipe.evaluate(model, data, limit=2)][0] == "loss"
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, float("nan")])
+def test_a_part_of_the_text_is_left_to_measure_on(share):
+    with pytest.raises(ValueError, match="`validation_fraction` must be above 0"):
+        recipes.GPTRecipe(validation_fraction=share)
+
+
 def test_a_bert_reads_the_windows_of_its_data(text):
     recipe = small(recipes.BERTRecipe(), text)
     data = recipe.open_data()

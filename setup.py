@@ -35,7 +35,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["kgen", "kgen.*"]) + ["kgen_cli"],
     package_dir={"kgen": "kgen", "kgen_cli": "cli"},
-    package_data={"kgen": ["py.typed", "evaluation/*.npz"]},
+    package_data={"kgen": ["py.typed", "evaluation/*.npz", "serving/*.html"]},
     entry_points={"console_scripts": ["kgen = kgen_cli.main:main"]},
     # CONTRIBUTING.md says what each of these is for.
     install_requires=[

@@ -232,11 +232,14 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
 
 
 def _describe(proto: Any, signature: Signature, about: dict[str, str]) -> None:
-    """Names the batch dimension, and stores what the file is."""
+    """Names the dimensions of any size, and stores what the file is."""
     values = [(value, signature.inputs[value.name]) for value in proto.graph.input]
     for value, spec in [*values, *((value, None) for value in proto.graph.output)]:
         has_rows = spec is None or (spec.shape.rank > 0 and spec.shape[0] is None)
         dimensions = value.type.tensor_type.shape.dim
+        for place, dimension in enumerate(dimensions):
+            if dimension.dim_param:  # by the converter, such as unk__2211
+                dimension.dim_param = f"{value.name}_{place}"
         if has_rows and len(dimensions):
             dimensions[0].dim_param = "batch"
     metadata = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,9 +17,17 @@ from starlette.routing import Route
 
 from kgen.serving.batching import Batcher, Busy, Refused
 from kgen.serving.models import ServedModel, Version
-from kgen.serving.rest import BadRequest, read_request, write_answer, write_metadata
+from kgen.serving.rest import (
+    BadRequest,
+    definitions,
+    read_request,
+    write_answer,
+    write_metadata,
+)
 
 MEGABYTE = 2**20
+# The page loads nothing from elsewhere.
+POLICY = "default-src 'self' 'unsafe-inline'; img-src data:"
 
 
 def make_application(
@@ -100,6 +109,24 @@ def make_application(
             raise Busy(f"No answer within {seconds:g} s.") from error
         return _json(await run_in_threadpool(write_answer, outputs, by_row))
 
+    async def listing(request: Request) -> Response:
+        found = [
+            {
+                "name": model.name,
+                "version": version.number,
+                "about": version.about,
+                "signature_def": definitions(version),
+            }
+            for model in models
+            for version in [model.versions[model.newest]]
+        ]
+        return JSONResponse({"models": found})
+
+    async def page(request: Request) -> Response:
+        return Response(
+            text, media_type="text/html", headers={"Content-Security-Policy": POLICY}
+        )
+
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
@@ -121,7 +148,12 @@ def make_application(
         watcher.cancel()
         batcher.close()
 
-    routes = [Route("/health", health)]
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    routes = [
+        Route("/", page),
+        Route("/health", health),
+        Route("/v1/models", listing),
+    ]
     model = "/v1/models/{name}"
     for place in ("", "/versions/{version}", "/labels/{label}"):
         routes += [

@@ -81,7 +81,21 @@ def write_answer(outputs: Arrays, by_row: bool) -> bytes:
 
 def write_metadata(name: str, version: Version) -> bytes:
     """The body that says what the endpoints take and return."""
-    definitions = {
+    return orjson.dumps(
+        {
+            "model_spec": {
+                "name": name,
+                "signature_name": "",
+                "version": str(version.number),
+            },
+            "metadata": {"signature_def": {"signature_def": definitions(version)}},
+        }
+    )
+
+
+def definitions(version: Version) -> dict[str, Any]:
+    """The endpoints by name, as TensorFlow Serving describes them."""
+    return {
         key: {
             "inputs": _tensors(endpoint.inputs, endpoint, key),
             "outputs": _tensors(endpoint.outputs, endpoint, key),
@@ -90,16 +104,6 @@ def write_metadata(name: str, version: Version) -> bytes:
         }
         for key, endpoint in version.endpoints.items()
     }
-    return orjson.dumps(
-        {
-            "model_spec": {
-                "name": name,
-                "signature_name": "",
-                "version": str(version.number),
-            },
-            "metadata": {"signature_def": {"signature_def": definitions}},
-        }
-    )
 
 
 def _tensors(

@@ -40,6 +40,17 @@ def test_a_model_answers(client):
     assert client.get("/health").json() == {"status": "ok"}
 
 
+def test_the_page_gets_what_it_shows_from_here(client):
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "http" not in page.text.replace("kgen serve", "")
+    [model] = client.get("/v1/models").json()["models"]
+    assert (model["name"], model["version"]) == ("shift", 1)
+    assert model["about"] == {"model": "Shift"}
+    assert model["signature_def"]["repeat"]["inputs"]["texts"]["dtype"] == "DT_STRING"
+
+
 def test_status_and_metadata(client):
     available = {
         "version": "1",

@@ -1,0 +1,233 @@
+"""Exports in runtimes that are not ours: `tox -e serving`.
+
+Each part has a virtual environment of its own, made with pip in the folder that
+KGEN_REAL_PARTS names, or a temporary one. What is not there (g++, chromium) is skipped.
+"""
+
+import concurrent.futures
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kgen.export import to_onnx, to_saved_model, to_triton
+from kgen.export.tensorflow_serving import WARM_UP
+from kgen.models import VAE
+
+pytestmark = pytest.mark.real
+HERE = Path(__file__).parent / "real"
+SEEDS = [0, 1, -5, 2**40 + 3]
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    return VAE(image_shape=(8, 8, 1), latent_dim=4, hidden_units=(32,))
+
+
+@pytest.fixture(scope="module")
+def images(model):
+    return model.generate(SEEDS)
+
+
+@pytest.fixture(scope="module")
+def saved_model(model, tmp_path_factory):
+    return to_saved_model(model, tmp_path_factory.mktemp("runs") / "vae").path
+
+
+@pytest.fixture(scope="module")
+def onnx_file(model, tmp_path_factory):
+    return to_onnx(model, tmp_path_factory.mktemp("runs") / "vae.onnx").path
+
+
+@pytest.fixture(scope="session")
+def environments(tmp_path_factory):
+    """Makes an environment with some packages and returns its Python."""
+    folder = os.environ.get("KGEN_REAL_PARTS")
+    folder = Path(folder) if folder else tmp_path_factory.mktemp("environments")
+
+    def make(name, *packages):
+        python = folder / name / "bin" / "python"
+        if not (folder / name / "done").exists():
+            subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
+            subprocess.run(
+                [python, "-m", "pip", "install", "--quiet", *packages], check=True
+            )
+            (folder / name / "done").touch()
+        return python
+
+    return make
+
+
+def values_of(command, **options):
+    """What a program prints, as images of four seeds."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    numbers = [float(word) for word in done.stdout.split()]
+    return np.array(numbers, np.float32).reshape(4, 8, 8, 1)
+
+
+def test_tensorflow_from_cpp_without_python(saved_model, images, tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    wheel = Path(tf.__file__).parent
+    program = tmp_path / "generate"
+    libraries = ["-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2"]
+    subprocess.run(
+        ["g++", "-w", "-std=c++17", HERE / "generate.cc", "-o", program]
+        + [f"-I{wheel}/include", f"-L{wheel}", "-Wl,--no-as-needed", *libraries]
+        + [f"-Wl,-rpath,{wheel}"],
+        check=True,
+    )
+    received = values_of([program, saved_model, *map(str, SEEDS)])
+    np.testing.assert_allclose(received, images, rtol=0, atol=1e-5)
+
+
+PRINT_IMAGES = """
+import sys, tensorflow as tf
+assert tf.__version__.startswith("2.20."), tf.__version__
+generate = tf.saved_model.load(sys.argv[1]).signatures["generate"]
+seeds = tf.constant([int(word) for word in sys.argv[2:]], tf.int64)
+for value in generate(seeds=seeds)["images"].numpy().ravel():
+    print(repr(float(value)))
+"""
+
+
+def test_the_tensorflow_of_the_newest_tensorflow_serving(
+    saved_model, images, environments
+):
+    python = environments("tensorflow-2.20", "tensorflow==2.20.*")
+    command = [python, "-c", PRINT_IMAGES, saved_model, *map(str, SEEDS)]
+    received = values_of(command)
+    np.testing.assert_allclose(received, images, rtol=0, atol=1e-5)
+
+
+RUN_ONNX = """
+import sys, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+seeds = numpy.array([int(word) for word in sys.argv[2:]], numpy.int64)
+[images] = session.run(["images"], {"seeds": seeds})
+assert "tensorflow" not in sys.modules
+for value in images.ravel():
+    print(repr(float(value)))
+"""
+
+
+def test_onnxruntime_without_tensorflow(onnx_file, images, environments):
+    python = environments("onnxruntime", "onnxruntime")
+    received = values_of([python, "-c", RUN_ONNX, onnx_file, *map(str, SEEDS)])
+    np.testing.assert_allclose(received, images, rtol=0, atol=1e-5)
+
+
+READ_WARM_UP = """
+import json, sys, tensorflow as tf
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+for record in tf.data.TFRecordDataset(sys.argv[1]):
+    request = PredictionLog.FromString(record.numpy()).predict_log.request
+    inputs = {k: tf.make_ndarray(v).shape for k, v in request.inputs.items()}
+    print(json.dumps([request.model_spec.name, request.model_spec.signature_name,
+                      inputs]))
+"""
+
+
+def test_the_classes_of_tensorflow_serving_read_the_warm_up(
+    saved_model, environments, tmp_path
+):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        + ["--target", tmp_path, "tensorflow-serving-api"],
+        check=True,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", READ_WARM_UP, saved_model / WARM_UP],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    requests = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["vae", "generate_png", {"seeds": [1]}] in requests
+    assert len(requests) == 7
+
+
+@pytest.fixture
+def triton(onnx_file, environments, tmp_path):
+    """The address of a Triton that serves the repository."""
+    python = environments("triton", "numpy<2", "onnxruntime")
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    subprocess.run([*download, "-d", tmp_path, "nvidia-pytriton"], check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    server = tmp_path / "pytriton" / "tritonserver"
+    stub = server / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
+    shutil.copy(stub, server / "backends" / "python")
+    backend = server / "backends" / "onnxruntime"
+    backend.mkdir()
+    shutil.copy(HERE / "triton_backend.py", backend / "model.py")
+    for program in ("bin/tritonserver", f"backends/python/{stub.name}"):
+        (server / program).chmod(0o755)
+    to_triton(onnx_file, tmp_path / "repository")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    libraries = [tmp_path / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
+    process = subprocess.Popen(
+        [server / "bin" / "tritonserver", "--allow-grpc=false", "--allow-metrics=false"]
+        + ["--model-repository", tmp_path / "repository"]
+        + ["--backend-directory", server / "backends", "--http-port", str(port)],
+        env=os.environ
+        | {
+            "PATH": f"{python.parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(next((python.parent.parent / "lib").glob("*/site-*"))),
+            "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/v2/health/ready").close()
+            break
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.5)
+    yield address
+    process.terminate()
+    process.wait(60)
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="a stub of Python 3.11")
+def test_triton(triton, model):
+    def ask(seeds):
+        tensor = {"name": "seeds", "shape": [len(seeds), 1], "datatype": "INT64"}
+        body = json.dumps({"inputs": [tensor | {"data": seeds}]}).encode()
+        url = f"{triton}/v2/models/vae/infer"
+        with urllib.request.urlopen(url, body, timeout=60) as answer:
+            [output] = json.load(answer)["outputs"]
+        return np.array(output["data"], np.float32).reshape(output["shape"])
+
+    seeds = [SEEDS[index % 4] + index for index in range(64)]
+    parts = [seeds[start : start + 4] for start in range(0, 64, 4)]
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        received = np.concatenate([*threads.map(ask, parts)])
+    np.testing.assert_allclose(received, model.generate(seeds), rtol=0, atol=1e-5)
+    with urllib.request.urlopen(f"{triton}/v2/models/vae/stats") as answer:
+        [stats] = json.load(answer)["model_stats"]
+    assert stats["inference_count"] == 64
+    assert stats["execution_count"] < 16  # It has put requests together.

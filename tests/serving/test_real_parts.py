@@ -4,7 +4,9 @@ Each part has a virtual environment of its own, made with pip in the folder that
 KGEN_REAL_PARTS names, or a temporary one. What is not there (g++, chromium) is skipped.
 """
 
+import base64
 import concurrent.futures
+import contextlib
 import json
 import os
 import shutil
@@ -166,6 +168,26 @@ def test_the_classes_of_tensorflow_serving_read_the_warm_up(
     assert len(requests) == 7
 
 
+@contextlib.contextmanager
+def started(command, **options):
+    """A server's address, for a command that takes its port as the last word."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    process = subprocess.Popen([*command, str(port)], **options)
+    try:
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
 @pytest.fixture
 def triton(onnx_file, environments, tmp_path):
     """The address of a Triton that serves the repository."""
@@ -183,33 +205,25 @@ def triton(onnx_file, environments, tmp_path):
     for program in ("bin/tritonserver", f"backends/python/{stub.name}"):
         (server / program).chmod(0o755)
     to_triton(onnx_file, tmp_path / "repository")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
     libraries = [tmp_path / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
-    process = subprocess.Popen(
-        [server / "bin" / "tritonserver", "--allow-grpc=false", "--allow-metrics=false"]
-        + ["--model-repository", tmp_path / "repository"]
-        + ["--backend-directory", server / "backends", "--http-port", str(port)],
-        env=os.environ
-        | {
-            "PATH": f"{python.parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(next((python.parent.parent / "lib").glob("*/site-*"))),
-            "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(f"{address}/v2/health/ready").close()
-            break
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.5)
-    yield address
-    process.terminate()
-    process.wait(60)
+    packages = next((python.parent.parent / "lib").glob("*/site-packages"))
+    command = [server / "bin" / "tritonserver", "--allow-grpc=false"]
+    command += ["--allow-metrics=false", "--model-repository", tmp_path / "repository"]
+    command += ["--backend-directory", server / "backends", "--http-port"]
+    environment = os.environ | {
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(packages),
+        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+    }
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with started(command, env=environment, **quiet) as address:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/v2/health/ready").close()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        yield address
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="a stub of Python 3.11")
@@ -231,3 +245,55 @@ def test_triton(triton, model):
         [stats] = json.load(answer)["model_stats"]
     assert stats["inference_count"] == 64
     assert stats["execution_count"] < 16  # It has put requests together.
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A folder with what drives a browser, and the environment to do it in."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None or shutil.which("npm") is None:
+        pytest.skip("needs Node.js with npm, and chromium")
+    folder = tmp_path_factory.mktemp("browser")
+    packages = ["playwright-core", "onnxruntime-web"]
+    command = ["npm", "install", "--silent", "--prefix", folder, *packages]
+    subprocess.run(command, check=True)
+    for name in ("page.mjs", "onnx.mjs"):
+        shutil.copy(HERE / name, folder)
+    (folder / "empty.html").write_text("<!doctype html><title>ONNX</title>")
+    return folder, os.environ | {"CHROMIUM": chromium}
+
+
+def test_onnxruntime_web_in_a_browser(browser, onnx_file, images):
+    folder, environment = browser
+    shutil.copy(onnx_file, folder / "vae.onnx")
+    with started(
+        [sys.executable, "-m", "http.server", "--bind", "127.0.0.1"],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    ) as address:
+        command = ["node", "onnx.mjs", address, *map(str, SEEDS)]
+        received = values_of(command, cwd=folder, env=environment)
+    np.testing.assert_allclose(received, images, rtol=0, atol=1e-5)
+
+
+def test_the_page_in_a_browser(browser, saved_model, model):
+    folder, environment = browser
+    run = saved_model.parent
+    (run / "recipe.json").write_text("{}")
+    program = "from kgen_cli.main import main; main()"
+    serve = ["serve", str(run), "--embedded", "--port"]
+    with started([sys.executable, "-c", program, *serve]) as address:
+        done = subprocess.run(
+            ["node", "page.mjs", address, folder / "page.png"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["errors"] == [] and not found["wide"]
+    files = [base64.b64decode(one.partition(",")[2]) for one in found["files"]]
+    pixels = np.array([tf.io.decode_png(file).numpy() for file in files])
+    assert np.abs(pixels - np.round(255 * model.generate([0, 1, 2]))).max() <= 1

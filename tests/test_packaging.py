@@ -81,7 +81,11 @@ def test_the_wheel_holds_both_packages_and_nothing_else(source, tmp_path):
         ).decode()
     files = {name for name in names if ".dist-info/" not in name}
     expected = python_files("kgen", "kgen") | python_files("cli", "kgen_cli")
-    data = {"kgen/py.typed", "kgen/evaluation/kgen_mnist_v1.npz"}
+    data = {
+        "kgen/py.typed",
+        "kgen/evaluation/kgen_mnist_v1.npz",
+        "kgen/serving/page.html",
+    }
     assert files == expected | data
     assert "kgen = kgen_cli.main:main" in scripts
     assert f"Version: {kgen.__version__}\n" in metadata

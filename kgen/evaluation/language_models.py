@@ -49,7 +49,8 @@ def evaluate_language_model(
         progress: Called with the number of texts that are written, and their total.
 
     Returns:
-        Records `loss`, `perplexity`, `bits_per_character`, `distinct_words@1` and `@2`,
+        Records `loss`, `perplexity`, `bits_per_character`, `loss[random-batches]` (the
+        estimate of nanoGPT), `distinct_words@1` and `@2`,
         `self_bleu` (where the sacrebleu library is installed), `novelty@5` and
         `tokens_per_second`; the baselines are the frequencies of the tokens in
         training, and the split's own text.
@@ -224,7 +225,30 @@ def _prediction(model, text_set, split, limit, seed, what) -> list[Record]:
         record("loss", "nats/token", lambda nats: float(nats)),
         record("perplexity", "", lambda nats: math.exp(nats)),
         record("bits_per_character", "bits", lambda nats: float(nats * per_bit)),
+        _random_batches(graph, text_set, split, seed, what),
     ]
+
+
+def _random_batches(graph, text_set, split, seed, what) -> Record:
+    """The loss as nanoGPT estimates it: many papers and logs have this one alone."""
+    tokens, size = text_set.tokens(split).astype(np.int32), text_set.context + 1
+    starts = np.random.default_rng(seed).integers(0, len(tokens) - size + 1, (20, 12))
+    windows = tokens[starts[..., None] + np.arange(size)]
+    nats = np.array([np.sum(graph(tf.constant(batch))[0]) for batch in windows])
+    losses = nats / windows[0, :, 1:].size
+    targets = windows[..., 1:].ravel()
+    return Record(
+        metric="loss[random-batches]",
+        value=float(losses.mean()),
+        unit="nats/token",
+        protocol=f"{what}, 20 batches of 12 windows of {text_set.context} that begin "
+        "anywhere; mean; 95 % bootstrap interval over batches",
+        n=targets.size,
+        seed=seed,
+        higher_is_better=False,
+        interval=bootstrap_interval(losses, seed=seed),
+        baseline=("frequencies", _unigram_nats(text_set, targets) / targets.size),
+    )
 
 
 def _window_losses(model, tokens):

@@ -27,8 +27,9 @@ class GPTRecipe(TextRecipe):
     (of the validation text itself 0.982), self-BLEU 0.081 (0.119), different words
     over words 0.269 (0.244).
 
-    On two cores of a Xeon with AMX, 2026-11-28: 1.674 and 1.546 nats, after 3 and 10
-    minutes, beside other work.
+    On two cores of a Xeon with AMX, 2026-11-28: 1.674 and 1.546 nats (by 20 random
+    batches, as nanoGPT estimates it, 1.677 and 1.547), after 3 and 10 minutes, beside
+    other work.
 
     `benchmarks/gpt_rates.py` on that Xeon: this size with learned positions trains 0.94
     times (0.89 to 1.16, 5 pairs) as fast as PyTorch 2.13, eager, and 0.90 (0.83 to

@@ -71,6 +71,15 @@ def test_the_loss_is_that_of_every_token_but_the_first(records, model, text_set)
     assert loss.value < baseline
 
 
+def test_random_batches_are_windows_that_begin_anywhere(records, model, text_set):
+    tokens = text_set.tokens("validation")
+    starts = np.random.default_rng(3).integers(0, len(tokens) - 16, 240)
+    nats = model.score([tokens[start : start + 17] for start in starts])
+    found = records["loss[random-batches]"]
+    assert found.value == pytest.approx(-nats.mean() / 16, rel=1e-5)
+    assert found.n == 240 * 16 and found.interval[0] < found.value < found.interval[1]
+
+
 def test_a_limit_measures_the_first_windows(model, text_set):
     records = evaluate_language_model(model, text_set, limit=2)
     tokens = text_set.tokens("validation")[:33]

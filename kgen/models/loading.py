@@ -1,11 +1,15 @@
 """Models from files."""
 
+import json
 import pathlib
 import zipfile
+from typing import Any
 
 import keras
 
 from kgen.models.base import GenerativeModel
+
+CONTENTS = ("config.json", "metadata.json", "model.weights.h5")
 
 
 def load(path: str | pathlib.Path) -> GenerativeModel:
@@ -13,6 +17,9 @@ def load(path: str | pathlib.Path) -> GenerativeModel:
 
     Args:
         path: A `.keras` file, or the folder of a run, which holds `model.keras`.
+
+    A file from elsewhere runs no code: it may hold weights and the configuration of
+    classes that Keras, kgen or a module that has been imported has registered.
 
     Raises:
         FileNotFoundError: If there is no such file, or no model in the folder yet.
@@ -31,6 +38,58 @@ def load(path: str | pathlib.Path) -> GenerativeModel:
             "that Keras writes."
         )
     try:
+        _check_contents(file)
         return keras.saving.load_model(file, safe_mode=True)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{file} is damaged: {error}.") from error
+
+
+def _check_contents(file: pathlib.Path) -> None:
+    """Refuses a file that holds more than weights and known classes.
+
+    Raises:
+        ValueError: It does; the message says what.
+    """
+    with zipfile.ZipFile(file) as archive:
+        strange = [name for name in archive.namelist() if not _belongs(name)]
+        if strange or "config.json" not in archive.namelist():
+            raise ValueError(
+                f"{file} is not a file that Keras writes: it holds "
+                f"{', '.join(strange[:3]) or 'no config.json'}. It was not loaded."
+            )
+        try:
+            config = json.loads(archive.read("config.json"))
+        except ValueError as error:
+            raise ValueError(
+                f"{file} is damaged: its config.json is no JSON."
+            ) from error
+    for name in sorted(_unknown_classes(config)):
+        raise ValueError(
+            f"{file} names {name}, which could run any code, and was not loaded. If it "
+            "is a layer of yours, register it with "
+            "keras.saving.register_keras_serializable, and import it first."
+        )
+
+
+def _belongs(name: str) -> bool:
+    parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
+    inside = ".." not in parts and not name.startswith("/")
+    return inside and parts[:1] in (("assets",), *((one,) for one in CONTENTS))
+
+
+def _unknown_classes(config: Any) -> set[str]:
+    """What a configuration names that is neither Keras's, kgen's nor registered."""
+    if isinstance(config, list):
+        return set().union(*map(_unknown_classes, config))
+    if not isinstance(config, dict):
+        return set()
+    found = set().union(*map(_unknown_classes, config.values()))
+    name, module = config.get("class_name"), config.get("module")
+    if isinstance(name, str) and "config" in config:
+        registered = keras.saving.get_registered_object(config.get("registered_name"))
+        known = module is None or str(module).split(".")[0] in ("keras", "kgen")
+        if name in ("Lambda", "__lambda__"):
+            found.add("a Lambda")
+        elif not (known or registered):
+            found.add(f"{module}.{name}")
+    return found

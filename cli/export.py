@@ -84,9 +84,9 @@ def _write_onnx(
 
     signatures = [one for one in model.signatures() if "onnx" in one.runtimes]
     for index, signature in enumerate(signatures):
-        kinds = [*signature.inputs, *signature.outputs.values()]
-        if other and not {"images", "image"} & {*kinds}:
-            continue
+        kinds = {*signature.inputs, *signature.outputs.values()}
+        if other and not {"images", "image"} & kinds:
+            continue  # Only images have a layout.
         # The first signature is what the model is for: it gets the plain name.
         parts = [about["recipe"], *([signature.name] if index else []), *other]
         path = run / f"{'.'.join(parts)}.onnx"

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import kgen
+from kgen.export.manifest import write_sums
 from kgen_cli.main import run
 
 
@@ -25,10 +26,17 @@ class MadeUpModel:
         return images.astype(np.float32)
 
     def signatures(self):
-        names = {"generate": ("onnx",), "encode": ("onnx",), "rank": ("saved_model",)}
+        rows = [
+            ("generate", ("onnx",), ["seeds"], "image"),
+            ("encode", ("onnx",), ["images"], "latent"),
+            ("score", ("onnx",), ["items"], "scores"),
+            ("rank", ("saved_model",), ["items"], "items"),
+        ]
         return [
-            types.SimpleNamespace(name=name, runtimes=runtimes)
-            for name, runtimes in names.items()
+            types.SimpleNamespace(
+                name=name, runtimes=runtimes, inputs=inputs, outputs={"output": kind}
+            )
+            for name, runtimes, inputs, kind in rows
         ]
 
 
@@ -158,23 +166,64 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
     assert asked["num_samples"] == 7
 
 
+ONNX = ["made_up.onnx", "made_up.encode.onnx", "made_up.score.onnx"]
+SERVED = ["made_up/", "", "Served by `docker compose up` in this folder, it answers:"]
+
+
 @pytest.mark.parametrize(
-    ("file_format", "written"),
+    ("arguments", "written"),
     [
-        ("saved_model", ["made_up/"]),
-        ("onnx", ["made_up.onnx generate", "made_up.encode.onnx encode"]),
-        ("all", ["made_up/", "made_up.onnx generate", "made_up.encode.onnx encode"]),
+        (["--format", "saved_model"], [*SERVED, "curl made_up", ""]),
+        (["--format", "onnx"], ONNX),
+        ([], [*SERVED, "curl made_up", "", *ONNX]),
+        (
+            ["--format", "triton"],
+            [line for name in ONNX for line in (name, f"  triton/{name}")],
+        ),
+        (
+            ["--layout", "nchw"],
+            ["made_up.nchw.float32.onnx nchw", "made_up.encode.nchw.float32.onnx nchw"],
+        ),
     ],
 )
-def test_export_writes_each_format(file_format, written, monkeypatch, capsys):
-    export = types.ModuleType("kgen.export")
-    export.to_saved_model = lambda model, folder: f"{folder.name}/"
-    export.to_onnx = lambda model, path, signature: f"{path.name} {signature}"
-    monkeypatch.setitem(sys.modules, "kgen.export", export)
-    recipe = types.SimpleNamespace(recipe_name="made_up")
-    monkeypatch.setattr("kgen.recipes.recipe_of_run", lambda _: recipe)
-    assert run(["export", "made_up", "--format", file_format]) == 0
+def test_export_writes_each_format(arguments, written, monkeypatch, capsys):
+    def to_onnx(model, path, signature, *, layout, dtype, metadata):
+        assert metadata == {"recipe": "made_up"}
+        assert signature == (path.name.split(".")[1:-1] or ["generate"])[0] or other
+        return f"{path.name} {layout}" if other else path.name
+
+    other = "--layout" in arguments
+    stubs = {
+        "to_saved_model": lambda model, folder, metadata: f"{folder.name}/",
+        "to_onnx": to_onnx,
+        "to_triton": lambda path, folder: f"{folder.name}/{path.name}",
+        "proof.signatures_for": lambda model, runtime: [],
+        "tensorflow_serving.curl": lambda name, signatures: f"curl {name}",
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"kgen.export.{name}", stub)
+    assert run(["export", "made_up", *arguments]) == 0
     assert capsys.readouterr().out.splitlines() == written
+
+
+def test_export_checks_what_is_there(run_folder, capsys):
+    assert run(["export", "made_up", "--check"]) == 2
+    assert "holds no exports yet" in capsys.readouterr().err
+    (run_folder / "1").mkdir()
+    (run_folder / "1" / "saved_model.pb").write_bytes(b"graph")
+    (run_folder / "made_up.onnx").write_bytes(b"graph")
+    write_sums(run_folder / "1")
+    write_sums(run_folder / "made_up.onnx")
+    assert run(["export", "made_up", "--check"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "saved_models/made_up/1: 1 file as written",
+        "saved_models/made_up/made_up.onnx: 1 file as written",
+    ]
+    (run_folder / "made_up.onnx").write_bytes(b"grapy")
+    assert run(["export", "made_up", "--check"]) == 1
+    assert "made_up.onnx is changed" in capsys.readouterr().err
+    assert run("export made_up --format saved_model --dtype uint8".split()) == 2
+    assert "of ONNX files alone" in capsys.readouterr().err
 
 
 def test_list_shows_recipes_and_runs(capsys):

@@ -68,7 +68,7 @@ def check_seeds(seeds: Any) -> np.ndarray:
     whole = not array.size or np.issubdtype(array.dtype, np.integer)
     if array.ndim != 1 or not whole or (array.size and array.max() >= 2**63):
         raise ValueError(
-            "`seeds` must be whole numbers below 2**63 in one dimension, such as "
+            "`seeds` must be whole numbers in one dimension, below 2**63, such as "
             "range(64). "
             f"Received: an array of shape {array.shape} and type {array.dtype}."
         )

@@ -320,7 +320,7 @@ def test_describe_is_one_line_with_the_notes():
         ({"validation_fraction": 1}, ValueError, "leave something"),
         ({"validation_fraction": float("nan")}, ValueError, "Received: nan"),
         ({"validation_fraction": 0.5, "test_fraction": 0.5}, ValueError, "leave"),
-        ({"context": 90}, ValueError, "Received: 90 in train .*Try context=89 or less"),
+        ({"context": 90}, ValueError, "Received: 90 in train .*Try context=9 or less"),
         ({"context": 10}, ValueError, "10 in validation .*context=9 or less, or take"),
         ({"validation_fraction": 0.01}, ValueError, "1 in validation .*4. Take more"),
     ],

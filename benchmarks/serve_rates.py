@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--images", type=int, default=16, help="of each request")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--in-process", help=argparse.SUPPRESS)
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     record = json.loads((options.run / "recipe.json").read_text())
     labelled = bool(record.get("class_names"))
@@ -126,7 +126,7 @@ def main():
     found = {"in-process": [], **{n: [] for n in (1, 8, 64)}}
     latencies = {n: [] for n in (1, 8, 64)}
     for round_ in range(options.rounds):
-        words = [str(options.run), "--seconds", str(options.seconds), "--in-process=x"]
+        words = [str(options.run), "--seconds", str(options.seconds), "--in-process"]
         result = subprocess.run(
             [sys.executable, __file__, *words],
             stdout=subprocess.PIPE,

@@ -47,11 +47,11 @@ def describe(error: Exception) -> str:
                 "Start all of them again with --resume: they go on from the last "
                 "checkpoint."
             )
+        if "File too large" in str(error):  # No OSError, where TensorFlow writes.
+            return f"{_one_line(str(error))}. Make room; a fit goes on with --resume."
         raised_in_graph = _PYTHON_ERROR.search(str(error))
         if raised_in_graph:
             return _one_line(raised_in_graph.group(1))
-    if "File too large" in str(error):  # As TensorFlow says it.
-        return f"{_one_line(str(error))}. Make room; a fit goes on with --resume."
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

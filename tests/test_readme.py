@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 
 import kgen
+from free_ports import free_port
 from kgen_cli.main import run
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -99,9 +99,7 @@ def test_a_command_of_the_readme_works(folder, words, monkeypatch, capsys):
 def test_the_server_of_the_readme_answers_until_it_is_ended(folder):
     [curl] = [block for block in blocks("sh") if "curl" in block]
     words = shlex.split(curl[curl.index("curl") :])
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", "from kgen_cli.main import main; main()"]
     server = subprocess.Popen(
         [*command, "serve", "vae", "--port", str(port)],

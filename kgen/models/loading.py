@@ -9,17 +9,17 @@ import keras
 
 from kgen.models.base import GenerativeModel
 
-CONTENTS = ("config.json", "metadata.json", "model.weights.h5")
+CONTENTS = ("config.json", "metadata.json", "model.weights.h5", "assets")
 
 
 def load(path: str | pathlib.Path) -> GenerativeModel:
     """Loads a model, its optimizer and its step.
 
-    Args:
-        path: A `.keras` file, or the folder of a run, which holds `model.keras`.
-
     A file from elsewhere runs no code: it may hold weights and the configuration of
     classes that Keras, kgen or a module that has been imported has registered.
+
+    Args:
+        path: A `.keras` file, or the folder of a run, which holds `model.keras`.
 
     Raises:
         FileNotFoundError: If there is no such file, or no model in the folder yet.
@@ -63,10 +63,11 @@ def _check_contents(file: pathlib.Path) -> None:
             raise ValueError(
                 f"{file} is damaged: its config.json is no JSON."
             ) from error
-    for name in sorted(_unknown_classes(config)):
+    unknown = sorted(_unknown_classes(config))
+    if unknown:
         raise ValueError(
-            f"{file} names {name}, which could run any code, and was not loaded. If it "
-            "is a layer of yours, register it with "
+            f"{file} names {unknown[0]}, which could run any code, and was not loaded. "
+            "If it is a layer of yours, register it with "
             "keras.saving.register_keras_serializable, and import it first."
         )
 
@@ -74,7 +75,7 @@ def _check_contents(file: pathlib.Path) -> None:
 def _belongs(name: str) -> bool:
     parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
     inside = ".." not in parts and not name.startswith("/")
-    return inside and parts[:1] in (("assets",), *((one,) for one in CONTENTS))
+    return inside and parts[:1] != () and parts[0] in CONTENTS
 
 
 def _unknown_classes(config: Any) -> set[str]:

@@ -134,9 +134,7 @@ class ServedModel:
         try:
             stamp = max(path.stat().st_mtime_ns for path in folder.rglob("*"))
             if self._stamps.get(number) == stamp:
-                return (
-                    None  # It may be half copied: when it changes, it is tried again.
-                )
+                return None  # Half copied, perhaps: tried again when it has changed.
             self._stamps[number] = stamp
             version = load_version(folder)
         except Exception as error:

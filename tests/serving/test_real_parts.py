@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from free_ports import free_port
 from kgen.export import to_onnx, to_saved_model, to_triton
 from kgen.export.tensorflow_serving import WARM_UP
 from kgen.models import VAE
@@ -171,9 +172,7 @@ def test_the_classes_of_tensorflow_serving_read_the_warm_up(
 @contextlib.contextmanager
 def started(command, **options):
     """A server's address, for a command that takes its port as the last word."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([*command, str(port)], **options)
     try:
         for _ in range(600):

@@ -1,6 +1,7 @@
 """`kgen serve RUN...`: answers requests from exported models."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,7 +26,7 @@ from .startup import load_tensorflow
 @click.option(
     "--embedded",
     is_flag=True,
-    help="Use kgen's own server also where TensorFlow Serving is installed.",
+    help="Use kgen's own server also where TensorFlow Serving or Docker is installed.",
 )
 @debug_option
 def command(
@@ -37,14 +38,17 @@ def command(
 ) -> None:
     """Serve the exports of RUN... over TensorFlow Serving's REST API.
 
-    By tensorflow_model_server if it is installed, else by kgen's own server (pip
-    install kgen[serve]), from the SavedModel and nothing else. A version that is
-    exported meanwhile takes over, and no request is lost.
+    One RUN by tensorflow_model_server if it is installed, or by Docker if it runs;
+    else by kgen's own server (pip install kgen[serve]), from the SavedModel and nothing
+    else. A version that is exported meanwhile takes over, and no request is lost. Only
+    kgen's own has a page at / and OpenAI's completions.
     """
-    server = None if embedded or labels else shutil.which("tensorflow_model_server")
-    if server and len(runs) == 1:
-        _serve_by_tensorflow(server, runs[0], host, port)
-        return
+    real = None
+    if len(runs) == 1 and not embedded and not labels:
+        real = _real_server(runs[0], host, port)
+    if real:
+        click.echo(f"{shlex.join(real)}\n(kgen's own server: --embedded)")
+        os.execvp(real[0], real)  # Signals are its own from here on.
     try:
         import uvicorn
     except ImportError as error:
@@ -52,7 +56,7 @@ def command(
             "The server needs packages that are not installed: pip install kgen[serve]"
         ) from error
     load_tensorflow()
-    from kgen.serving import ServedModel, make_application
+    from kgen.serving import BoundedProtocol, ServedModel, make_application
 
     if labels and len(runs) > 1:
         raise click.UsageError("--label is of one RUN.")
@@ -71,6 +75,7 @@ def command(
         make_application(models, report=click.echo),
         host=host,
         port=port,
+        http=BoundedProtocol,
         log_level="warning",
         timeout_graceful_shutdown=60,
         limit_concurrency=1024,
@@ -86,17 +91,30 @@ def _label(text: str) -> tuple[str, int]:
     return name, int(version)
 
 
-def _serve_by_tensorflow(server: str, run: Path, host: str, port: int) -> None:
-    """Starts the real server on the run's folder, and ends with it."""
-    from kgen.export.tensorflow_serving import model_name
+def _real_server(run: Path, host: str, port: int) -> list[str] | None:
+    """The command that starts TensorFlow Serving on a run's folder; None: it cannot."""
+    from kgen.export.tensorflow_serving import IMAGE, model_name
 
-    arguments = [
-        f"--model_name={model_name(run)}",
-        f"--model_base_path={run.resolve()}",
-        f"--rest_api_port={port}",
-        "--port=0",
+    name, folder = model_name(run), run.resolve()
+    server = shutil.which("tensorflow_model_server")
+    if server:
+        where = [f"--model_name={name}", f"--model_base_path={folder}"]
+        return [server, *where, f"--rest_api_port={port}", "--port=0"]
+    docker = shutil.which("docker")
+    if docker is None or not _answers([docker, "info"]):
+        return None
+    address = f"[{host}]" if ":" in host else host
+    mount = f"type=bind,source={folder},target=/models/{name},readonly"
+    return [
+        *(docker, "run", "--rm", "--publish", f"{address}:{port}:8501"),
+        *("--mount", mount, "--env", f"MODEL_NAME={name}", IMAGE),
     ]
-    click.echo(f"{server} {' '.join(arguments)}")
-    code = subprocess.call([server, *arguments], env=os.environ)
-    if code:
-        raise click.ClickException(f"{server} ended with exit status {code}.")
+
+
+def _answers(command: list[str]) -> bool:
+    """Whether a program is there, and says that all is well."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=10, check=False)
+        return done.returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

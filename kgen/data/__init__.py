@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "CharTokenizer",
             "Tokenizer",
             "tokenizer_from_config",
+            "tokenizer_from_json",
         ],
     },
 )

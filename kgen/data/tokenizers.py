@@ -453,6 +453,28 @@ def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
         ) from error
 
 
+def tokenizer_from_json(tokenizer_json: str) -> Tokenizer:
+    """Returns the tokenizer whose `to_json`, or file of `save`, this is.
+
+    Any tokenizer.json of a BPE on bytes will do; see `BPETokenizer`.
+
+    Raises:
+        ImportError: It is a BPE, and the `tokenizers` library is not installed.
+        ValueError: It is no such text.
+    """
+    try:
+        signs = "".join(json.loads(tokenizer_json)["model"]["vocab"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            "`tokenizer_json` must be the text of a tokenizer.json. Received: "
+            f"{str(tokenizer_json)[:100]!r}"
+        ) from error
+    for tokenizer in (CharTokenizer.of_text(signs or " "), ByteTokenizer()):
+        if tokenizer.to_json() == tokenizer_json:
+            return tokenizer
+    return BPETokenizer(tokenizer_json)
+
+
 def _import_tokenizers() -> Any:
     try:
         import tokenizers

@@ -20,9 +20,9 @@ import tensorflow as tf
 from kgen.export.image_files import share_of_pixels_off, with_image_files
 from kgen.models.base import GenerativeModel, Signature
 
-# One row, a few, and a whole batch: a graph that fixed its batch size, or broadcasts
-# where it should not, differs on one of them.
-BATCH_SIZES = (1, 3, 64)
+# One row, a few, and a whole batch (`Signature.proof_rows`): a graph that fixed its
+# batch size, or broadcasts where it should not, differs on one of them.
+ONE, FEW = 1, 3
 
 # Two candidates for the next token whose scores are as near may change places.
 TIED_TOKENS = 1e-4
@@ -110,20 +110,6 @@ def signatures_for(model: GenerativeModel, runtime: str) -> list[Signature]:
     return chosen
 
 
-def trace(signature: Signature) -> tf.types.experimental.PolymorphicFunction:
-    """A tf.function of a signature whose inputs and outputs carry their names."""
-    names = tuple(signature.inputs)
-    specs = [
-        tf.TensorSpec(spec.shape, spec.dtype, name=name)
-        for name, spec in signature.inputs.items()
-    ]
-
-    def call(*tensors):
-        return signature.function(**dict(zip(names, tensors, strict=True)))
-
-    return tf.function(call, input_signature=specs, autograph=False)
-
-
 @contextlib.contextmanager
 def staged(parent: Path, name: str) -> Iterator[Path]:
     """Yields a free path beside the final one; removes what is there at the end.
@@ -181,7 +167,7 @@ def prove(
             ties = _ties(signature, inputs[signature.name])
             gaps = {
                 (size, name): _gap(signature, name, theirs[size], ours[size], ties)
-                for size in BATCH_SIZES
+                for size in ours
                 for name in signature.outputs
             }
             found = _excesses(signature, gaps)
@@ -235,6 +221,9 @@ def _gap(
     if ties is not None and kind in ("tokens", "text"):
         differ = _differ(kind, received[name], expected[name], ties)
         return np.inf if differ.any() else 0.0
+    if ties is not None:
+        untied = ties[: len(expected[name])] == NO_TIE
+        return difference(received[name][untied], expected[name][untied])
     if kind in ("png", "pixels"):
         return share_of_pixels_off(received[name], expected[name])
     if kind != "items":
@@ -254,10 +243,9 @@ def _ties(signature: Signature, batches: Batches) -> np.ndarray | None:
     """The place of the first tied token of each row, far away where there is none."""
     if signature.leads is None:
         return None
-    rows = {
-        name: tf.constant(value) for name, value in batches[max(BATCH_SIZES)].items()
-    }
-    tied = signature.leads(**rows).numpy() < TIED_TOKENS
+    batch = batches[signature.proof_rows]
+    rows = {name: tf.constant(value) for name, value in batch.items()}
+    tied = tf.function(signature.leads)(**rows).numpy() < TIED_TOKENS
     return np.where(tied.any(axis=1), tied.argmax(axis=1), NO_TIE)
 
 
@@ -280,9 +268,10 @@ def _tied_rows(
     """Says which rows of the largest batch went another way at a tie."""
     if ties is None:
         return ()
-    size = max(BATCH_SIZES)
+    size = signature.proof_rows
     differs = np.zeros(size, bool)
-    for name in signature.outputs:
+    written = [k for k in signature.outputs if signature.outputs[k] != "state"]
+    for name in written:
         rows = theirs[size][name] != ours[size][name]
         differs |= rows.reshape(size, -1).any(axis=1)
     return tuple(
@@ -298,14 +287,14 @@ def size_of(path: Path) -> int:
 
 
 def _batches(signature: Signature) -> Batches:
-    """The first 1, 3 and 64 rows of the same example."""
-    example = signature.example(max(BATCH_SIZES))
+    """The first rows, one, few and all, of the same example."""
+    example = signature.example(signature.proof_rows)
     if example.keys() != signature.inputs.keys():
         raise ExportError(
             f"`example` of the signature {signature.name} must make its inputs, "
             f"{sorted(signature.inputs)}. Received: {sorted(example)}."
         )
-    batches: Batches = {size: {} for size in BATCH_SIZES}
+    batches: Batches = {size: {} for size in (ONE, FEW, signature.proof_rows)}
     for name, spec in signature.inputs.items():
         # Text is stored as bytes of one length: an array of objects would be a pickle.
         value = np.asarray(example[name])
@@ -320,14 +309,13 @@ def _batches(signature: Signature) -> Batches:
 
 
 def _run_keras(signature: Signature, batches: Batches) -> Batches:
-    return {
-        size: {
-            name: _plain(value.numpy())
-            for name, value in signature.function(
-                **{name: tf.constant(value) for name, value in batch.items()}
-            ).items()
-        }
+    outputs = {
+        size: signature.graph(*(tf.constant(batch[name]) for name in signature.inputs))
         for size, batch in batches.items()
+    }
+    return {
+        size: {name: _plain(value.numpy()) for name, value in by_name.items()}
+        for size, by_name in outputs.items()
     }
 
 
@@ -386,7 +374,7 @@ def _structure_problems(
     """What makes outputs incomparable: names, types and shapes."""
     declared = set(signature.outputs)
     problems = []
-    for size in BATCH_SIZES:
+    for size in ours:
         for where, outputs in (("Keras", ours[size]), ("it", theirs.get(size, {}))):
             if set(outputs) != declared:
                 return [
@@ -431,13 +419,14 @@ def _batch_problems(
     """Rows that came out differently because other rows stood beside them."""
     problems = []
     for name in signature.outputs:
-        few = theirs[3]
-        many = {key: values[:3] for key, values in theirs[64].items()}
+        few, all_rows = theirs[FEW], theirs[signature.proof_rows]
+        many = {key: values[:FEW] for key, values in all_rows.items()}
         gap = _gap(signature, name, few, many, ties)
         if not gap <= signature.tolerance:
             problems.append(
-                f"{signature.name}: the first 3 rows of {name} change by {gap:.3g} "
-                f"when 61 others follow, tolerance {signature.tolerance:.3g}"
+                f"{signature.name}: the first {FEW} rows of {name} change by {gap:.3g} "
+                f"when {signature.proof_rows - FEW} others follow, tolerance "
+                f"{signature.tolerance:.3g}"
             )
     return problems
 

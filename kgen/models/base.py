@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator
@@ -31,7 +32,8 @@ class Signature:
         inputs: Specification of each input, the batch first and of any size.
         outputs: Kind of each output: "image", in [0, 1]; "png", image files; "latent",
             "scores"; "items": ids by falling scores, which are the signature's
-            "scores"; "tokens" or "text", that are written one after the other.
+            "scores"; "tokens" or "text", that are written one after the other; "state",
+            numbers that another signature goes on from.
         layers: The Keras layers the function uses: all that an export holds.
         example: Makes valid inputs of n rows, for the exporter's proof.
         runtimes: Where it exists.
@@ -41,6 +43,8 @@ class Signature:
         metadata: What an ONNX file says besides its name and kind.
         files: Text files, by name, that whoever uses an export needs, such as a
             tokenizer.json: beside an ONNX file, in `assets.extra` of a SavedModel.
+        proof_rows: Rows of the largest batch of the proof: fewer than 64 where a row
+            takes megabytes.
         leads: Of a signature that writes tokens: takes its inputs and returns by how
             much each token was ahead of the second best, float32 [batch, time]. Where
             that is next to nothing, a runtime may write another one, and from there on
@@ -58,7 +62,22 @@ class Signature:
     resources: tuple[Any, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    proof_rows: int = 64
     leads: Callable[..., tf.Tensor] | None = None
+
+    @functools.cached_property
+    def graph(self) -> tf.types.experimental.PolymorphicFunction:
+        """The function, traced once; its tensors carry their names."""
+        names = tuple(self.inputs)
+        specs = [
+            tf.TensorSpec(spec.shape, spec.dtype, name=name)
+            for name, spec in self.inputs.items()
+        ]
+
+        def call(*tensors):
+            return self.function(**dict(zip(names, tensors, strict=True)))
+
+        return tf.function(call, input_signature=specs, autograph=False)
 
 
 class GenerativeModel(keras.Model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kgen.data.stops import before, readable
 from kgen.models.base import GenerativeModel, Signature
 from kgen.models.inputs import check_seeds
 from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
@@ -193,7 +193,8 @@ class GPT(ReadsText, GenerativeModel):
             places: The place of the next token, int32 [batch].
             held: Which tokens the prompt holds, bool [batch, vocab_size].
         """
-        lengths = tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)
+        held = self._holds(tokens)
+        tokens, lengths = self._within_reach(tokens)
         places = tf.range(tf.shape(tokens)[1])[None]
         hidden = self._embed(tokens, places)
         mask = self._sees(places, places)
@@ -206,11 +207,32 @@ class GPT(ReadsText, GenerativeModel):
             hidden, seen = block(hidden, places, mask)
             caches += [tf.gather(one, kept, axis=2, batch_dims=1) for one in seen]
         hidden = tf.gather(hidden, lengths - 1, batch_dims=1)
-        return tuple(caches), self._head(hidden), lengths, self._holds(tokens)
+        return tuple(caches), self._head(hidden), lengths, held
+
+    def _within_reach(self, tokens):
+        """The ends of rows, and their lengths: nothing depends on what was before.
+
+        Each block sees `context` tokens, the last of which have seen as many before.
+        """
+        lengths = tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)
+        reach = self.num_layers * (self.context - 1) + 1
+        longest = tf.shape(tokens)[1]
+        begins = tf.maximum(lengths - reach, 0)[:, None]
+        places = begins + tf.range(tf.minimum(longest, reach))[None]
+        places = tf.minimum(places, longest - 1)
+        return tf.gather(tokens, places, batch_dims=1), tf.minimum(lengths, reach)
 
     def _holds(self, tokens):
         """Which tokens each row holds: bool [batch, vocab_size]."""
-        return tf.reduce_any(tokens[..., None] == tf.range(self.vocab_size), axis=1)
+        num_rows = tf.shape(tokens)[0]
+        rows = tf.range(num_rows)[:, None] + tf.zeros_like(tokens)
+        known = tf.where(tokens < 0, self.vocab_size, tokens)  # A column for padding.
+        held = tf.tensor_scatter_nd_update(
+            tf.zeros([num_rows, self.vocab_size + 1], tf.int32),
+            tf.stack([rows, known], axis=2),
+            tf.ones_like(tokens),
+        )
+        return held[:, : self.vocab_size] > 0
 
     def _extend(self, caches, tokens, places):
         """Appends a token to each row: the caches, and the logits of what follows."""
@@ -250,9 +272,8 @@ class GPT(ReadsText, GenerativeModel):
             places: Likewise.
             held: Likewise.
             seeds: int64 [batch].
-            done: How many tokens have been written before: a scalar.
-            limits: How many each row has in the end, int32 [batch]: `done + most` or
-                fewer.
+            done: How many tokens of each row have been written before, int32 [batch].
+            limits: How many it has in the end, int32 [batch].
             settings: Those of `next_tokens`.
             most: A scalar; for XLA no tensor.
 
@@ -381,7 +402,7 @@ class GPT(ReadsText, GenerativeModel):
             written += tokens
         if not is_text:
             return written
-        texts = [_before(self.text.decode(tokens), stops) for tokens in written]
+        texts = [before(self.text.decode(tokens), stops) for tokens in written]
         return texts[0] if isinstance(prompts, str) else texts
 
     def stream(
@@ -413,14 +434,10 @@ class GPT(ReadsText, GenerativeModel):
         rows, _ = self._prompts([prompt])
         stops = self._stops(stop)
         limits, seeds, knobs = self._settings(rows, max_new_tokens, seed, settings)
-        held_back = max((len(text) - 1 for text in stops), default=0)
         shown = 0
         for (tokens,) in self._written(rows, limits, seeds, knobs, stops, PIECE):
             whole = self.text.decode(tokens)
-            text = _before(whole, stops)
-            if text == whole and len(tokens) < limits[0]:
-                # There may be a part only of a stop yet, or of a character.
-                text = text[: max(len(text) - held_back, 0)].rstrip("\ufffd")
+            text = readable(whole, stops, is_whole=len(tokens) == limits[0])
             if len(text) > shown:
                 yield text[shown:]
                 shown = len(text)
@@ -540,7 +557,7 @@ class GPT(ReadsText, GenerativeModel):
             jit_compile=self.jit_compile,
             **state,
             seeds=tf.TensorSpec([None], tf.int64),
-            done=tf.TensorSpec([], tf.int32),
+            done=tf.TensorSpec([None], tf.int32),
             limits=tf.TensorSpec([None], tf.int32),
             settings={
                 name: tf.TensorSpec([None], value.dtype)
@@ -556,11 +573,7 @@ class GPT(ReadsText, GenerativeModel):
             seeds = np.pad(seeds, spare)
             knobs = {name: np.pad(value, spare) for name, value in knobs.items()}
         limits, done = limits.copy(), 0
-        *values, _ = read(tokens=padded(self._within_reach(rows)))
-        held = np.zeros((len(rows), self.vocab_size), bool)
-        for index, row in enumerate(rows):
-            held[index, row] = True
-        values.append(tf.constant(held))
+        values = read(tokens=padded(rows))
         tokens = np.zeros((num_rows, 0), np.int32)
         step = piece or (PIECE if stops else MOST)
         while done < max(limits):
@@ -568,7 +581,7 @@ class GPT(ReadsText, GenerativeModel):
             (new, _), *values = write(
                 **dict(zip(state, values, strict=True)),
                 seeds=tf.constant(seeds),
-                done=tf.constant(done),
+                done=tf.fill([len(rows)], done),
                 limits=tf.constant(np.minimum(limits, done + most)),
                 settings={name: tf.constant(value) for name, value in knobs.items()},
             )
@@ -577,14 +590,9 @@ class GPT(ReadsText, GenerativeModel):
             found = [row[row >= 0] for row in tokens]
             for index, row in enumerate(found):
                 text = self.text.decode(row) if stops else ""
-                if _before(text, stops) != text:
+                if before(text, stops) != text:
                     limits[index] = 0  # Nothing more of it is wanted.
             yield found
-
-    def _within_reach(self, rows):
-        """The ends of rows: through all blocks nothing depends on what was before."""
-        reach = self.num_layers * (self.context - 1) + 1
-        return [row[-reach:] for row in rows]
 
     def _searched(self, rows, limits, num_beams):
         graph = self.graph(
@@ -595,18 +603,22 @@ class GPT(ReadsText, GenerativeModel):
             most=tf.TensorSpec([], tf.int32),
         )
         found = graph(
-            tokens=padded(self._within_reach(rows)),
+            tokens=padded(rows),
             limits=tf.constant(limits),
             most=tf.constant(max(limits)),
         ).numpy()
         return [row[row >= 0] for row in found]
 
     def signatures(self) -> list[Signature]:
-        """`generate`: a prompt in, what follows it out.
+        """`generate`: a prompt in, what follows it out. `read`, `write`: in pieces.
 
-        Text in SavedModel, where the tokenizer runs in a graph; tokens in ONNX. Knobs
-        are inputs, one value for each row. With "learned" positions a text ends where
-        the context does.
+        Prompts are text in SavedModel where the tokenizer runs in a graph, and else
+        tokens. Knobs are inputs, one value for each row. With "learned" positions a
+        text ends where the context does.
+
+        `read` turns prompts into a state; `write` takes it and returns the next tokens,
+        -1 after the last, whether there is more to write, and the state then, else
+        zeros: so a server sends text as it is written, of many prompts at once.
         """
         networks = [self.embedding, *self.blocks, self.norm]
         if not self.is_endless:
@@ -619,52 +631,59 @@ class GPT(ReadsText, GenerativeModel):
                 for name in NEUTRAL
             },
         }
+        takes_text = self.text is not None and self.text.in_graph
+        prompt = (
+            {"prompts": tf.TensorSpec([None], tf.string)}
+            if takes_text
+            else {"tokens": TOKENS}
+        )
 
-        def write(tokens, seeds, max_new_tokens, **settings):
+        def write_all(tokens, seeds, max_new_tokens, **settings):
             caches, logits, places, held = self._read(tokens)
-            limits = max_new_tokens
-            if not self.is_endless:
-                limits = tf.minimum(limits, self.context - places)
+            done = tf.zeros_like(max_new_tokens)
+            limits = self._limits(max_new_tokens, done, places)
             most = tf.maximum(tf.reduce_max(limits), 0)  # There may be no rows.
             state = (caches, logits, places, held)
-            written, *_ = self._write(*state, seeds, 0, limits, settings, most)
+            written, *_ = self._write(*state, seeds, done, limits, settings, most)
             return written
 
-        def checked(prompts, values):
-            """The tokens and the settings: nothing is made of those that are wrong."""
-            rows = self.text.encode_strings(prompts)
-            message = "`prompts` must hold a character at least, such as a new line."
-            lengths = rows.row_lengths()
-            fits = [tf.debugging.Assert(tf.reduce_all(lengths > 0), [message])]
-            if not self.is_endless:
-                short = tf.reduce_all(lengths < self.context)
-                message = f"`prompts` must have fewer than {self.context} tokens."
-                fits.append(tf.debugging.Assert(short, [message]))
-            with tf.control_dependencies([*fits, *_asserts(values)]):
-                values = {name: tf.identity(value) for name, value in values.items()}
-                return tf.identity(rows.to_tensor(-1)), values
+        def write_checked(**values):
+            given = {name: values.pop(name) for name in prompt}
+            return write_all(self._checked_tokens(**given), **_checked(values))
 
-        def write_checked(prompts, values):
-            tokens, values = checked(prompts, values)
-            return write(tokens, **values)
+        def generate(**values):
+            written, _ = write_checked(**values)
+            if takes_text:
+                return {"text": self.text.decode_ids(written)}
+            return {"generated": written}
 
-        def write_text(prompts, **values):
-            return {"text": self.text.decode_ids(write_checked(prompts, values)[0])}
+        def read(**given):
+            return _packed(self._read(self._checked_tokens(**given)))
+
+        def write_next(caches, logits, places, held, seeds, written, **values):
+            knobs = _checked(values)
+            limits = self._limits(knobs.pop("max_new_tokens"), written, places)
+            state = (tuple(tf.unstack(caches, axis=1)), logits, places, held)
+            here = tf.minimum(limits, written + PIECE)
+            tokens, *state = self._write(*state, seeds, written, here, knobs, PIECE)
+            going = written + PIECE < limits
+            return tokens, {"going": going, **_packed(state, going)}
+
+        def write(**values):
+            (tokens, _), state = write_next(**values)
+            return {"tokens": tokens, **state}
 
         def example(num_rows):
             rng, rows = np.random.default_rng(0), np.arange(num_rows)
             half = max(self.context // 2, 1)
-            most = min(half, 16)
+            most = min(half, PIECE + 4)
             lengths = np.where(rows == 0, 1, rng.integers(1, 1 + half, num_rows))
-            tokens = rng.integers(
-                0, self.vocab_size, (num_rows, max(lengths)), np.int32
-            )
+            longest = max(lengths, default=1)
+            tokens = rng.integers(0, self.vocab_size, (num_rows, longest), np.int32)
             # The first row has the most, so that all batches are as wide.
             limits = np.where(rows == 0, most, rng.integers(1, most + 1, num_rows))
             return {
-                "tokens": np.where(
-                    np.arange(max(lengths)) < lengths[:, None], tokens, -1
-                ),
+                "tokens": np.where(np.arange(longest) < lengths[:, None], tokens, -1),
                 "seeds": rows,
                 "max_new_tokens": limits.astype(np.int32),
                 "temperature": np.array([0, 0.7, 1], np.float32)[rows % 3],
@@ -674,34 +693,97 @@ class GPT(ReadsText, GenerativeModel):
                 "repetition_penalty": np.array([1, 1.2], np.float32)[rows // 8 % 2],
             }
 
-        def example_of_text(num_rows):
+        def example_of_prompts(num_rows):
             values = example(num_rows)
-            prompts = [self.text.decode(row) for row in values.pop("tokens")]
-            return {"prompts": prompts, **values}
+            if takes_text:
+                rows = values.pop("tokens")
+                values["prompts"] = [self.text.decode(row) for row in rows]
+            return values
 
-        of_tokens = Signature(
-            "generate",
-            lambda **values: {"generated": write(**values)[0]},
-            {"tokens": TOKENS, **knobs},
-            {"generated": "tokens"},
-            tuple(networks),
-            example,
-            files=self.files_of_tokens(),
-            leads=lambda **values: write(**values)[1],
-        )
-        if self.text is None or not self.text.in_graph:
-            return [of_tokens]
-        of_text = Signature(
-            "generate",
-            write_text,
-            {"prompts": tf.TensorSpec([None], tf.string), **knobs},
-            {"text": "text"},
-            tuple(networks),
-            example_of_text,
-            runtimes=("saved_model",),
-            leads=lambda prompts, **values: write_checked(prompts, values)[1],
-        )
-        return [of_text, dataclasses.replace(of_tokens, runtimes=("onnx",))]
+        def example_to_read(num_rows):
+            values = example_of_prompts(num_rows)
+            return {name: values[name] for name in prompt}
+
+        def example_to_write(num_rows):
+            values = example(num_rows)
+            state = _packed(self._read(tf.constant(values.pop("tokens"))))
+            state = {name: value.numpy() for name, value in state.items()}
+            written = np.arange(num_rows, dtype=np.int32) % 5
+            return {**state, "written": written, **values}
+
+        layers = tuple(networks)
+        cache = [None, 2 * self.num_layers, self.num_heads, self.context]
+        state = {
+            "caches": tf.TensorSpec([*cache, self.width // self.num_heads], tf.float32),
+            "logits": tf.TensorSpec([None, self.vocab_size], tf.float32),
+            "places": tf.TensorSpec([None], tf.int32),
+            "held": tf.TensorSpec([None, self.vocab_size], tf.bool),
+        }
+        kinds = dict.fromkeys(state, "state")
+        written = {"written": tf.TensorSpec([None], tf.int32)}
+        shared: dict[str, Any] = {
+            "layers": layers,
+            "runtimes": ("saved_model",),
+            "files": self.files_of_tokens(),
+        }
+        pieces = shared | {"tolerance": 1e-4, "proof_rows": 8}
+        return [
+            Signature(
+                "generate",
+                generate,
+                prompt | knobs,
+                {"text": "text"} if takes_text else {"generated": "tokens"},
+                example=example_of_prompts,
+                leads=lambda **values: write_checked(**values)[1],
+                **shared,
+            ),
+            Signature("read", read, prompt, kinds, example=example_to_read, **pieces),
+            Signature(
+                "write",
+                write,
+                state | written | knobs,
+                {"tokens": "tokens", "going": "state"} | kinds,
+                example=example_to_write,
+                leads=lambda **values: write_next(**values)[0][1],
+                **pieces,
+            ),
+            Signature(
+                "generate",
+                lambda **values: {"generated": write_all(**values)[0]},
+                {"tokens": TOKENS} | knobs,
+                {"generated": "tokens"},
+                example=example,
+                leads=lambda **values: write_all(**values)[1],
+                **shared | {"runtimes": ("onnx",)},
+            ),
+        ]
+
+    def _limits(self, max_new_tokens, done, places):
+        """How many tokens each row has in the end, int32 [batch]."""
+        if self.is_endless:
+            return max_new_tokens
+        return tf.minimum(max_new_tokens, done + self.context - places)
+
+    def _checked_tokens(self, prompts=None, tokens=None):
+        """The tokens of a request: nothing is made of those that are wrong."""
+        name, least = "`tokens`", "token"
+        if prompts is not None:
+            name, least = "`prompts`", "character"
+            tokens = self.text.encode_strings(prompts).to_tensor(-1)
+        lengths = tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)
+        checks = {
+            f"{name} must hold a {least} at least, such as a new line.": lengths > 0,
+            f"{name} must be below {self.vocab_size}.": tokens < self.vocab_size,
+        }
+        if not self.is_endless:
+            message = f"{name} must have fewer than {self.context} tokens."
+            checks[message] = lengths < self.context
+        asserts = [
+            tf.debugging.Assert(tf.reduce_all(fits), [message])
+            for message, fits in checks.items()
+        ]
+        with tf.control_dependencies(asserts):
+            return tf.identity(tokens)
 
     def _check_arguments(self) -> None:
         self.check_transformer_arguments()
@@ -714,16 +796,27 @@ class GPT(ReadsText, GenerativeModel):
         )
 
 
-def _before(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stops."""
-    ends = [text.find(stop) for stop in stops]
-    return text[: min([end for end in ends if end >= 0], default=len(text))]
+def _packed(state: Any, going: Any = None) -> dict[str, tf.Tensor]:
+    """What `_read` and `_write` keep of rows; zeros where they do not go on."""
+    caches, *others = state
+    values = (tf.stack(caches, axis=1), *others)
+    packed = dict(zip(("caches", "logits", "places", "held"), values, strict=True))
+    if going is None:
+        return packed
+    return {
+        name: tf.where(
+            tf.reshape(going, [-1, *[1] * (value.shape.rank - 1)]),
+            value,
+            tf.zeros_like(value),
+        )
+        for name, value in packed.items()
+    }
 
 
-def _asserts(values: dict[str, tf.Tensor]) -> list[tf.Operation]:
-    """Operations that fail where a setting of a request is out of its range."""
+def _checked(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The settings of a request: nothing is made of those out of their ranges."""
     ranges = {"max_new_tokens": {"low": 1, "high": MOST_SERVED}, **RANGES}
-    made = []
+    asserts = []
     for name, limits in ranges.items():
         low, high = limits.get("low", 0), limits.get("high", math.inf)
         value = tf.cast(values[name], tf.float64)
@@ -732,8 +825,9 @@ def _asserts(values: dict[str, tf.Tensor]) -> list[tf.Operation]:
         begin = "above" if limits.get("above") else "from"
         end = "" if high in (math.inf, 2**31 - 1) else f" to {high}"
         message = f"`{name}` must be {begin} {low}{end}."
-        made.append(tf.debugging.Assert(fits, [message]))
-    return made
+        asserts.append(tf.debugging.Assert(fits, [message]))
+    with tf.control_dependencies(asserts):
+        return {name: tf.identity(value) for name, value in values.items()}
 
 
 def _each(

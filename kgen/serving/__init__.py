@@ -1,4 +1,4 @@
-"""What answers requests from an export: TensorFlow Serving's REST API on a laptop."""
+"""What answers requests from an export: the server of a laptop."""
 
 import lazy_loader as lazy
 
@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
         "application": ["make_application"],
+        "connections": ["BoundedProtocol"],
         "models": ["ServedModel"],
     },
 )

@@ -1,10 +1,11 @@
-"""TensorFlow Serving's REST API as an ASGI application."""
+"""TensorFlow Serving's REST API, and OpenAI's completions, as an ASGI application."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from kgen.serving.batching import Batcher, Busy, Refused
+from kgen.serving.completions import Answer, read_completion, write_error
 from kgen.serving.models import ServedModel, Version
 from kgen.serving.rest import (
     BadRequest,
@@ -24,6 +26,7 @@ from kgen.serving.rest import (
     write_answer,
     write_metadata,
 )
+from kgen.serving.writing import Piece, Writer, count_tokens
 
 MEGABYTE = 2**20
 # The page loads nothing from elsewhere.
@@ -45,12 +48,14 @@ def make_application(
         models: What to serve.
         most_body: Bytes that a request may have.
         most_rows: Rows that a request may have.
-        seconds: How long a body may take to arrive, and an answer to be made.
+        seconds: How long a body may take to arrive, and an answer to be made; one that
+            is streamed may take ten times as long.
         refresh_seconds: How often to look for new versions.
         report: Takes a line that says what happened.
     """
     by_name = {model.name: model for model in models}
     batcher = Batcher()
+    writer = Writer(batcher)
 
     def find(request: Request) -> tuple[ServedModel, Version]:
         name = request.path_params["name"]
@@ -109,18 +114,62 @@ def make_application(
             raise Busy(f"No answer within {seconds:g} s.") from error
         return _json(await run_in_threadpool(write_answer, outputs, by_row))
 
+    @_openai_errors
+    async def completions(request: Request) -> Response:
+        body = await _body(request, most_body, seconds)
+        wanted, form = await run_in_threadpool(read_completion, body)
+        model = by_name.get(form.model)
+        version = model.versions[model.newest] if model else None
+        if version is None or not version.writes_text:
+            raise HTTPException(404, f"There is no model {form.model!r} that writes.")
+        num_tokens = await run_in_threadpool(
+            count_tokens, version.tokenizer, wanted.prompts
+        )
+        answer = Answer(form, version.number, num_tokens)
+        pieces = writer.pieces(version, wanted)
+        found: list[Piece] = []
+        try:
+            async with asyncio.timeout(seconds):
+                if form.stream:  # The first piece says whether the model takes it.
+                    found.append(await anext(pieces))
+                else:
+                    async with contextlib.aclosing(pieces):
+                        async for piece in pieces:
+                            found.append(piece)
+                            if await request.is_disconnected():
+                                raise ClientDisconnect
+        except TimeoutError as error:
+            raise Busy(f"No answer within {seconds:g} s.") from error
+        if not form.stream:
+            return _json(answer.whole(found))
+
+        async def events() -> AsyncIterator[bytes]:
+            yield answer.event(found[0])
+            async for piece in pieces:
+                found.append(piece)
+                yield answer.event(piece)
+            yield answer.end(found)
+
+        return _Stream(events(), 10 * seconds)
+
     async def listing(request: Request) -> Response:
+        newest = [(model, model.versions[model.newest]) for model in models]
         found = [
             {
                 "name": model.name,
                 "version": version.number,
                 "about": version.about,
+                "writes_text": version.writes_text,
                 "signature_def": definitions(version),
             }
-            for model in models
-            for version in [model.versions[model.newest]]
+            for model, version in newest
         ]
-        return JSONResponse({"models": found})
+        as_openai = [
+            {"id": model.name, "object": "model", "created": 0, "owned_by": "kgen"}
+            for model, version in newest
+            if version.writes_text
+        ]
+        return JSONResponse({"object": "list", "data": as_openai, "models": found})
 
     async def page(request: Request) -> Response:
         return Response(
@@ -153,6 +202,7 @@ def make_application(
         Route("/", page),
         Route("/health", health),
         Route("/v1/models", listing),
+        Route("/v1/completions", completions, methods=["POST"]),
     ]
     model = "/v1/models/{name}"
     for place in ("", "/versions/{version}", "/labels/{label}"):
@@ -176,6 +226,38 @@ def make_application(
             Exception: _failed(500),
         },
     )
+
+
+class _Stream(StreamingResponse):
+    """Events, to a client that takes them in time."""
+
+    def __init__(self, events: AsyncIterator[bytes], seconds: float):
+        super().__init__(events, media_type="text/event-stream")
+        self._seconds = seconds
+
+    async def stream_response(self, send: Any) -> None:
+        async with asyncio.timeout(self._seconds):
+            await super().stream_response(send)
+
+
+def _openai_errors(
+    endpoint: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint, with errors as OpenAI's clients read them."""
+
+    @functools.wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except HTTPException as error:
+            code, text = error.status_code, error.detail
+        except Busy as error:
+            code, text = 503, str(error)
+        except (BadRequest, Refused, ClientDisconnect, ImportError) as error:
+            code, text = 400, str(error).replace("max_new_tokens", "max_tokens")
+        return Response(write_error(code, text), code, media_type="application/json")
+
+    return answer
 
 
 async def _body(request: Request, most: int, seconds: float) -> bytes:

@@ -61,6 +61,14 @@ class Batcher:
             Refused: The model does not take these values.
         """
         num_rows = len(next(iter(inputs.values())))
+        if num_rows > self.most_rows:  # What a call takes of the memory has a bound.
+            starts = range(0, num_rows, self.most_rows)
+            parts = [
+                {k: v[start : start + self.most_rows] for k, v in inputs.items()}
+                for start in starts
+            ]
+            answers = await asyncio.gather(*(self(endpoint, part) for part in parts))
+            return {k: _joined([one[k] for one in answers]) for k in answers[0]}
         if self._num_waiting + num_rows > self.most_waiting:
             raise Busy(f"{self._num_waiting} rows wait already. Try again later.")
         shapes = ((name, array.shape[1:]) for name, array in inputs.items())
@@ -135,6 +143,19 @@ def _answers(requests: list[_Request]) -> list[Arrays | Exception]:
         {name: part[index] for name, part in parts.items()}
         for index in range(len(requests))
     ]
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Rows one after the other; those of tokens are as long as the longest."""
+    if parts[0].ndim == 2:
+        width = max(part.shape[1] for part in parts)
+        parts = [
+            np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1)
+            if part.shape[1] < width
+            else part
+            for part in parts
+        ]
+    return np.concatenate(parts)
 
 
 def _reason(error: Exception) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kgen.data import Tokenizer, tokenizer_from_json
 from kgen.export import check_sums
 from kgen.export.tensorflow_serving import model_name
 
@@ -42,11 +44,27 @@ class Version:
         number: Its folder's name.
         endpoints: By their names.
         about: What `assets.extra/kgen.json` says.
+        tokenizer_json: That of a model of text that has one.
     """
 
     number: int
     endpoints: dict[str, Endpoint]
     about: dict[str, Any]
+    tokenizer_json: str | None = None
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether it has what completions are made with."""
+        return {"read", "write"} <= self.endpoints.keys() and bool(self.tokenizer_json)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What turns text to tokens and back.
+
+        Raises:
+            ImportError: It is of a kind whose library is not installed.
+        """
+        return tokenizer_from_json(self.tokenizer_json or "")
 
 
 def load_version(folder: Path) -> Version:
@@ -58,12 +76,15 @@ def load_version(folder: Path) -> Version:
     """
     check_sums(folder)
     loaded = tf.saved_model.load(str(folder))
-    file = folder / "assets.extra" / "kgen.json"
-    return Version(
-        int(folder.name),
-        {name: _endpoint(loaded, name) for name in loaded.signatures},
-        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {},
+    about, tokenizer = (
+        file.read_text(encoding="utf-8") if file.is_file() else None
+        for file in (
+            folder / "assets.extra" / "kgen.json",
+            folder / "assets.extra" / "tokenizer.json",
+        )
     )
+    endpoints = {name: _endpoint(loaded, name) for name in loaded.signatures}
+    return Version(int(folder.name), endpoints, json.loads(about or "{}"), tokenizer)
 
 
 def _endpoint(loaded: Any, name: str) -> Endpoint:

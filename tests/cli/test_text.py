@@ -1,16 +1,19 @@
 """`kgen fit gpt`, `kgen generate --prompt`, `kgen evaluate`: from text to text."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
 import tokenizers
+from starlette.testclient import TestClient
 
 import kgen
 from kgen.data import CharTokenizer
 from kgen.models import BERT
+from kgen.serving import ServedModel, make_application
 from kgen_cli.main import run
 
 LINES = "to be or not to be,\nthat is the question.\n"
@@ -166,6 +169,21 @@ def test_both_exports_write_what_keras_writes():
     [written] = session.run(None, {name: x.numpy() for name, x in inputs.items()})
     written = [row[row >= 0] for row in written]
     assert tokenizer.decode_batch(written) == expected
+
+
+def test_the_server_completes_as_keras_writes():
+    model = kgen.load("saved_models/gpt")
+    prompts, most = ["to be", "q"], 30
+    expected = model.generate(prompts, max_new_tokens=most, seeds=5, top_p=0.9)
+    stopped = model.generate(prompts, max_new_tokens=most, seeds=5, top_p=0.9, stop="e")
+    application = make_application([ServedModel(Path("saved_models/gpt"))])
+    body = {"model": "gpt", "prompt": prompts, "max_tokens": most}
+    body |= {"seed": 5, "top_p": 0.9}
+    with TestClient(application) as client:
+        for asked, texts in ((body, expected), (body | {"stop": "e"}, stopped)):
+            answer = client.post("/v1/completions", json=asked)
+            assert answer.status_code == 200, answer.text
+            assert [one["text"] for one in answer.json()["choices"]] == texts
 
 
 def test_256_seeds_write_the_same_in_all_runtimes():

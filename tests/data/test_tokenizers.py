@@ -13,6 +13,7 @@ from kgen.data import (
     CharTokenizer,
     Tokenizer,
     tokenizer_from_config,
+    tokenizer_from_json,
     tokenizers,
 )
 
@@ -120,6 +121,20 @@ def test_a_config_is_plain_json_and_makes_an_equal_tokenizer(all_kinds):
     assert len(set(all_kinds)) == 3
     assert CharTokenizer("ab") != CharTokenizer("abc")
     assert CharTokenizer("ab") != "ab"
+
+
+def test_a_saved_file_makes_an_equal_tokenizer(all_kinds, tmp_path):
+    for tokenizer in all_kinds:
+        tokenizer.save(tmp_path / "tokenizer.json")
+        text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+        again = tokenizer_from_json(text)
+        assert again == tokenizer and type(again) is type(tokenizer)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": {"vocab": 5}}'])
+def test_what_is_no_tokenizer_json_is_refused(text):
+    with pytest.raises(ValueError, match="must be the text of a tokenizer.json"):
+        tokenizer_from_json(text)
 
 
 def test_the_saved_file_gives_the_same_ids_in_the_tokenizers_library(

@@ -1,0 +1,228 @@
+"""The bodies of OpenAI's completions: JSON to what is wanted, and pieces to JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from kgen.serving.rest import BadRequest
+from kgen.serving.writing import Piece, Wanted
+
+# The settings of a model, the last three beyond what OpenAI's API has.
+SETTINGS = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+# What OpenAI's API has besides, and the values of it that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (None, 1),
+    "frequency_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "logprobs": (None,),
+    "presence_penalty": (None, 0),
+    "suffix": (None, ""),
+}
+KNOWN = {"model", "prompt", "max_tokens", "n", "seed", "stop", "stream", "echo"}
+KNOWN |= {"stream_options", "user", *SETTINGS, *NEUTRAL}
+MOST_CHOICES = 64
+LARGEST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How the completions of a request are sent.
+
+    Attributes:
+        model: The name of the model.
+        stream: Whether they come in pieces, ...
+        with_usage: ... and the number of tokens after the last.
+    """
+
+    model: str
+    stream: bool
+    with_usage: bool
+
+
+def read_completion(body: bytes) -> tuple[Wanted, Form]:
+    """Reads the body of a request.
+
+    Returns:
+        What is to be written, and how it is sent.
+
+    Raises:
+        BadRequest: It is not what the API takes, or asks for what there is not here.
+    """
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"JSON Parse error: {error}") from error
+    if not isinstance(request, dict):
+        raise BadRequest('A request is an object: {"model": ..., "prompt": ...}.')
+    unknown = sorted(request.keys() - KNOWN)
+    if unknown:
+        raise BadRequest(f"Unrecognized arguments: {', '.join(unknown)[:200]}")
+    for name, neutral in NEUTRAL.items():
+        if request.get(name) not in neutral:
+            raise BadRequest(f"`{name}` is not supported here: leave it out.")
+    given = {name: value for name, value in request.items() if value is not None}
+    if not isinstance(given.get("model"), str):
+        raise BadRequest("`model` must be the name of a model.")
+    prompts = _prompts(given.get("prompt"))
+    num_choices = _number(given, "n", 1, 1, MOST_CHOICES)
+    if len(prompts) * num_choices > MOST_CHOICES:
+        raise BadRequest(
+            f"A request has at most {MOST_CHOICES} completions. Received: "
+            f"{len(prompts)} prompts with {num_choices} each."
+        )
+    options = given.get("stream_options", {})
+    if not isinstance(options, dict):
+        raise BadRequest("`stream_options` must be an object.")
+    wanted = Wanted(
+        prompts=prompts,
+        num_choices=num_choices,
+        max_tokens=_number(given, "max_tokens", 16, 1, LARGEST),
+        stops=_stops(given.get("stop", [])),
+        seed=_number(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
+        settings={
+            name: _number(given, name, default, -LARGEST, LARGEST)
+            for name, default in SETTINGS.items()
+        },
+        echo=_flag(given, "echo"),
+    )
+    with_usage = _flag(options, "include_usage")
+    return wanted, Form(given["model"], _flag(given, "stream"), with_usage)
+
+
+def _prompts(prompt: Any) -> list[Any]:
+    """A list of texts, or of lists of tokens."""
+    prompts = prompt
+    if isinstance(prompt, str) or _are_tokens(prompt):
+        prompts = [prompt]
+    fits = isinstance(prompts, list) and prompts
+    if not fits or not all(isinstance(one, str) or _are_tokens(one) for one in prompts):
+        raise BadRequest(
+            "`prompt` must be a text, a list of texts, a list of tokens, or a list of "
+            "such lists; none is empty."
+        )
+    if not all(prompts):
+        raise BadRequest("`prompt` must hold a character at least, such as a new line.")
+    return prompts
+
+
+def _are_tokens(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(type(one) is int and 0 <= one < 2**31 for one in values)
+    )
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else stop
+    fits = isinstance(stops, list) and len(stops) <= 4
+    if not fits or not all(isinstance(one, str) and one for one in stops):
+        raise BadRequest("`stop` must be a text, or a list of up to four.")
+    return tuple(stops)
+
+
+def _number(given: dict[str, Any], name: str, default: Any, low: Any, high: Any) -> Any:
+    value = given.get(name, default)
+    kinds = (int, float) if isinstance(default, float) else (int,)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = "a number" if isinstance(default, float) else "a whole number"
+        raise BadRequest(f"`{name}` must be {kind}. Received: {str(value)[:100]}")
+    if not low <= value <= high:
+        raise BadRequest(f"`{name}` must be from {low} to {high}. Received: {value}")
+    return value
+
+
+def _flag(given: dict[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise BadRequest(f"`{name}` must be true or false.")
+    return value
+
+
+class Answer:
+    """The bodies that say what is written.
+
+    Args:
+        wanted: What is.
+        form: How it is sent.
+        version: The number of the model's version.
+        num_prompt_tokens: Of all prompts together.
+    """
+
+    def __init__(self, form: Form, version: int, num_prompt_tokens: int):
+        self._form = form
+        self._num_prompt_tokens = num_prompt_tokens
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": form.model,
+            "system_fingerprint": f"{form.model}-{version}",
+        }
+
+    def whole(self, pieces: Sequence[Piece]) -> bytes:
+        """The body of all completions."""
+        indices = sorted({piece.index for piece in pieces})
+        choices = [
+            _choice(
+                index,
+                "".join(piece.text for piece in pieces if piece.index == index),
+                next(p.finish_reason for p in reversed(pieces) if p.index == index),
+            )
+            for index in indices
+        ]
+        return orjson.dumps(
+            {**self._head, "choices": choices, "usage": self._usage(pieces)}
+        )
+
+    def event(self, piece: Piece) -> bytes:
+        """A server-sent event of a piece."""
+        choices = [_choice(piece.index, piece.text, piece.finish_reason)]
+        return self._event({"choices": choices, "usage": None})
+
+    def end(self, pieces: Sequence[Piece]) -> bytes:
+        """The last events."""
+        used = {"choices": [], "usage": self._usage(pieces)}
+        usage = self._event(used) if self._form.with_usage else b""
+        return usage + b"data: [DONE]\n\n"
+
+    def _event(self, values: dict[str, Any]) -> bytes:
+        if not self._form.with_usage:
+            values.pop("usage")
+        return b"data: " + orjson.dumps(self._head | values) + b"\n\n"
+
+    def _usage(self, pieces: Sequence[Piece]) -> dict[str, int]:
+        num_written = sum(piece.num_tokens for piece in pieces)
+        return {
+            "prompt_tokens": self._num_prompt_tokens,
+            "completion_tokens": num_written,
+            "total_tokens": self._num_prompt_tokens + num_written,
+        }
+
+
+def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": None,
+        "finish_reason": finish_reason,
+    }
+
+
+def write_error(code: int, message: str) -> bytes:
+    """The body of an error."""
+    kind = "invalid_request_error" if code < 500 else "server_error"
+    kinds = {"message": message, "type": kind, "param": None, "code": None}
+    return orjson.dumps({"error": kinds})

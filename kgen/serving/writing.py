@@ -1,0 +1,203 @@
+"""Text as it is written, by the endpoints `read` and `write` of a language model."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import numpy as np
+
+from kgen.data.stops import before, readable
+from kgen.data.tokenizers import Tokenizer
+from kgen.serving.batching import Batcher, Busy
+from kgen.serving.models import Arrays, Version
+from kgen.serving.rest import BadRequest
+
+STATE = ("caches", "logits", "places", "held")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Completions to write.
+
+    Attributes:
+        prompts: Texts, or lists of tokens; none is empty.
+        num_choices: How many for each of them.
+        max_tokens: Of each.
+        stops: Texts before which each ends.
+        seed: That of the first; the next ones have the next.
+        settings: `temperature` and the others of `kgen.nn.sampling.next_tokens`.
+        echo: Whether the prompt comes before each.
+    """
+
+    prompts: list[Any]
+    num_choices: int
+    max_tokens: int
+    stops: tuple[str, ...]
+    seed: int
+    settings: dict[str, float]
+    echo: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What comes next of a completion.
+
+    Attributes:
+        index: Which one it is.
+        text: What comes next of it.
+        num_tokens: How many tokens have been written for that.
+        finish_reason: Why it ends here, "stop" or "length"; None if it goes on.
+    """
+
+    index: int
+    text: str
+    num_tokens: int = 0
+    finish_reason: str | None = None
+
+
+class Writer:
+    """Writes completions: many at once, whatever they are and when they began.
+
+    Each is a row by itself, and a few tokens of it are a request to the batcher, which
+    runs those of all rows together that wait at the time.
+
+    Args:
+        batcher: What runs endpoints.
+        most: Completions at the same time: of each there is in memory what a model
+            keeps of what it has read.
+    """
+
+    def __init__(self, batcher: Batcher, most: int = 256):
+        self.num_writing = 0
+        self._batcher = batcher
+        self._most = most
+
+    async def pieces(
+        self, version: Version, wanted: Wanted
+    ) -> AsyncGenerator[Piece, None]:
+        """Yields what is written, until all completions have ended.
+
+        Raises:
+            BadRequest: A prompt is not one of the tokenizer's.
+            Busy: There is too much to write already.
+            Refused: The model does not take these values.
+        """
+        num_rows = len(wanted.prompts) * wanted.num_choices
+        if self.num_writing + num_rows > self._most:
+            raise Busy(f"{self.num_writing} completions are being written by now.")
+        found: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        given = [_given(version, prompt) for prompt in wanted.prompts]
+        read = version.endpoints["read"]
+        states = [asyncio.ensure_future(self._batcher(read, one)) for one in given]
+        rows = []
+        for index in range(num_rows):
+            state = states[index // wanted.num_choices]
+            row = self._write(version, wanted, index, state, found)
+            rows.append(asyncio.ensure_future(row))
+            rows[-1].add_done_callback(self._one_less)
+            self.num_writing += 1
+        num_open = num_rows
+        try:
+            while num_open:
+                piece = await found.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                num_open -= piece.finish_reason is not None
+                yield piece
+        finally:
+            for task in (*rows, *states):
+                task.cancel()
+
+    def _one_less(self, _: Any) -> None:
+        self.num_writing -= 1
+
+    async def _write(self, version, wanted, index, state, found) -> None:
+        """Puts the pieces of a row where they are waited for, or what went wrong."""
+        try:
+            async for piece in self._row(version, wanted, index, await state):
+                found.put_nowait(piece)
+        except Exception as error:
+            found.put_nowait(error)
+
+    async def _row(
+        self, version: Version, wanted: Wanted, index: int, state: Arrays
+    ) -> AsyncGenerator[Piece, None]:
+        endpoint, tokenizer = version.endpoints["write"], version.tokenizer
+        values = wanted.settings | {
+            "seeds": wanted.seed + index,
+            "max_new_tokens": wanted.max_tokens,
+        }
+        prompt = wanted.prompts[index // wanted.num_choices]
+        echo = _text(tokenizer, prompt) if wanted.echo else ""
+        tokens, shown = np.zeros(0, np.int32), 0
+        finish_reason = None
+        while finish_reason is None:
+            given = values | {"written": len(tokens)}
+            columns = {
+                name: np.array([value], endpoint.inputs[name].dtype.as_numpy_dtype)
+                for name, value in given.items()
+            }
+            outputs = await self._batcher(
+                endpoint, {name: state[name] for name in STATE} | columns
+            )
+            # Copies: of many rows together each would keep all the others in memory.
+            state = {name: np.array(outputs[name]) for name in STATE}
+            [new], [going] = outputs["tokens"], outputs["going"]
+            num_before, new = len(tokens), new[new >= 0]
+            tokens = np.concatenate([tokens, new])
+            whole = tokenizer.decode(tokens)
+            if before(whole, wanted.stops) != whole:
+                finish_reason = "stop"
+                tokens = _first_with_a_stop(tokenizer, tokens, num_before, wanted.stops)
+            elif not going:
+                finish_reason = "length"
+            text = readable(whole, wanted.stops, is_whole=not going)
+            num_new = len(tokens) - num_before
+            yield Piece(index, echo + text[shown:], num_new, finish_reason)
+            shown, echo = max(shown, len(text)), ""
+
+
+def _first_with_a_stop(tokenizer, tokens, num_before, stops) -> np.ndarray:
+    """The tokens up to that with which there is a stop among them."""
+    for number in range(num_before + 1, len(tokens)):
+        text = tokenizer.decode(tokens[:number])
+        if before(text, stops) != text:
+            return tokens[:number]
+    return tokens
+
+
+def _given(version: Version, prompt: Any) -> Arrays:
+    """What `read` takes for a prompt."""
+    if "prompts" in version.endpoints["read"].inputs:
+        text = _text(version.tokenizer, prompt)
+        return {"prompts": np.array([text.encode("utf-8", "surrogatepass")], object)}
+    tokens = _tokens(version.tokenizer, prompt)
+    return {"tokens": np.array([tokens], np.int32)}
+
+
+def count_tokens(tokenizer: Tokenizer, prompts: list[Any]) -> int:
+    """How many tokens prompts have."""
+    return sum(len(_tokens(tokenizer, prompt)) for prompt in prompts)
+
+
+def _tokens(tokenizer: Tokenizer, prompt: Any) -> Any:
+    try:
+        return tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+
+
+def _text(tokenizer: Tokenizer, prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        text = tokenizer.decode(prompt)
+        known = tokenizer.encode(text).tolist() == prompt
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    if not known:
+        raise BadRequest("The tokens of a prompt must be those of a text.")
+    return text

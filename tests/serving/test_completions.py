@@ -1,0 +1,279 @@
+"""OpenAI's completions, from a model that writes the letter after the last."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from starlette.testclient import TestClient
+
+from kgen.data import CharTokenizer
+from kgen.serving import make_application
+from kgen.serving.batching import Batcher
+from kgen.serving.models import Endpoint, Version
+from kgen.serving.writing import Wanted, Writer
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PIECE = 4
+STATE = {
+    "caches": tf.TensorSpec([None, 1], tf.float32),
+    "logits": tf.TensorSpec([None, 1], tf.float32),
+    "places": tf.TensorSpec([None], tf.int32),
+    "held": tf.TensorSpec([None, 1], tf.bool),
+}
+NUMBERS = {
+    "seeds": tf.int64,
+    "written": tf.int32,
+    "max_new_tokens": tf.int32,
+    "top_k": tf.int32,
+    "temperature": tf.float32,
+    "top_p": tf.float32,
+    "min_p": tf.float32,
+    "repetition_penalty": tf.float32,
+}
+
+
+SETTINGS = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+}
+
+
+def read(arrays):
+    last = [LETTERS.index(prompt.decode()[-1]) for prompt in arrays["prompts"]]
+    column = np.array(last, np.float32)[:, None]
+    return {
+        "caches": column,
+        "logits": column,
+        "places": np.ones(len(last), np.int32),
+        "held": column > 0,
+    }
+
+
+def write(arrays):
+    """Letters from the last one on, each `seed` steps further."""
+    if (arrays["temperature"] < 0).any():
+        message = "assertion failed: [`temperature` must be from 0.]"
+        raise tf.errors.InvalidArgumentError(None, None, message)
+    steps = np.maximum(arrays["seeds"], 1)[:, None] * np.arange(1, PIECE + 1)
+    tokens = (arrays["caches"].astype(int) + steps) % 26
+    left = (arrays["max_new_tokens"] - arrays["written"])[:, None]
+    state = {name: arrays[name] for name in STATE}
+    return state | {
+        "tokens": np.where(np.arange(PIECE) < left, tokens, -1).astype(np.int32),
+        "going": left[:, 0] > PIECE,
+        "caches": tokens[:, -1:].astype(np.float32),
+    }
+
+
+class Model:
+    """A model in memory, as `ServedModel` has them."""
+
+    name = "letters"
+    labels: dict[str, int] = {}
+    newest = 1
+
+    def __init__(self):
+        prompts = {"prompts": tf.TensorSpec([None], tf.string)}
+        numbers = {name: tf.TensorSpec([None], kind) for name, kind in NUMBERS.items()}
+        outputs = STATE | {"tokens": tf.TensorSpec([None, PIECE], tf.int32)}
+        endpoints = {
+            "read": Endpoint(read, prompts, STATE, {}),
+            "write": Endpoint(write, STATE | numbers, outputs, {}),
+        }
+        tokenizer = CharTokenizer(LETTERS).to_json()
+        self.versions = {1: Version(1, endpoints, {}, tokenizer)}
+
+    def refresh(self):
+        return None
+
+
+@pytest.fixture
+def client():
+    with TestClient(make_application([Model()])) as client:
+        yield client
+
+
+def ask(client, **values):
+    answer = client.post("/v1/completions", json={"model": "letters"} | values)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def events(client, **values):
+    body = {"model": "letters", "stream": True} | values
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line[len("data: ") :]) for line in lines[:-1]]
+
+
+def test_a_completion(client):
+    answer = ask(client, prompt="ab", max_tokens=6, seed=1)
+    assert answer["object"] == "text_completion" and answer["model"] == "letters"
+    assert answer["choices"] == [
+        {"index": 0, "text": "cdefgh", "logprobs": None, "finish_reason": "length"}
+    ]
+    assert answer["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 6,
+        "total_tokens": 8,
+    }
+    assert answer["id"] != ask(client, prompt="ab")["id"]
+
+
+def test_sixteen_tokens_unless_asked_for_more(client):
+    assert ask(client, prompt="a")["usage"]["completion_tokens"] == 16
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "num_tokens"),
+    [("ef", "bcd", 5), (["x", "g", "i"], "bcdef", 6), ("b", "", 1), ("ac", None, 30)],
+)
+def test_a_stop(client, stop, text, num_tokens):
+    answer = ask(client, prompt="a", seed=1, max_tokens=30, stop=stop)
+    [choice] = answer["choices"]
+    if text is None:
+        assert choice["finish_reason"] == "length" and len(choice["text"]) == 30
+    else:
+        assert (choice["text"], choice["finish_reason"]) == (text, "stop")
+    assert answer["usage"]["completion_tokens"] == num_tokens
+
+
+def test_prompts_choices_and_seeds(client):
+    answer = ask(client, prompt=["a", "k"], n=2, max_tokens=2, seed=1, echo=True)
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert texts == ["abc", "ace", "knq", "kos"]  # steps of 1, 2, 3 and 4
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    for prompt in ([0], [[0], [10]]):
+        same = ask(client, prompt=prompt, n=2, max_tokens=2, seed=1, echo=True)
+        assert [choice["text"] for choice in same["choices"]] == texts[
+            : 2 * len(prompt)
+        ]
+
+
+def test_pieces_are_the_whole(client):
+    asked = {"prompt": ["a", "b"], "max_tokens": 11, "seed": 1, "stop": "ij"}
+    whole = ask(client, **asked)
+    found = events(client, **asked, stream_options={"include_usage": True})
+    usage = found.pop()
+    assert usage["choices"] == [] and usage["usage"] == whole["usage"]
+    assert all(event["usage"] is None for event in found)
+    for choice in whole["choices"]:
+        mine = [
+            e["choices"][0]
+            for e in found
+            if e["choices"][0]["index"] == choice["index"]
+        ]
+        assert len(mine) > 1
+        assert "".join(one["text"] for one in mine) == choice["text"]
+        reasons = [one["finish_reason"] for one in mine]
+        assert reasons == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+    assert "usage" not in events(client, prompt="a")[0]
+
+
+def test_the_models_that_write_are_listed(client):
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    assert [one["id"] for one in listed["data"]] == ["letters"]
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "message"),
+    [
+        ({"model": "other"}, 404, "no model 'other'"),
+        ({"model": None}, 400, "`model` must be"),
+        ({"prompt": ""}, 400, "`prompt` must hold a character"),
+        ({"prompt": []}, 400, "`prompt` must be a text"),
+        ({"prompt": None}, 400, "`prompt` must be a text"),
+        ({"prompt": ["a", 1]}, 400, "`prompt` must be a text"),
+        ({"prompt": [1.5]}, 400, "`prompt` must be a text"),
+        ({"prompt": "A"}, 400, "Each character must be one of"),
+        ({"prompt": [99]}, 400, "`ids` must be below"),
+        ({"max_tokens": 0}, 400, "`max_tokens` must be from 1"),
+        ({"max_tokens": 1.5}, 400, "`max_tokens` must be a whole number"),
+        ({"n": 65}, 400, "`n` must be from 1 to 64"),
+        ({"prompt": ["a"] * 9, "n": 8}, 400, "at most 64 completions"),
+        ({"temperature": "hot"}, 400, "`temperature` must be a number"),
+        ({"temperature": True}, 400, "`temperature` must be a number"),
+        ({"temperature": -1}, 400, "`temperature` must be from 0"),
+        ({"seed": 2**63}, 400, "`seed` must be from"),
+        ({"stop": ["a"] * 5}, 400, "`stop` must be"),
+        ({"stop": ""}, 400, "`stop` must be"),
+        ({"stream": 1}, 400, "`stream` must be true or false"),
+        ({"stream_options": 1}, 400, "`stream_options` must be"),
+        ({"logprobs": 3}, 400, "`logprobs` is not supported"),
+        ({"suffix": "z"}, 400, "`suffix` is not supported"),
+        ({"logit_bias": {"1": 5}}, 400, "`logit_bias` is not supported"),
+        ({"color": 1}, 400, "Unrecognized arguments: color"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_written(client, values, code, message, stream):
+    body = {"model": "letters", "prompt": "a", "stream": stream} | values
+    answer = client.post("/v1/completions", json=body)
+    assert answer.status_code == code
+    error = answer.json()["error"]
+    assert message in error["message"] and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": NaN}', b"\xff" * 9])
+def test_no_request(client, body):
+    answer = client.post("/v1/completions", content=body)
+    assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+def test_neutral_values_of_what_is_not_supported_are_taken(client):
+    ask(client, prompt="a", best_of=1, frequency_penalty=0, logit_bias={}, user="me")
+
+
+def test_only_so_much_is_written_at_a_time_and_room_comes_back():
+    async def scenario():
+        writer = Writer(Batcher(), most=2)
+        version = Model().versions[1]
+        wanted = Wanted(["a"], 2, 40, (), 0, SETTINGS, echo=False)
+        pieces = writer.pieces(version, wanted)
+        await anext(pieces)
+        assert writer.num_writing == 2
+        with pytest.raises(Exception, match="2 completions are being written"):
+            await anext(writer.pieces(version, wanted))
+        await pieces.aclose()  # Who asked has gone.
+        await asyncio.sleep(0.1)
+        assert writer.num_writing == 0
+
+    asyncio.run(scenario())
+
+
+def test_rows_of_many_requests_are_written_together():
+    calls = []
+
+    async def scenario():
+        version = Model().versions[1]
+        slow = version.endpoints["write"]
+
+        def call(arrays):
+            calls.append(len(arrays["seeds"]))
+            return write(arrays)
+
+        object.__setattr__(slow, "call", call)
+        writer = Writer(Batcher(num_threads=1))
+
+        async def one(prompt, most):
+            wanted = Wanted([prompt], 1, most, (), 1, SETTINGS, echo=False)
+            return "".join([p.text async for p in writer.pieces(version, wanted)])
+
+        asked = [(letter, 5 + place) for place, letter in enumerate("abcdefghij")]
+        found = await asyncio.gather(*(one(*each) for each in asked))
+        for (letter, most), text in zip(asked, found, strict=True):
+            start = LETTERS.index(letter) + 1
+            assert text == (LETTERS * 2)[start : start + most]
+
+    asyncio.run(scenario())
+    assert sum(calls) == 28  # Of four tokens each, for all rows together, ...
+    assert len(calls) < 14  # ... in fewer calls.

@@ -110,6 +110,20 @@ def signatures_for(model: GenerativeModel, runtime: str) -> list[Signature]:
     return chosen
 
 
+def trace(signature: Signature) -> tf.types.experimental.PolymorphicFunction:
+    """A tf.function of a signature whose inputs and outputs carry their names."""
+    names = tuple(signature.inputs)
+    specs = [
+        tf.TensorSpec(spec.shape, spec.dtype, name=name)
+        for name, spec in signature.inputs.items()
+    ]
+
+    def call(*tensors):
+        return signature.function(**dict(zip(names, tensors, strict=True)))
+
+    return tf.function(call, input_signature=specs, autograph=False)
+
+
 @contextlib.contextmanager
 def staged(parent: Path, name: str) -> Iterator[Path]:
     """Yields a free path beside the final one; removes what is there at the end.
@@ -309,13 +323,14 @@ def _batches(signature: Signature) -> Batches:
 
 
 def _run_keras(signature: Signature, batches: Batches) -> Batches:
-    outputs = {
-        size: signature.graph(*(tf.constant(batch[name]) for name in signature.inputs))
-        for size, batch in batches.items()
-    }
     return {
-        size: {name: _plain(value.numpy()) for name, value in by_name.items()}
-        for size, by_name in outputs.items()
+        size: {
+            name: _plain(value.numpy())
+            for name, value in signature.function(
+                **{name: tf.constant(value) for name, value in batch.items()}
+            ).items()
+        }
+        for size, batch in batches.items()
     }
 
 

@@ -20,6 +20,7 @@ from kgen.export.proof import (
     signatures_for,
     size_of,
     staged,
+    trace,
 )
 from kgen.export.tensorflow_serving import (
     model_name,
@@ -96,7 +97,7 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
     }
     endpoints = {}
     for signature in signatures:
-        endpoint = signature.graph.get_concrete_function()
+        endpoint = trace(signature).get_concrete_function()
         stray = [v.name for v in endpoint.variables if id(v) not in copies]
         if stray:
             raise ExportError(

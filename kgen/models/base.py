@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator
@@ -64,20 +63,6 @@ class Signature:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     proof_rows: int = 64
     leads: Callable[..., tf.Tensor] | None = None
-
-    @functools.cached_property
-    def graph(self) -> tf.types.experimental.PolymorphicFunction:
-        """The function, traced once; its tensors carry their names."""
-        names = tuple(self.inputs)
-        specs = [
-            tf.TensorSpec(spec.shape, spec.dtype, name=name)
-            for name, spec in self.inputs.items()
-        ]
-
-        def call(*tensors):
-            return self.function(**dict(zip(names, tensors, strict=True)))
-
-        return tf.function(call, input_signature=specs, autograph=False)
 
 
 class GenerativeModel(keras.Model):

@@ -14,7 +14,7 @@ import tensorflow as tf
 import kgen
 from kgen.export import ExportError, to_onnx, to_saved_model
 from kgen.export import saved_model as saved_model_module
-from kgen.export.proof import difference, signatures_for
+from kgen.export.proof import difference, signatures_for, trace
 from kgen.export.replay import main as replay
 from kgen.models import VAE, Signature
 
@@ -364,8 +364,8 @@ def test_difference_of_token_ids_is_exact():
     assert difference(np.array([7, 9]), np.array([7, 8])) >= 1 / 8
 
 
-def test_a_graph_keeps_the_batch_dynamic():
-    function = OneSignature(plus_one).signature.graph
+def test_trace_keeps_the_batch_dynamic():
+    function = trace(OneSignature(plus_one).signature)
     assert (
         function.get_concrete_function().structured_outputs["shifted"].shape[0] is None
     )

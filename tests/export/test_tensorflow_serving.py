@@ -115,7 +115,7 @@ def test_the_command_asks_for_what_the_model_is_for(vae):
 def test_the_command_is_quoted_for_the_shell():
     text = "it's"
     gpt = GPT(vocab_size=5, context=4, num_layers=1, num_heads=1, width=4)
-    [signature] = gpt.signatures()
+    signature = gpt.signatures()[0]
     signature.inputs["prompts"] = tf.TensorSpec([None], tf.string)
     made = signature.example
     object.__setattr__(

@@ -76,7 +76,7 @@ def command(
         host=host,
         port=port,
         http=BoundedProtocol,
-        log_level="warning",
+        log_level="error",
         timeout_graceful_shutdown=60,
         limit_concurrency=1024,
     )

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,9 +27,10 @@ import pytest
 import tensorflow as tf
 
 from free_ports import free_port
+from kgen.data import CharTokenizer
 from kgen.export import to_onnx, to_saved_model, to_triton
 from kgen.export.tensorflow_serving import WARM_UP
-from kgen.models import VAE
+from kgen.models import GPT, VAE
 
 pytestmark = pytest.mark.real
 HERE = Path(__file__).parent / "real"
@@ -54,6 +56,23 @@ def saved_model(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def onnx_file(model, tmp_path_factory):
     return to_onnx(model, tmp_path_factory.mktemp("runs") / "vae.onnx").path
+
+
+@pytest.fixture(scope="module")
+def writer():
+    keras.utils.set_random_seed(0)
+    return GPT(
+        tokenizer=CharTokenizer.of_text("to be or not\n").config(),
+        context=16,
+        num_layers=2,
+        num_heads=2,
+        width=32,
+    )
+
+
+@pytest.fixture(scope="module")
+def saved_writer(writer, tmp_path_factory):
+    return to_saved_model(writer, tmp_path_factory.mktemp("runs") / "gpt").path
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +192,7 @@ def test_the_classes_of_tensorflow_serving_read_the_warm_up(
 def started(command, **options):
     """A server's address, for a command that takes its port as the last word."""
     port = free_port()
-    process = subprocess.Popen([*command, str(port)], **options)
+    process = subprocess.Popen([*map(str, command), str(port)], **options)
     try:
         for _ in range(600):
             try:
@@ -185,6 +204,26 @@ def started(command, **options):
     finally:
         process.terminate()
         process.wait(60)
+
+
+def served(*versions):
+    """Starts kgen's own server on the runs of these versions."""
+    runs = [version.parent for version in versions]
+    for run in runs:
+        (run / "recipe.json").write_text("{}")
+    program = "from kgen_cli.main import main; main()"
+    return started(
+        [sys.executable, "-c", program, "serve", *runs, "--embedded", "--port"]
+    )
+
+
+def printed(command, **options):
+    """The JSON that a program prints."""
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
 
 
 @pytest.fixture
@@ -275,24 +314,102 @@ def test_onnxruntime_web_in_a_browser(browser, onnx_file, images):
     np.testing.assert_allclose(received, images, rtol=0, atol=1e-5)
 
 
-def test_the_page_in_a_browser(browser, saved_model, model):
+def test_the_page_in_a_browser(browser, saved_model, saved_writer, model, writer):
     folder, environment = browser
-    run = saved_model.parent
-    (run / "recipe.json").write_text("{}")
-    program = "from kgen_cli.main import main; main()"
-    serve = ["serve", str(run), "--embedded", "--port"]
-    with started([sys.executable, "-c", program, *serve]) as address:
-        done = subprocess.run(
-            ["node", "page.mjs", address, folder / "page.png"],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
+    with served(saved_model, saved_writer) as address:
+        command = ["node", "page.mjs", address, folder / "page.png"]
+        found = printed(command, cwd=folder, env=environment)
     assert found["errors"] == [] and not found["wide"]
     files = [base64.b64decode(one.partition(",")[2]) for one in found["files"]]
     pixels = np.array([tf.io.decode_png(file).numpy() for file in files])
-    assert np.abs(pixels - np.round(255 * model.generate([0, 1, 2]))).max() <= 1
+    off = np.abs(pixels - np.round(255 * model.generate([0, 1, 2])))
+    assert off.max() <= 1 and (off > 0).mean() <= 0.01
+    text = writer.generate("to be", max_new_tokens=30, seeds=7, temperature=0.8)
+    assert found["text"] == "to be" + text
+
+
+def test_the_client_of_openai(saved_writer, writer, environments):
+    python = environments("openai", "openai")
+    with served(saved_writer) as address:
+        found = printed([python, HERE / "openai_client.py", address, "gpt"])
+    settings = {"max_new_tokens": 40, "temperature": 0.8, "top_k": 5}
+    prompts = ["to be", "to be", "or", "or"]
+    texts = writer.generate(prompts, seeds=[3, 4, 5, 6], **settings)
+    assert found["models"] == ["gpt"]
+    assert found["texts"] == found["streamed"] == texts
+    assert found["reasons"] == found["streamed reasons"] == ["length"] * 4
+    assert found["usage"] == found["streamed usage"]
+    assert found["usage"]["prompt_tokens"] == 7
+    assert found["usage"]["completion_tokens"] == 160
+    stopped = writer.generate(["to be", "or"], seeds=[3, 4], stop="t", **settings)
+    assert found["stopped"] == [[text, "stop"] for text in stopped]
+    names = {name: error[0] for name, error in found["errors"].items()}
+    assert names.pop("no model") == "NotFoundError"
+    assert set(names.values()) == {"BadRequestError"} and len(names) == 3
+
+
+def resident(process):
+    """Megabytes that a process has in memory."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_ten_thousand_hostile_requests(saved_model, saved_writer):
+    with served(saved_model, saved_writer) as address:
+        port = address.rpartition(":")[2]
+        [process] = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if path.read_bytes().endswith(f"--port\0{port}\0".encode())
+        ]
+        hostile = [sys.executable, HERE / "hostile.py", port]
+        assert printed([*hostile, 2000, 1])["wrong"] == {}
+        before = resident(process)
+        found = printed([*hostile, 10_000, 2])
+        time.sleep(5)
+        after = resident(process)
+        print(found["statuses"], f"{before:.0f} MB before, {after:.0f} after")
+        assert found["wrong"] == {}
+        assert after < 1.1 * before
+        assert seeds_by_rest(address, [0]).shape == (1, 8, 8, 1)
+
+
+def seeds_by_rest(address, seeds):
+    """Pixels of the images that a server makes."""
+    request = {"signature_name": "generate_png", "inputs": {"seeds": seeds}}
+    url = f"{address}/v1/models/vae:predict"
+    body = json.dumps(request).encode()
+    with urllib.request.urlopen(url, body, timeout=60) as answer:
+        files = json.load(answer)["outputs"]
+    return np.array([tf.io.decode_png(base64.b64decode(one["b64"])) for one in files])
+
+
+def test_a_version_takes_over_under_load(model, tmp_path):
+    keras.utils.set_random_seed(1)
+    other = VAE(image_shape=(8, 8, 1), latent_dim=4, hidden_units=(32,))
+    folder = tmp_path / "vae"
+    expected = [np.round(255 * one.generate([5])) for one in (model, other)]
+    stop = threading.Event()
+
+    def ask(address):
+        found = []
+        while not stop.is_set():
+            pixels = seeds_by_rest(address, [5])
+            [which] = [n for n, x in enumerate(expected) if abs(pixels - x).max() <= 1]
+            found.append(which)
+        return found
+
+    with (
+        served(to_saved_model(model, folder).path) as address,
+        concurrent.futures.ThreadPoolExecutor(8) as threads,
+    ):
+        asked = [threads.submit(ask, address) for _ in range(8)]
+        to_saved_model(other, folder)
+        time.sleep(8)
+        stop.set()
+        answers = [one.result() for one in asked]  # An error would be raised here.
+    print([len(found) for found in answers])
+    for found in answers:
+        assert set(found) == {0, 1} and found == sorted(found)

@@ -23,8 +23,16 @@ await page.getByLabel("Dimension 1", { exact: true }).focus();
 for (let step = 0; step < 20; step++) await page.keyboard.press("ArrowRight");
 await page.waitForFunction(
   (source) => document.querySelector(".one img")?.src !== source, before);
+await page.getByLabel("Prompt").fill("to be");
+await page.getByLabel("Tokens").fill("30");
+await page.getByLabel("Seed", { exact: true }).fill("7");
+await page.getByLabel("Seed", { exact: true }).press("Enter");
+await page.waitForFunction(() =>
+  document.querySelectorAll("section")[2].querySelector("pre")?.textContent.length === 35);
+const text = await page.evaluate(() =>
+  document.querySelectorAll("section")[2].querySelector("pre").textContent);
 await page.screenshot({ path: screenshot, fullPage: true });
 const files = await page.$$eval(".images img", (all) => all.map((one) => one.src));
 const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
-console.log(JSON.stringify({ errors, wide, files }));
+console.log(JSON.stringify({ errors, wide, files, text }));
 await browser.close();

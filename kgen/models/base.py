@@ -386,7 +386,12 @@ class GenerativeModel(keras.Model):
                 f"Received: num_classes={self.num_classes} and a batch without "
                 '"labels". Use data with labels, or num_classes=None.'
             )
-        return tf.one_hot(labels, self.num_classes)
+        # tf.one_hot passes over others, and an export has no other check.
+        labels = tf.convert_to_tensor(labels)
+        known = tf.reduce_all((labels >= 0) & (labels < self.num_classes))
+        message = f"`labels` must be from 0 to {self.num_classes - 1}."
+        with tf.control_dependencies([tf.debugging.Assert(known, [message])]):
+            return tf.one_hot(labels, self.num_classes)
 
     def check_network(
         self,

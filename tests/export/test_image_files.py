@@ -52,6 +52,12 @@ def test_models_of_other_things_have_none():
     assert names == ["generate", "decode"]
 
 
+def test_a_class_that_there_is_not_is_refused(signatures):
+    function = tf.function(signatures["generate_png"].function)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must be from 0 to 2"):
+        function(seeds=tf.constant([0], tf.int64), labels=tf.constant([3]))
+
+
 def test_files_hold_the_images(vae, signatures):
     seeds, labels = tf.constant([3, -7, 2**40], tf.int64), tf.constant([0, 2, 1])
     function = signatures["generate_png"].function

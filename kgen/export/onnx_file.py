@@ -58,7 +58,8 @@ def to_onnx(
         signature: Name of the signature; by default the first that exists in ONNX.
         layout: Of images: "nhwc", [batch, height, width, channels], or "nchw".
         dtype: Of images: "float32", in [0, 1], or "uint8". torch-fidelity, for one,
-            takes the signature `decode` of a GAN with "nchw" and "uint8".
+            takes the signature `decode` of a GAN with "nchw" and "uint8". With other
+            than the defaults, labels are int64.
         metadata: What else its metadata say, such as the names of classes.
 
     Returns:
@@ -196,6 +197,8 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
         return signature
 
     def function(**inputs):
+        if "labels" in inputs:
+            inputs["labels"] = tf.cast(inputs["labels"], tf.int32)
         for name in given:
             value = tf.cast(inputs[name], tf.float32)
             value = value / 255.0 if is_uint8 else value
@@ -216,6 +219,8 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
         return values
 
     inputs = dict(signature.inputs)
+    if "labels" in inputs:  # As the tools of PyTorch give them, which this is for.
+        inputs["labels"] = tf.TensorSpec(inputs["labels"].shape, tf.int64)
     for name in given:
         rows, height, width, channels = inputs[name].shape
         shape = (channels, height, width) if first else (height, width, channels)

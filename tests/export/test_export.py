@@ -186,7 +186,7 @@ def test_onnx_images_have_the_layout_that_is_asked_for(vae, tmp_path, layout, dt
     )
     session = onnxruntime.InferenceSession(export)
     assert session.get_inputs()[0].shape == ["batch", 1, 4, 4]
-    labels = np.array([0, 2], np.int32)
+    labels = np.array([0, 2])
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
     expected = vae.reconstruct(pixels, labels)
     images = pixels if dtype == "uint8" else np.float32(pixels / 255)

@@ -30,7 +30,7 @@ from free_ports import free_port
 from kgen.data import CharTokenizer
 from kgen.export import to_onnx, to_saved_model, to_triton
 from kgen.export.tensorflow_serving import WARM_UP
-from kgen.models import GPT, VAE
+from kgen.models import GAN, GPT, VAE
 
 pytestmark = pytest.mark.real
 HERE = Path(__file__).parent / "real"
@@ -154,6 +154,32 @@ def test_onnxruntime_without_tensorflow(onnx_file, images, environments):
     python = environments("onnxruntime", "onnxruntime")
     received = values_of([python, "-c", RUN_ONNX, onnx_file, *map(str, SEEDS)])
     np.testing.assert_allclose(received, images, rtol=0, atol=1e-5)
+
+
+def test_torch_fidelity(environments, tmp_path):
+    keras.utils.set_random_seed(0)
+    python = environments("torch-fidelity", "torch", "torch-fidelity", "onnxruntime")
+    weights = tmp_path / "untrained.pth"
+    subprocess.run([python, HERE / "fidelity_weights.py", weights], check=True)
+    for classes in (0, 3):
+        gan = GAN(image_shape=(16, 16, 3), latent_dim=8, num_classes=classes or None)
+        file = tmp_path / f"gan{classes}.onnx"
+        to_onnx(gan, file, "decode", layout="nchw", dtype="uint8")
+        words = f"--cpu --isc --json --silent --input1 {file} --input1-model-z-type"
+        words += " normal --input1-model-z-size 8 --input1-model-num-samples 20"
+        words += f" --input1-model-num-classes {classes}"
+        words += f" --feature-extractor-weights-path {weights}"
+        command = [python, "-c", FIDELITY, *words.split()]
+        assert printed(command)["inception_score_mean"] > 0.99
+
+
+# Of classes it says np.int, which NumPy 1.24 has removed.
+FIDELITY = """
+import numpy
+numpy.int = int
+from torch_fidelity.fidelity import main
+main()
+"""
 
 
 READ_WARM_UP = """

@@ -217,7 +217,7 @@ def test_the_example_of_own_networks_works(folder):
 
 
 def test_the_python_example_works(folder):
-    [_, example, serving, _] = blocks("python")
+    [_, _, example, serving, _] = blocks("python")
     example = example.replace("epochs=10", "epochs=1, verbose=0")
     done = run_python(example, folder)
     assert done.returncode == 0, done.stderr

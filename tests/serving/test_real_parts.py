@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -372,6 +373,21 @@ def test_the_client_of_openai(saved_writer, writer, environments):
     names = {name: error[0] for name, error in found["errors"].items()}
     assert names.pop("no model") == "NotFoundError"
     assert set(names.values()) == {"BadRequestError"} and len(names) == 3
+
+
+def test_the_example_of_the_readme(saved_writer, writer, environments):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    [example] = [block for block in blocks if "import OpenAI" in block]
+    example = example.replace("gpt-shakespeare", "gpt").replace("ROMEO:", "to be")
+    with served(saved_writer) as address:
+        example = example.replace("http://localhost:8501", address)
+        command = [environments("openai", "openai"), "-c", example]
+        text = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
+    settings = {"max_new_tokens": 200, "temperature": 0.8}
+    assert text == writer.generate("to be", seeds=1, **settings)
 
 
 def resident(process):

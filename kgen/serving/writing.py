@@ -89,9 +89,10 @@ class Writer:
         if self.num_writing + num_rows > self._most:
             raise Busy(f"{self.num_writing} completions are being written by now.")
         found: asyncio.Queue[Piece | Exception] = asyncio.Queue()
-        given = [_given(version, prompt) for prompt in wanted.prompts]
-        read = version.endpoints["read"]
-        states = [asyncio.ensure_future(self._batcher(read, one)) for one in given]
+        states = [
+            asyncio.ensure_future(self._read(version, prompt))
+            for prompt in wanted.prompts
+        ]
         rows = []
         for index in range(num_rows):
             state = states[index // wanted.num_choices]
@@ -113,6 +114,11 @@ class Writer:
 
     def _one_less(self, _: Any) -> None:
         self.num_writing -= 1
+
+    async def _read(self, version: Version, prompt: Any) -> Arrays:
+        """The state of a model that has read a prompt."""
+        given = await asyncio.to_thread(_given, version, prompt)
+        return await self._batcher(version.endpoints["read"], given)
 
     async def _write(self, version, wanted, index, state, found) -> None:
         """Puts the pieces of a row where they are waited for, or what went wrong."""

@@ -1,9 +1,9 @@
 """`kgen serve` against the same SavedModel in-process: images or tokens per second.
 
-Every request asks `generate_png` for some images of new seeds, or a language model for a
-completion of some tokens. In turn: a process that calls the SavedModel, `generate_png`
-or `generate`, on batches of 64 rows, one after the other, and the server, asked by 1, 8
-and 64 clients that keep their connection and wait for each answer. Clients and server
+Every request asks `generate_png` for some images of new seeds, or a language model for
+a completion of some tokens. In turn: a process that calls the SavedModel on batches of
+64 rows, `generate_png` or `generate`, one after the other, and the server, asked by 1,
+8 and 64 clients that keep their connection and wait for each answer. Clients and server
 share the machine.
 
     python benchmarks/serve_rates.py saved_models/gan-mnist --each 16

@@ -31,13 +31,13 @@ class _Request:
 
 
 class Batcher:
-    """Runs endpoints in threads; what comes while all are at work waits, and is joined.
+    """Runs endpoints in threads, each once at a time; what comes meanwhile is joined.
 
     Nothing waits for others to come: a single request runs at once. Rows do not depend
     on each other, so it makes no difference to them with which others they are.
 
     Args:
-        num_threads: Calls at the same time; TensorFlow uses all cores in each.
+        num_threads: Endpoints at the same time; TensorFlow uses all cores for each.
         most_rows: Rows of a joint call.
         most_waiting: Rows that may wait, before requests are turned away.
     """
@@ -48,7 +48,8 @@ class Batcher:
         self.most_rows = most_rows
         self.most_waiting = most_waiting
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="model")
-        self._num_free = num_threads
+        self._num_threads = num_threads
+        self._running: set[int] = set()  # by the ids of endpoints
         self._num_waiting = 0
         self._queues: dict[Any, collections.deque[_Request]] = {}
         self._tasks: set[asyncio.Task] = set()
@@ -72,9 +73,8 @@ class Batcher:
         if self._num_waiting + num_rows > self.most_waiting:
             raise Busy(f"{self._num_waiting} rows wait already. Try again later.")
         shapes = ((name, array.shape[1:]) for name, array in inputs.items())
-        queue = self._queues.setdefault(
-            (id(endpoint), *sorted(shapes)), collections.deque()
-        )
+        key = (id(endpoint), *sorted(shapes))
+        queue = self._queues.setdefault(key, collections.deque())
         answer = asyncio.get_running_loop().create_future()
         queue.append(_Request(endpoint, inputs, num_rows, answer))
         self._num_waiting += num_rows
@@ -87,14 +87,17 @@ class Batcher:
 
     def _start(self) -> None:
         """Gives free threads what has waited longest."""
-        while self._num_free and self._queues:
-            key = next(iter(self._queues))
+        for key in list(self._queues):
+            if len(self._running) == self._num_threads:
+                return
+            if key[0] in self._running:
+                continue
             queue = self._queues.pop(key)
             requests = self._take(queue)
             if queue:
                 self._queues[key] = queue  # At the end: others have their turn first.
             if requests:
-                self._num_free -= 1
+                self._running.add(key[0])
                 task = asyncio.get_running_loop().create_task(self._run(requests))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -115,16 +118,18 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             answers = await loop.run_in_executor(self._threads, _answers, requests)
+            for request, answer in zip(requests, answers, strict=True):
+                if request.answer.done():
+                    continue
+                if isinstance(answer, Exception):
+                    request.answer.set_exception(answer)
+                else:
+                    request.answer.set_result(answer)
+            # A text asks for its next tokens at once: let them be in the next call.
+            await asyncio.sleep(0)
         finally:
-            self._num_free += 1
+            self._running.remove(id(requests[0].endpoint))
             self._start()
-        for request, answer in zip(requests, answers, strict=True):
-            if request.answer.done():
-                continue
-            if isinstance(answer, Exception):
-                request.answer.set_exception(answer)
-            else:
-                request.answer.set_result(answer)
 
 
 def _answers(requests: list[_Request]) -> list[Arrays | Exception]:

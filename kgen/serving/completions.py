@@ -10,19 +10,12 @@ from typing import Any
 
 import orjson
 
-from kgen.serving.rest import BadRequest
+from kgen.nn.sampling import NEUTRAL
+from kgen.serving.rest import BadRequest, read_object
 from kgen.serving.writing import Piece, Wanted
 
-# The settings of a model, the last three beyond what OpenAI's API has.
-SETTINGS = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
-# What OpenAI's API has besides, and the values of it that ask for nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+# What OpenAI's API has that is not here, and the values of it that ask for nothing.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
@@ -31,7 +24,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
 }
 KNOWN = {"model", "prompt", "max_tokens", "n", "seed", "stop", "stream", "echo"}
-KNOWN |= {"stream_options", "user", *SETTINGS, *NEUTRAL}
+KNOWN |= {"stream_options", "user", *NEUTRAL, *UNSUPPORTED}
 MOST_CHOICES = 64
 LARGEST = 2**31 - 1
 
@@ -60,16 +53,11 @@ def read_completion(body: bytes) -> tuple[Wanted, Form]:
     Raises:
         BadRequest: It is not what the API takes, or asks for what there is not here.
     """
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"JSON Parse error: {error}") from error
-    if not isinstance(request, dict):
-        raise BadRequest('A request is an object: {"model": ..., "prompt": ...}.')
+    request = read_object(body, '{"model": ..., "prompt": ...}')
     unknown = sorted(request.keys() - KNOWN)
     if unknown:
         raise BadRequest(f"Unrecognized arguments: {', '.join(unknown)[:200]}")
-    for name, neutral in NEUTRAL.items():
+    for name, neutral in UNSUPPORTED.items():
         if request.get(name) not in neutral:
             raise BadRequest(f"`{name}` is not supported here: leave it out.")
     given = {name: value for name, value in request.items() if value is not None}
@@ -93,7 +81,7 @@ def read_completion(body: bytes) -> tuple[Wanted, Form]:
         seed=_number(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
         settings={
             name: _number(given, name, default, -LARGEST, LARGEST)
-            for name, default in SETTINGS.items()
+            for name, default in NEUTRAL.items()
         },
         echo=_flag(given, "echo"),
     )
@@ -155,7 +143,6 @@ class Answer:
     """The bodies that say what is written.
 
     Args:
-        wanted: What is.
         form: How it is sent.
         version: The number of the model's version.
         num_prompt_tokens: Of all prompts together.

@@ -18,6 +18,21 @@ class BadRequest(Exception):
     """A body that is not what the endpoint takes; the message says what is."""
 
 
+def read_object(body: bytes, example: str) -> dict[str, Any]:
+    """The object that a body is; an error says what one looks like.
+
+    Raises:
+        BadRequest: It is none.
+    """
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"JSON Parse error: {error}") from error
+    if not isinstance(request, dict):
+        raise BadRequest(f"A request is an object: {example}.")
+    return request
+
+
 def read_request(body: bytes, version: Version) -> tuple[Endpoint, Arrays, bool]:
     """Reads the body of a `predict` request.
 
@@ -27,12 +42,7 @@ def read_request(body: bytes, version: Version) -> tuple[Endpoint, Arrays, bool]
     Raises:
         BadRequest: It is no JSON, or not of the form or the types that are taken.
     """
-    try:
-        request = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"JSON Parse error: {error}") from error
-    if not isinstance(request, dict):
-        raise BadRequest('A request is an object: {"instances": [...]}.')
+    request = read_object(body, '{"instances": [...]}')
     unknown = sorted(request.keys() - {"signature_name", "instances", "inputs"})
     if unknown:
         raise BadRequest(

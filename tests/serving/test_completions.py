@@ -9,6 +9,7 @@ import tensorflow as tf
 from starlette.testclient import TestClient
 
 from kgen.data import CharTokenizer
+from kgen.nn.sampling import NEUTRAL
 from kgen.serving import make_application
 from kgen.serving.batching import Batcher
 from kgen.serving.models import Endpoint, Version
@@ -31,15 +32,6 @@ NUMBERS = {
     "top_p": tf.float32,
     "min_p": tf.float32,
     "repetition_penalty": tf.float32,
-}
-
-
-SETTINGS = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
 }
 
 
@@ -237,7 +229,7 @@ def test_only_so_much_is_written_at_a_time_and_room_comes_back():
     async def scenario():
         writer = Writer(Batcher(), most=2)
         version = Model().versions[1]
-        wanted = Wanted(["a"], 2, 40, (), 0, SETTINGS, echo=False)
+        wanted = Wanted(["a"], 2, 40, (), 0, NEUTRAL, echo=False)
         pieces = writer.pieces(version, wanted)
         await anext(pieces)
         assert writer.num_writing == 2
@@ -265,7 +257,7 @@ def test_rows_of_many_requests_are_written_together():
         writer = Writer(Batcher(num_threads=1))
 
         async def one(prompt, most):
-            wanted = Wanted([prompt], 1, most, (), 1, SETTINGS, echo=False)
+            wanted = Wanted([prompt], 1, most, (), 1, NEUTRAL, echo=False)
             return "".join([p.text async for p in writer.pieces(version, wanted)])
 
         asked = [(letter, 5 + place) for place, letter in enumerate("abcdefghij")]

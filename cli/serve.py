@@ -3,8 +3,10 @@
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,8 +14,20 @@ from .options import RunFolder, debug_option
 from .startup import load_tensorflow
 
 
+class VersionsFolder(RunFolder):
+    """A run, or any folder of versions, such as `to_saved_model` makes."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Finds the folder."""
+        if any(Path(value).glob("*/saved_model.pb")):
+            return Path(value)
+        return super().convert(value, param, ctx)
+
+
 @click.command("serve")
-@click.argument("runs", type=RunFolder(), nargs=-1, required=True)
+@click.argument("runs", type=VersionsFolder(), nargs=-1, required=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option(
@@ -55,31 +69,54 @@ def command(
         raise click.UsageError(
             "The server needs packages that are not installed: pip install kgen[serve]"
         ) from error
-    load_tensorflow()
-    from kgen.serving import BoundedProtocol, ServedModel, make_application
-
     if labels and len(runs) > 1:
         raise click.UsageError("--label is of one RUN.")
     by_label = dict(_label(text) for text in labels)
-    models = [ServedModel(run, by_label) for run in runs]
-    names = [model.name for model in models]
-    if len({*names}) < len(names):
-        raise click.UsageError(f"Two runs have the same name: {', '.join(names)}.")
-    for model in models:
-        versions = ", ".join(map(str, sorted(model.versions)))
-        click.echo(
-            f"{model.name}: version {versions}, http://{host}:{port}/v1/models/"
-            f"{model.name}"
+    with _bound_socket(host, port) as listener:
+        load_tensorflow()
+        from kgen.export.tensorflow_serving import model_name
+        from kgen.serving import BoundedProtocol, ServedModel, make_application
+
+        names = [model_name(run) for run in runs]
+        if len({*names}) < len(names):
+            listed = ", ".join(map(str, runs))
+            raise click.UsageError(
+                f"Runs are served by the names of their folders, and two of {listed} "
+                "have the same. Serve them on two ports, or rename one."
+            )
+        models = [ServedModel(run, by_label) for run in runs]
+        for model in models:
+            versions = ", ".join(map(str, sorted(model.loaded.versions)))
+            click.echo(
+                f"{model.name}: version {versions}, http://{host}:{port}/v1/models/"
+                f"{model.name}"
+            )
+            for number, reason in model.failed.items():
+                click.echo(f"{model.name}: version {number} is not loaded: {reason}")
+        config = uvicorn.Config(
+            make_application(models, report=click.echo),
+            http=BoundedProtocol,
+            log_level="error",
+            timeout_graceful_shutdown=60,
+            limit_concurrency=1024,
         )
-    uvicorn.run(
-        make_application(models, report=click.echo),
-        host=host,
-        port=port,
-        http=BoundedProtocol,
-        log_level="error",
-        timeout_graceful_shutdown=60,
-        limit_concurrency=1024,
-    )
+        uvicorn.Server(config).run([listener])
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """A socket on an address, before seconds are spent on what is served there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise click.ClickException(
+            f"Nothing can be served on {host}:{port}: {error.strerror}. Choose another "
+            "--port, or --host."
+        ) from error
+    return made
 
 
 def _label(text: str) -> tuple[str, int]:

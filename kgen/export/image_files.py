@@ -82,10 +82,17 @@ def _read_files(files: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
     height, width, channels = shape
 
     def read(file):
+        is_png = tf.strings.substr(file, 0, 4) == b"\x89PNG"
+        is_jpeg = tf.strings.substr(file, 0, 2) == b"\xff\xd8"
+        known = tf.debugging.Assert(
+            (is_png & (tf.strings.length(file) > 24)) | is_jpeg,
+            ["`images_bytes` must be PNG or JPEG files."],
+        )
+        with tf.control_dependencies([known]):
+            file = tf.identity(file)
         # The size first: a small file can unpack to more than the memory holds.
         size = tf.cond(
-            (tf.strings.substr(file, 0, 4) == b"\x89PNG")
-            & (tf.strings.length(file) > 24),
+            is_png,
             lambda: tf.io.decode_raw(
                 tf.strings.substr(file, 16, 8), tf.int32, little_endian=False
             )[::-1],

@@ -16,7 +16,7 @@ from kgen.models.inputs import check_seeds
 from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
-from kgen.nn.sampling import NEUTRAL, next_tokens
+from kgen.nn.sampling import MOST_TOKENS, NEUTRAL, next_tokens
 from kgen.nn.transformer import drop, tied_logits
 
 POSITIONS = ("rotary", "learned")
@@ -28,7 +28,6 @@ RANGES: dict[str, dict[str, Any]] = {
     "min_p": {"high": 1},
     "repetition_penalty": {"above": True},
 }
-MOST_SERVED = 4096  # tokens for a row that a SavedModel writes
 MOST = 64  # tokens written in one call, ...
 PIECE = 8  # ... and where somebody waits for them, or for a stop
 
@@ -815,7 +814,7 @@ def _packed(state: Any, going: Any = None) -> dict[str, tf.Tensor]:
 
 def _checked(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """The settings of a request: nothing is made of those out of their ranges."""
-    ranges = {"max_new_tokens": {"low": 1, "high": MOST_SERVED}, **RANGES}
+    ranges = {"max_new_tokens": {"low": 1, "high": MOST_TOKENS}, **RANGES}
     asserts = []
     for name, limits in ranges.items():
         low, high = limits.get("low", 0), limits.get("high", math.inf)

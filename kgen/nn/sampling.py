@@ -17,6 +17,8 @@ NEUTRAL = {
     "repetition_penalty": 1.0,
 }
 
+MOST_TOKENS = 4096  # that a server writes for a row
+
 
 def next_tokens(
     logits: tf.Tensor,

@@ -26,7 +26,7 @@ from kgen.serving.rest import (
     write_answer,
     write_metadata,
 )
-from kgen.serving.writing import Piece, Writer, count_tokens
+from kgen.serving.writing import Piece, Writer, read_prompts
 
 MEGABYTE = 2**20
 # The page loads nothing from elsewhere.
@@ -57,6 +57,10 @@ def make_application(
     batcher = Batcher()
     writer = Writer(batcher)
 
+    def newest_of(model: ServedModel) -> Version:
+        loaded = model.loaded
+        return loaded.versions[loaded.newest]
+
     def find(request: Request) -> tuple[ServedModel, Version]:
         name = request.path_params["name"]
         model = by_name.get(name)
@@ -64,8 +68,8 @@ def make_application(
             raise HTTPException(404, f"Servable not found for request: Latest({name})")
         wanted = request.path_params.get("version")
         label = request.path_params.get("label")
-        versions = model.versions
-        number = max(versions)
+        loaded = model.loaded
+        number = loaded.newest
         if label is not None:
             if label not in model.labels:
                 raise HTTPException(
@@ -74,16 +78,17 @@ def make_application(
             number = model.labels[label]
         if wanted is not None:
             number = int(wanted) if len(wanted) < 20 and wanted.isdecimal() else -1
-        if number not in versions:
+        if number not in loaded.versions:
             raise HTTPException(
                 404, f"Servable not found for request: Specific({name}, {wanted})"
             )
-        return model, versions[number]
+        return model, loaded.versions[number]
 
     async def status(request: Request) -> Response:
         model, version = find(request)
         one = "version" in request.path_params or "label" in request.path_params
-        numbers = [version.number] if one else sorted(model.versions, reverse=True)
+        every = sorted(model.loaded.versions, reverse=True)
+        numbers = [version.number] if one else every
         states = [
             {
                 "version": str(number),
@@ -119,14 +124,13 @@ def make_application(
         body = await _body(request, most_body, seconds)
         wanted, form = await run_in_threadpool(read_completion, body)
         model = by_name.get(form.model)
-        version = model.versions[model.newest] if model else None
+        version = newest_of(model) if model else None
         if version is None or not version.writes_text:
             raise HTTPException(404, f"There is no model {form.model!r} that writes.")
-        num_tokens = await run_in_threadpool(
-            count_tokens, version.tokenizer, wanted.prompts
-        )
+        prompts = await run_in_threadpool(read_prompts, version, wanted)
+        num_tokens = sum(prompt.num_tokens for prompt in prompts)
         answer = Answer(form, version.number, num_tokens)
-        pieces = writer.pieces(version, wanted)
+        pieces = writer.pieces(version, wanted, prompts)
         found: list[Piece] = []
         try:
             async with asyncio.timeout(seconds):
@@ -153,7 +157,7 @@ def make_application(
         return _Stream(events(), 10 * seconds)
 
     async def listing(request: Request) -> Response:
-        newest = [(model, model.versions[model.newest]) for model in models]
+        newest = [(model, newest_of(model)) for model in models]
         found = [
             {
                 "name": model.name,

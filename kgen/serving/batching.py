@@ -169,8 +169,10 @@ def _reason(error: Exception) -> Exception:
     if isinstance(error, tf.errors.InvalidArgumentError | UnicodeDecodeError):
         text = str(error) if isinstance(error, tf.errors.OpError) else "damaged bytes"
         _, found, message = text.partition("assertion failed: [")
-        line = message.partition("]")[0] if found else _last_line(text)
-        return Refused(line)
+        if not found:
+            return Refused(_last_line(text))
+        parts = message.partition("\n\t")[0].rpartition("]")[0]
+        return Refused(parts.replace("] [", " ")[:500])
     return error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from kgen.nn.sampling import NEUTRAL
+from kgen.nn.sampling import MOST_TOKENS, NEUTRAL
 from kgen.serving.rest import BadRequest, read_object
 from kgen.serving.writing import Piece, Wanted
 
@@ -76,11 +77,12 @@ def read_completion(body: bytes) -> tuple[Wanted, Form]:
     wanted = Wanted(
         prompts=prompts,
         num_choices=num_choices,
-        max_tokens=_number(given, "max_tokens", 16, 1, LARGEST),
+        max_tokens=_number(given, "max_tokens", 16, 1, MOST_TOKENS),
         stops=_stops(given.get("stop", [])),
         seed=_number(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
         settings={
-            name: _number(given, name, default, -LARGEST, LARGEST)
+            # What is beyond these is out of range as well: the model says so.
+            name: min(max(_number(given, name, default), -LARGEST), LARGEST)
             for name, default in NEUTRAL.items()
         },
         echo=_flag(given, "echo"),
@@ -109,7 +111,7 @@ def _are_tokens(values: Any) -> bool:
     return (
         isinstance(values, list)
         and bool(values)
-        and all(type(one) is int and 0 <= one < 2**31 for one in values)
+        and all(type(one) is int for one in values)
     )
 
 
@@ -117,11 +119,17 @@ def _stops(stop: Any) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop
     fits = isinstance(stops, list) and len(stops) <= 4
     if not fits or not all(isinstance(one, str) and one for one in stops):
-        raise BadRequest("`stop` must be a text, or a list of up to four.")
+        raise BadRequest("`stop` must be a text, or up to four; none is empty.")
     return tuple(stops)
 
 
-def _number(given: dict[str, Any], name: str, default: Any, low: Any, high: Any) -> Any:
+def _number(
+    given: dict[str, Any],
+    name: str,
+    default: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Any:
     value = given.get(name, default)
     kinds = (int, float) if isinstance(default, float) else (int,)
     if isinstance(value, bool) or not isinstance(value, kinds):

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from kgen.data import Tokenizer, tokenizer_from_json
 from kgen.export import check_sums
+from kgen.export.manifest import sums_of
 from kgen.export.tensorflow_serving import model_name
 
 Arrays = dict[str, np.ndarray]
@@ -44,12 +45,14 @@ class Version:
         number: Its folder's name.
         endpoints: By their names.
         about: What `assets.extra/kgen.json` says.
+        sums: Those of its files.
         tokenizer_json: That of a model of text that has one.
     """
 
     number: int
     endpoints: dict[str, Endpoint]
     about: dict[str, Any]
+    sums: bytes = b""
     tokenizer_json: str | None = None
 
     @property
@@ -74,6 +77,7 @@ def load_version(folder: Path) -> Version:
         ExportError: A file was changed, or there are no sums.
         OSError: TensorFlow cannot read it.
     """
+    sums = _sums(folder)
     check_sums(folder)
     loaded = tf.saved_model.load(str(folder))
     about, tokenizer = (
@@ -84,7 +88,14 @@ def load_version(folder: Path) -> Version:
         )
     )
     endpoints = {name: _endpoint(loaded, name) for name in loaded.signatures}
-    return Version(int(folder.name), endpoints, json.loads(about or "{}"), tokenizer)
+    number = int(folder.name)
+    return Version(number, endpoints, json.loads(about or "{}"), sums, tokenizer)
+
+
+def _sums(folder: Path) -> bytes:
+    """The sums of a version's files; nothing where there are none."""
+    path = sums_of(folder)
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _endpoint(loaded: Any, name: str) -> Endpoint:
@@ -102,6 +113,20 @@ def _endpoint(loaded: Any, name: str) -> Endpoint:
     return Endpoint(call, dict(inputs), dict(function.structured_outputs), names)
 
 
+def versions_in(folder: Path) -> list[int]:
+    """The numbers of the versions in a folder, ascending."""
+    found = [path.parent.name for path in folder.glob("*/saved_model.pb")]
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """The versions in memory, and which of them answers where none is asked for."""
+
+    versions: dict[int, Version]
+    newest: int
+
+
 class ServedModel:
     """The folder of a model's versions, and those of them that are in memory.
 
@@ -110,7 +135,12 @@ class ServedModel:
         labels: Versions that stay in memory, by a label of theirs; the newest is there
             anyway, and takes the place of the one before it.
 
+    Attributes:
+        loaded: What is in memory.
+        failed: Why versions cannot be loaded, by their numbers.
+
     Raises:
+        ExportError: No version can be loaded, or one with a label.
         FileNotFoundError: There is no version.
         ValueError: A label is of a version that is not there.
     """
@@ -119,10 +149,9 @@ class ServedModel:
         self.folder = folder
         self.name = model_name(folder)
         self.labels = labels or {}
-        self.versions: dict[int, Version] = {}
         self.failed: dict[int, str] = {}  # why, of versions that cannot be loaded
         self._stamps: dict[int, int] = {}  # and when their files were changed last
-        numbers = self._numbers()
+        numbers = versions_in(folder)
         if not numbers:
             raise FileNotFoundError(
                 "A model to serve has a version, a folder named by a number. Received: "
@@ -134,25 +163,27 @@ class ServedModel:
                     f"The label {label} must be of a version in {folder}: "
                     f"{', '.join(map(str, numbers))}. Received: {label}={number}"
                 )
-        for number in {*self.labels.values(), numbers[-1]}:
-            self.versions[number] = load_version(folder / str(number))
-
-    @property
-    def newest(self) -> int:
-        """The number of the version that answers where none is asked for."""
-        return max(self.versions)
+        labelled = {n: load_version(folder / str(n)) for n in {*self.labels.values()}}
+        newest = self._newest_that_loads(numbers, labelled)
+        self.loaded = Loaded(labelled | {newest.number: newest}, newest.number)
 
     def refresh(self) -> int | None:
-        """Loads a version that has appeared; the one before it answers till then.
+        """Follows the folder: loads its newest version where that is another one.
+
+        Another one has a higher number; or it has been exported anew with the same one,
+        or with a lower one in the place of all others. What is in memory answers till
+        then, and goes on where nothing else can be loaded.
 
         Returns:
-            Its number, or None where there is no newer one or it cannot be loaded.
+            The number of the version that answers from now on; None: it did before.
         """
-        number = max(self._numbers(), default=0)
-        if number <= self.newest:
+        number = max(versions_in(self.folder), default=0)
+        if not number:
             return None
-        folder = self.folder / str(number)
+        folder, now = self.folder / str(number), self.loaded
         try:
+            if number == now.newest and now.versions[number].sums == _sums(folder):
+                return None
             stamp = max(path.stat().st_mtime_ns for path in folder.rglob("*"))
             if self._stamps.get(number) == stamp:
                 return None  # Half copied, perhaps: tried again when it has changed.
@@ -163,11 +194,18 @@ class ServedModel:
             self.failed[number] = str(error)
             return None
         self.failed.pop(number, None)
-        kept = {n: self.versions[n] for n in self.labels.values()}
+        kept = {n: now.versions[n] for n in self.labels.values()}
         # One assignment: a request that is under way has its own reference.
-        self.versions = kept | {version.number: version}
-        return version.number
+        self.loaded = Loaded(kept | {number: version}, number)
+        return number
 
-    def _numbers(self) -> list[int]:
-        found = [path.parent.name for path in self.folder.glob("*/saved_model.pb")]
-        return sorted(int(name) for name in found if name.isdigit())
+    def _newest_that_loads(
+        self, numbers: list[int], labelled: dict[int, Version]
+    ) -> Version:
+        oldest, *others = numbers
+        for number in reversed(others):
+            try:
+                return labelled.get(number) or load_version(self.folder / str(number))
+            except Exception as error:  # As in `refresh`.
+                self.failed[number] = str(error)
+        return labelled.get(oldest) or load_version(self.folder / str(oldest))

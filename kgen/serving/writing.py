@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,12 +76,16 @@ class Writer:
         self._most = most
 
     async def pieces(
-        self, version: Version, wanted: Wanted
+        self, version: Version, wanted: Wanted, prompts: Sequence[Prompt]
     ) -> AsyncGenerator[Piece, None]:
         """Yields what is written, until all completions have ended.
 
+        Args:
+            version: That of the model.
+            wanted: What to write.
+            prompts: What `read_prompts` makes of it.
+
         Raises:
-            BadRequest: A prompt is not one of the tokenizer's.
             Busy: There is too much to write already.
             Refused: The model does not take these values.
         """
@@ -89,14 +93,16 @@ class Writer:
         if self.num_writing + num_rows > self._most:
             raise Busy(f"{self.num_writing} completions are being written by now.")
         found: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        read = version.endpoints["read"]
         states = [
-            asyncio.ensure_future(self._read(version, prompt))
-            for prompt in wanted.prompts
+            asyncio.ensure_future(self._batcher(read, prompt.given))
+            for prompt in prompts
         ]
         rows = []
         for index in range(num_rows):
-            state = states[index // wanted.num_choices]
-            row = self._write(version, wanted, index, state, found)
+            which = index // wanted.num_choices
+            begin = prompts[which].text if wanted.echo else ""
+            row = self._write(version, wanted, index, states[which], begin, found)
             rows.append(asyncio.ensure_future(row))
             rows[-1].add_done_callback(self._one_less)
             self.num_writing += 1
@@ -115,16 +121,12 @@ class Writer:
     def _one_less(self, _: Any) -> None:
         self.num_writing -= 1
 
-    async def _read(self, version: Version, prompt: Any) -> Arrays:
-        """The state of a model that has read a prompt."""
-        given = await asyncio.to_thread(_given, version, prompt)
-        return await self._batcher(version.endpoints["read"], given)
-
-    async def _write(self, version, wanted, index, state, found) -> None:
+    async def _write(self, version, wanted, index, state, begin, found) -> None:
         """Puts the pieces of a row where they are waited for, or what went wrong."""
         try:
             async for piece in self._row(version, wanted, index, await state):
-                found.put_nowait(piece)
+                found.put_nowait(dataclasses.replace(piece, text=begin + piece.text))
+                begin = ""
         except Exception as error:
             found.put_nowait(error)
 
@@ -136,8 +138,6 @@ class Writer:
             "seeds": wanted.seed + index,
             "max_new_tokens": wanted.max_tokens,
         }
-        prompt = wanted.prompts[index // wanted.num_choices]
-        echo = _text(tokenizer, prompt) if wanted.echo else ""
         tokens, shown = np.zeros(0, np.int32), 0
         finish_reason = None
         while finish_reason is None:
@@ -162,8 +162,8 @@ class Writer:
                 finish_reason = "length"
             text = readable(whole, wanted.stops, is_whole=not going)
             num_new = len(tokens) - num_before
-            yield Piece(index, echo + text[shown:], num_new, finish_reason)
-            shown, echo = max(shown, len(text)), ""
+            yield Piece(index, text[shown:], num_new, finish_reason)
+            shown = max(shown, len(text))
 
 
 def _first_with_a_stop(tokenizer, tokens, num_before, stops) -> np.ndarray:
@@ -175,35 +175,54 @@ def _first_with_a_stop(tokenizer, tokens, num_before, stops) -> np.ndarray:
     return tokens
 
 
-def _given(version: Version, prompt: Any) -> Arrays:
-    """What `read` takes for a prompt."""
-    if "prompts" in version.endpoints["read"].inputs:
-        text = _text(version.tokenizer, prompt)
-        return {"prompts": np.array([text.encode("utf-8", "surrogatepass")], object)}
-    tokens = _tokens(version.tokenizer, prompt)
-    return {"tokens": np.array([tokens], np.int32)}
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt as `read` takes it.
+
+    Attributes:
+        given: The input of `read`.
+        text: What it says; of tokens, only where that is asked for.
+        num_tokens: How many tokens it has.
+    """
+
+    given: Arrays
+    text: str
+    num_tokens: int
 
 
-def count_tokens(tokenizer: Tokenizer, prompts: list[Any]) -> int:
-    """How many tokens prompts have."""
-    return sum(len(_tokens(tokenizer, prompt)) for prompt in prompts)
+def read_prompts(version: Version, wanted: Wanted) -> list[Prompt]:
+    """Makes tokens of texts, or texts of tokens, as the model takes them.
 
-
-def _tokens(tokenizer: Tokenizer, prompt: Any) -> Any:
+    Raises:
+        BadRequest: A prompt is not one of the tokenizer's.
+    """
+    takes_text = "prompts" in version.endpoints["read"].inputs
+    tokenizer, made = version.tokenizer, []
     try:
-        return tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        for prompt in wanted.prompts:
+            is_text = isinstance(prompt, str)
+            tokens = (
+                tokenizer.encode(prompt) if is_text else _checked(prompt, tokenizer)
+            )
+            text = prompt if is_text else ""
+            if not is_text and (takes_text or wanted.echo):
+                text = tokenizer.decode(tokens)
+            given = {"tokens": tokens[None]}
+            if takes_text:
+                given = {"prompts": np.array([text.encode()], object)}
+                if not is_text and tokenizer.encode(text).tolist() != prompt:
+                    raise BadRequest("The tokens of a prompt must be those of a text.")
+            made.append(Prompt(given, text, len(tokens)))
     except ValueError as error:
         raise BadRequest(str(error)) from error
+    return made
 
 
-def _text(tokenizer: Tokenizer, prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    try:
-        text = tokenizer.decode(prompt)
-        known = tokenizer.encode(text).tolist() == prompt
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
-    if not known:
-        raise BadRequest("The tokens of a prompt must be those of a text.")
-    return text
+def _checked(tokens: list[int], tokenizer: Tokenizer) -> np.ndarray:
+    highest = tokenizer.vocab_size - 1
+    if not 0 <= min(tokens) <= max(tokens) <= highest:
+        raise BadRequest(
+            f"The tokens of a prompt must be from 0 to {highest}. Received: "
+            f"{min(tokens)} to {max(tokens)}."
+        )
+    return np.array(tokens, np.int32)

@@ -1,11 +1,13 @@
 """`kgen serve` where there is a real server: programs that write down what they get."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from free_ports import free_port
 from kgen.export.tensorflow_serving import IMAGE
 
 MAIN = "from kgen_cli.main import main; main()"
@@ -71,3 +73,25 @@ def test_a_docker_that_does_not_run_or_is_not_wanted(run_folder, script, options
     # kgen's own server: it says that there is no version in the folder.
     assert done.returncode == 1
     assert "has a version, a folder named by a number" in done.stderr
+
+
+def test_a_port_that_is_taken(run_folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = serve(run_folder, {}, "--port", port)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: Address already in use. Choose another" in done.stderr
+
+
+def test_any_folder_of_versions_will_do(run_folder):
+    (run_folder / "recipe.json").unlink()
+    (run_folder / "1" / "saved_model.pb").touch()
+    done = serve(run_folder, {}, "--port", str(free_port()))
+    assert done.returncode == 1
+    assert "has no sums to be checked by" in done.stderr
+
+
+def test_two_runs_of_one_name(run_folder):
+    again = str(run_folder)
+    done = serve(run_folder, {}, again, "--port", str(free_port()))
+    assert done.returncode == 2 and "rename one" in done.stderr

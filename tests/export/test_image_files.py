@@ -94,10 +94,11 @@ def test_a_jpeg_is_read(signatures):
     [
         (file_of(np.zeros((4, 5, 3), np.uint8)), "must be images of 5 x 4 pixels"),
         (file_of(np.zeros((40, 5, 3), np.uint8), "JPEG"), "images of 5 x 4 pixels"),
-        (b"", "Invalid JPEG data"),
-        (b"\x89PNG\r\n\x1a\n", "Invalid JPEG data"),
+        (b"", "must be PNG or JPEG files"),
+        (b"\x89PNG\r\n\x1a\n", "must be PNG or JPEG files"),
         (file_of(np.zeros((5, 4, 3), np.uint8))[:-20], "Invalid PNG"),
-        (b"GIF89a" + bytes(100), "Invalid JPEG data"),
+        (b"\xff\xd8" + bytes(100), "Invalid JPEG data"),
+        (b"GIF89a" + bytes(100), "must be PNG or JPEG files"),
     ],
 )
 def test_other_files_are_refused(signatures, file, message):

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import shutil
 import threading
 import time
 
@@ -114,7 +115,7 @@ def test_bodies_and_batches_are_bounded(folder):
 
 def test_an_answer_that_takes_too_long_is_given_up(folder):
     model = ServedModel(folder)
-    [version] = model.versions.values()
+    [version] = model.loaded.versions.values()
     endpoint = version.endpoints["serving_default"]
     slow = threading.Event()
     object.__setattr__(
@@ -165,7 +166,7 @@ def test_a_label_keeps_its_version(folder):
         assert [one["version"] for one in status] == ["1"]
     export_model(folder, 3, added=9.0)
     assert model.refresh() == 3
-    assert sorted(model.versions) == [1, 3]
+    assert sorted(model.loaded.versions) == [1, 3]
     with pytest.raises(ValueError, match="a version in .*Received: old=8"):
         ServedModel(folder, {"old": 8})
 
@@ -175,9 +176,29 @@ def test_a_version_that_was_changed_is_not_loaded(folder):
     path = export_model(folder, 2, added=7.0)
     (path / "fingerprint.pb").write_bytes(b"another")
     assert model.refresh() is None
-    assert model.newest == 1 and "fingerprint.pb is changed" in model.failed[2]
+    assert model.loaded.newest == 1 and "fingerprint.pb is changed" in model.failed[2]
+    again = ServedModel(folder)  # Nor by a server that is started now.
+    assert again.loaded.newest == 1 and "fingerprint.pb is changed" in again.failed[2]
+    shutil.rmtree(folder / "1")
     with pytest.raises(ExportError, match="fingerprint.pb is changed"):
         ServedModel(folder)
+
+
+def test_the_folder_is_followed_to_lower_numbers_and_the_same_ones(folder):
+    export_model(folder, 2, added=7.0)
+    model = ServedModel(folder)
+    assert model.refresh() is None
+    shutil.rmtree(folder / "2")
+    assert model.refresh() == 1 and sorted(model.loaded.versions) == [1]
+    assert model.refresh() is None
+    shutil.rmtree(folder / "1")
+    assert model.refresh() is None and model.loaded.newest == 1  # It goes on.
+    export_model(folder, 1, added=9.0)  # A run that was trained again.
+    assert model.refresh() == 1 and model.refresh() is None
+    call = model.loaded.versions[1].endpoints["shift"].call
+    assert call({"values": np.zeros([1, 2], np.float32)})["shifted"].tolist() == [
+        [9, 9]
+    ]
 
 
 def test_a_folder_without_versions_says_how_to_make_one(tmp_path):

@@ -12,8 +12,8 @@ from kgen.data import CharTokenizer
 from kgen.nn.sampling import NEUTRAL
 from kgen.serving import make_application
 from kgen.serving.batching import Batcher
-from kgen.serving.models import Endpoint, Version
-from kgen.serving.writing import Wanted, Writer
+from kgen.serving.models import Endpoint, Loaded, Version
+from kgen.serving.writing import Wanted, Writer, read_prompts
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PIECE = 4
@@ -67,7 +67,7 @@ class Model:
 
     name = "letters"
     labels: dict[str, int] = {}
-    newest = 1
+    failed: dict[int, str] = {}
 
     def __init__(self):
         prompts = {"prompts": tf.TensorSpec([None], tf.string)}
@@ -78,7 +78,8 @@ class Model:
             "write": Endpoint(write, STATE | numbers, outputs, {}),
         }
         tokenizer = CharTokenizer(LETTERS).to_json()
-        self.versions = {1: Version(1, endpoints, {}, tokenizer)}
+        self.version = Version(1, endpoints, {}, tokenizer_json=tokenizer)
+        self.loaded = Loaded({1: self.version}, 1)
 
     def refresh(self):
         return None
@@ -88,6 +89,10 @@ class Model:
 def client():
     with TestClient(make_application([Model()])) as client:
         yield client
+
+
+def pieces_of(writer, version, wanted):
+    return writer.pieces(version, wanted, read_prompts(version, wanted))
 
 
 def ask(client, **values):
@@ -187,7 +192,9 @@ def test_the_models_that_write_are_listed(client):
         ({"prompt": ["a", 1]}, 400, "`prompt` must be a text"),
         ({"prompt": [1.5]}, 400, "`prompt` must be a text"),
         ({"prompt": "A"}, 400, "Each character must be one of"),
-        ({"prompt": [99]}, 400, "`ids` must be below"),
+        ({"prompt": [99]}, 400, "must be from 0 to 25. Received: 99 to 99"),
+        ({"prompt": [-1]}, 400, "must be from 0 to 25. Received: -1 to -1"),
+        ({"max_tokens": 5000}, 400, "`max_tokens` must be from 1 to 4096"),
         ({"max_tokens": 0}, 400, "`max_tokens` must be from 1"),
         ({"max_tokens": 1.5}, 400, "`max_tokens` must be a whole number"),
         ({"n": 65}, 400, "`n` must be from 1 to 64"),
@@ -228,13 +235,13 @@ def test_neutral_values_of_what_is_not_supported_are_taken(client):
 def test_only_so_much_is_written_at_a_time_and_room_comes_back():
     async def scenario():
         writer = Writer(Batcher(), most=2)
-        version = Model().versions[1]
+        version = Model().version
         wanted = Wanted(["a"], 2, 40, (), 0, NEUTRAL, echo=False)
-        pieces = writer.pieces(version, wanted)
+        pieces = pieces_of(writer, version, wanted)
         await anext(pieces)
         assert writer.num_writing == 2
         with pytest.raises(Exception, match="2 completions are being written"):
-            await anext(writer.pieces(version, wanted))
+            await anext(pieces_of(writer, version, wanted))
         await pieces.aclose()  # Who asked has gone.
         await asyncio.sleep(0.1)
         assert writer.num_writing == 0
@@ -246,7 +253,7 @@ def test_rows_of_many_requests_are_written_together():
     calls = []
 
     async def scenario():
-        version = Model().versions[1]
+        version = Model().version
         slow = version.endpoints["write"]
 
         def call(arrays):
@@ -258,7 +265,7 @@ def test_rows_of_many_requests_are_written_together():
 
         async def one(prompt, most):
             wanted = Wanted([prompt], 1, most, (), 1, NEUTRAL, echo=False)
-            return "".join([p.text async for p in writer.pieces(version, wanted)])
+            return "".join([p.text async for p in pieces_of(writer, version, wanted)])
 
         asked = [(letter, 5 + place) for place, letter in enumerate("abcdefghij")]
         found = await asyncio.gather(*(one(*each) for each in asked))

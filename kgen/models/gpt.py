@@ -672,28 +672,8 @@ class GPT(ReadsText, GenerativeModel):
             (tokens, _), state = write_next(**values)
             return {"tokens": tokens, **state}
 
-        def example(num_rows):
-            rng, rows = np.random.default_rng(0), np.arange(num_rows)
-            half = max(self.context // 2, 1)
-            most = min(half, PIECE + 4)
-            lengths = np.where(rows == 0, 1, rng.integers(1, 1 + half, num_rows))
-            longest = max(lengths, default=1)
-            tokens = rng.integers(0, self.vocab_size, (num_rows, longest), np.int32)
-            # The first row has the most, so that all batches are as wide.
-            limits = np.where(rows == 0, most, rng.integers(1, most + 1, num_rows))
-            return {
-                "tokens": np.where(np.arange(longest) < lengths[:, None], tokens, -1),
-                "seeds": rows,
-                "max_new_tokens": limits.astype(np.int32),
-                "temperature": np.array([0, 0.7, 1], np.float32)[rows % 3],
-                "top_k": np.array([0, 5], np.int32)[rows % 2],
-                "top_p": np.array([1, 0.9], np.float32)[rows // 2 % 2],
-                "min_p": np.array([0, 0.02], np.float32)[rows // 4 % 2],
-                "repetition_penalty": np.array([1, 1.2], np.float32)[rows // 8 % 2],
-            }
-
         def example_of_prompts(num_rows):
-            values = example(num_rows)
+            values = self._example(num_rows)
             if takes_text:
                 rows = values.pop("tokens")
                 values["prompts"] = [self.text.decode(row) for row in rows]
@@ -704,13 +684,12 @@ class GPT(ReadsText, GenerativeModel):
             return {name: values[name] for name in prompt}
 
         def example_to_write(num_rows):
-            values = example(num_rows)
+            values = self._example(num_rows)
             state = _packed(self._read(tf.constant(values.pop("tokens"))))
             state = {name: value.numpy() for name, value in state.items()}
             written = np.arange(num_rows, dtype=np.int32) % 5
             return {**state, "written": written, **values}
 
-        layers = tuple(networks)
         cache = [None, 2 * self.num_layers, self.num_heads, self.context]
         state = {
             "caches": tf.TensorSpec([*cache, self.width // self.num_heads], tf.float32),
@@ -721,7 +700,7 @@ class GPT(ReadsText, GenerativeModel):
         kinds = dict.fromkeys(state, "state")
         written = {"written": tf.TensorSpec([None], tf.int32)}
         shared: dict[str, Any] = {
-            "layers": layers,
+            "layers": tuple(networks),
             "runtimes": ("saved_model",),
             "files": self.files_of_tokens(),
         }
@@ -751,11 +730,32 @@ class GPT(ReadsText, GenerativeModel):
                 lambda **values: {"generated": write_all(**values)[0]},
                 {"tokens": TOKENS} | knobs,
                 {"generated": "tokens"},
-                example=example,
+                example=self._example,
                 leads=lambda **values: write_all(**values)[1],
                 **shared | {"runtimes": ("onnx",)},
             ),
         ]
+
+    def _example(self, num_rows):
+        """Rows of any length, with settings of all kinds."""
+        rng, rows = np.random.default_rng(0), np.arange(num_rows)
+        half = max(self.context // 2, 1)
+        most = min(half, PIECE + 4)
+        lengths = np.where(rows == 0, 1, rng.integers(1, 1 + half, num_rows))
+        longest = max(lengths, default=1)
+        tokens = rng.integers(0, self.vocab_size, (num_rows, longest), np.int32)
+        # The first row has the most, so that all batches are as wide.
+        limits = np.where(rows == 0, most, rng.integers(1, most + 1, num_rows))
+        return {
+            "tokens": np.where(np.arange(longest) < lengths[:, None], tokens, -1),
+            "seeds": rows,
+            "max_new_tokens": limits.astype(np.int32),
+            "temperature": np.array([0, 0.7, 1], np.float32)[rows % 3],
+            "top_k": np.array([0, 5], np.int32)[rows % 2],
+            "top_p": np.array([1, 0.9], np.float32)[rows // 2 % 2],
+            "min_p": np.array([0, 0.02], np.float32)[rows // 4 % 2],
+            "repetition_penalty": np.array([1, 1.2], np.float32)[rows // 8 % 2],
+        }
 
     def _limits(self, max_new_tokens, done, places):
         """How many tokens each row has in the end, int32 [batch]."""

@@ -304,7 +304,10 @@ def evaluation_records(row, shared):
     return str(len(records))
 
 
-@check("export", "SavedModel: every signature, batches of 1, 3 and 64, 1e-5")
+@check(
+    "export",
+    "SavedModel: every signature, batches of 1, 3 and 64 (states: 8), 1e-5 (1e-4)",
+)
 def saved_model(row, shared):
     model, folder = shared.trained(row), shared.folder / f"exports-{ROWS.index(row)}"
     made = export.to_saved_model(model, folder)

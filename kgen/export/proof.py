@@ -44,7 +44,7 @@ class Proof:
 
     Attributes:
         signature: Its name.
-        difference: The largest, over all outputs and batches of 1, 3 and 64 rows.
+        difference: The largest, over all outputs and batches of 1, 3 and `proof_rows`.
             Absolute for values up to 1, such as pixels; relative to larger ones.
         tolerance: The largest that was accepted.
         milliseconds: Median time of a call with one row, in the runtime on the CPU.

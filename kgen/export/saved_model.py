@@ -40,11 +40,12 @@ def to_saved_model(
 
     Each signature is an endpoint of its name; the first is the default one as well.
     The version is loaded by a process that imports TensorFlow but not kgen, and run on
-    batches of 1, 3 and 64 rows. It appears in the folder only if it computes what Keras
-    computes in float32; older versions are never touched. It holds a request for each
-    endpoint, which TensorFlow Serving makes before it says that it is ready, and the
-    sums of its files. Beside the versions lie the server's configuration and a
-    compose.yaml that starts it, unless there are such files already.
+    batches of 1, 3 and 64 rows, 8 where a row takes megabytes. It appears in the folder
+    only if it computes what Keras computes in float32; older versions are never
+    touched. It holds a request for each endpoint, which TensorFlow Serving makes before
+    it says that it is ready, and the sums of its files. Beside the versions lie the
+    server's configuration and a compose.yaml that starts it, unless there are such
+    files already.
 
     Args:
         model: The model; of any precision, the export is float32.

@@ -31,13 +31,13 @@ class _Request:
 
 
 class Batcher:
-    """Runs endpoints in threads, each once at a time; what comes meanwhile is joined.
+    """Runs endpoints in threads; what comes while all are at work waits, and is joined.
 
     Nothing waits for others to come: a single request runs at once. Rows do not depend
     on each other, so it makes no difference to them with which others they are.
 
     Args:
-        num_threads: Endpoints at the same time; TensorFlow uses all cores for each.
+        num_threads: Calls at the same time; TensorFlow uses all cores in each.
         most_rows: Rows of a joint call.
         most_waiting: Rows that may wait, before requests are turned away.
     """
@@ -49,7 +49,7 @@ class Batcher:
         self.most_waiting = most_waiting
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="model")
         self._num_threads = num_threads
-        self._running: set[int] = set()  # by the ids of endpoints
+        self._running: list[Endpoint] = []
         self._num_waiting = 0
         self._queues: dict[Any, collections.deque[_Request]] = {}
         self._tasks: set[asyncio.Task] = set()
@@ -90,14 +90,15 @@ class Batcher:
         for key in list(self._queues):
             if len(self._running) == self._num_threads:
                 return
-            if key[0] in self._running:
+            endpoint = self._queues[key][0].endpoint
+            if endpoint.alone and endpoint in self._running:
                 continue
             queue = self._queues.pop(key)
             requests = self._take(queue)
             if queue:
                 self._queues[key] = queue  # At the end: others have their turn first.
             if requests:
-                self._running.add(key[0])
+                self._running.append(endpoint)
                 task = asyncio.get_running_loop().create_task(self._run(requests))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -128,7 +129,7 @@ class Batcher:
             # A text asks for its next tokens at once: let them be in the next call.
             await asyncio.sleep(0)
         finally:
-            self._running.remove(id(requests[0].endpoint))
+            self._running.remove(requests[0].endpoint)
             self._start()
 
 

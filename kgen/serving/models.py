@@ -20,7 +20,7 @@ from kgen.export.tensorflow_serving import model_name
 Arrays = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Endpoint:
     """A signature of a SavedModel.
 
@@ -29,12 +29,15 @@ class Endpoint:
         inputs: Specification of each input.
         outputs: Likewise.
         names: The tensors that inputs and outputs are in the graph.
+        alone: Whether one call at a time is best: where whoever gets an answer asks
+            again at once, all of them are in the next call.
     """
 
     call: Callable[[Arrays], Arrays]
     inputs: dict[str, tf.TensorSpec]
     outputs: dict[str, tf.TensorSpec]
     names: dict[str, str]
+    alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,8 @@ def _endpoint(loaded: Any, name: str) -> Endpoint:
         outputs = loaded.signatures[name](**tensors)
         return {key: value.numpy() for key, value in outputs.items()}
 
-    return Endpoint(call, dict(inputs), dict(function.structured_outputs), names)
+    outputs = dict(function.structured_outputs)
+    return Endpoint(call, dict(inputs), outputs, names, alone=name == "write")
 
 
 def versions_in(folder: Path) -> list[int]:

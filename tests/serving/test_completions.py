@@ -75,7 +75,7 @@ class Model:
         outputs = STATE | {"tokens": tf.TensorSpec([None, PIECE], tf.int32)}
         endpoints = {
             "read": Endpoint(read, prompts, STATE, {}),
-            "write": Endpoint(write, STATE | numbers, outputs, {}),
+            "write": Endpoint(write, STATE | numbers, outputs, {}, alone=True),
         }
         tokenizer = CharTokenizer(LETTERS).to_json()
         self.version = Version(1, endpoints, {}, tokenizer_json=tokenizer)
@@ -261,7 +261,7 @@ def test_rows_of_many_requests_are_written_together():
             return write(arrays)
 
         object.__setattr__(slow, "call", call)
-        writer = Writer(Batcher(num_threads=1))
+        writer = Writer(Batcher())
 
         async def one(prompt, most):
             wanted = Wanted([prompt], 1, most, (), 1, NEUTRAL, echo=False)

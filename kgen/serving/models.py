@@ -74,7 +74,7 @@ class Version:
 
 
 def load_version(folder: Path) -> Version:
-    """Loads a version whose files are what was exported, and calls it once.
+    """Loads a version whose files are what was exported.
 
     Raises:
         ExportError: A file was changed, or there are no sums.
@@ -154,7 +154,7 @@ class ServedModel:
         self.name = model_name(folder)
         self.labels = labels or {}
         self.failed: dict[int, str] = {}  # why, of versions that cannot be loaded
-        self._stamps: dict[int, int] = {}  # and when their files were changed last
+        self._stamps: dict[int, int] = {}  # and when the files of these were changed
         numbers = versions_in(folder)
         if not numbers:
             raise FileNotFoundError(
@@ -198,6 +198,7 @@ class ServedModel:
             self.failed[number] = str(error)
             return None
         self.failed.pop(number, None)
+        self._stamps.pop(number)  # It may go, and come back as it is.
         kept = {n: now.versions[n] for n in self.labels.values()}
         # One assignment: a request that is under way has its own reference.
         self.loaded = Loaded(kept | {number: version}, number)

@@ -188,6 +188,12 @@ def test_the_folder_is_followed_to_lower_numbers_and_the_same_ones(folder):
     export_model(folder, 2, added=7.0)
     model = ServedModel(folder)
     assert model.refresh() is None
+    for _ in range(2):  # Away, and back with the same files.
+        away = (folder / "2").rename(folder.parent / "away")
+        assert model.refresh() == 1 and sorted(model.loaded.versions) == [1]
+        assert model.refresh() is None
+        away.rename(folder / "2")
+        assert model.refresh() == 2 and sorted(model.loaded.versions) == [2]
     shutil.rmtree(folder / "2")
     assert model.refresh() == 1 and sorted(model.loaded.versions) == [1]
     assert model.refresh() is None

@@ -130,20 +130,20 @@ def _label(text: str) -> tuple[str, int]:
 
 def _real_server(run: Path, host: str, port: int) -> list[str] | None:
     """The command that starts TensorFlow Serving on a run's folder; None: it cannot."""
+    server, docker = shutil.which("tensorflow_model_server"), shutil.which("docker")
+    if server is None and (docker is None or not _answers([docker, "info"])):
+        return None
+    load_tensorflow()
     from kgen.export.tensorflow_serving import IMAGE, model_name
 
     name, folder = model_name(run), run.resolve()
-    server = shutil.which("tensorflow_model_server")
     if server:
         where = [f"--model_name={name}", f"--model_base_path={folder}"]
         return [server, *where, f"--rest_api_port={port}", "--port=0"]
-    docker = shutil.which("docker")
-    if docker is None or not _answers([docker, "info"]):
-        return None
     address = f"[{host}]" if ":" in host else host
     mount = f"type=bind,source={folder},target=/models/{name},readonly"
     return [
-        *(docker, "run", "--rm", "--publish", f"{address}:{port}:8501"),
+        *(str(docker), "run", "--rm", "--publish", f"{address}:{port}:8501"),
         *("--mount", mount, "--env", f"MODEL_NAME={name}", IMAGE),
     ]
 

@@ -121,7 +121,7 @@ def measure(recipe):
         )
         callbacks = [  # those of `Recipe.run`
             training.StopOnNonFinite(),
-            *recipe.observers(model, data, folder, progress, lambda line: None),
+            *recipe.chief_callbacks(model, data, folder, progress, lambda line: None),
             training.Checkpointer(
                 folder.checkpoint, every_seconds=recipe.checkpoint_seconds
             ),

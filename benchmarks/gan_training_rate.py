@@ -15,8 +15,8 @@ the generated ones, and once more on these for the generator.
 - `pytorch_frozen`: float32, and without these: `requires_grad_(False)` for that pass.
 
 Images are random bytes that lie in memory, so that only the training is measured; all
-sides shuffle and scale them anew. How the sides take turns: see turns.py. Run it on a
-machine with nothing else to do.
+sides shuffle and scale them anew. How the sides take turns: see paired_timing.py. Run
+it on a machine with nothing else to do.
 
     python benchmarks/gan_training_rate.py --torch-python torch_env/bin/python
 """
@@ -25,7 +25,7 @@ import itertools
 import os
 import sys
 
-import turns
+import paired_timing
 
 SIDES = ("kgen", "pytorch", "pytorch_frozen", "kgen_bfloat16", "pytorch_bfloat16")
 RATIOS = {
@@ -50,7 +50,7 @@ def random_images():
 
 
 def train_with_kgen(variant, rounds, turn):
-    """Trains in one call of `fit`; a callback waits for the turns."""
+    """Trains in one call of `fit`; a callback waits for the paired_timing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
 
@@ -67,7 +67,7 @@ def train_with_kgen(variant, rounds, turn):
     model = GAN(
         image_shape=(64, 64, 3),
         latent_dim=LATENT_DIM,
-        width=WIDTHS[0],
+        base_channels=WIDTHS[0],
         discriminator_normalization="batch",
         ema_half_life=0,
         dtype="mixed_bfloat16" if variant == "bfloat16" else "float32",
@@ -76,7 +76,7 @@ def train_with_kgen(variant, rounds, turn):
         Adam(2e-4, beta_1=0.5), Adam(2e-4, beta_1=0.5), steps_per_execution=STEPS
     )
 
-    turns.fit_in_turns(turn, model, pipeline, rounds, loss="discriminator_loss")
+    paired_timing.fit_in_turns(turn, model, pipeline, rounds, loss="discriminator_loss")
 
 
 def train_with_pytorch(variant, rounds, turn):
@@ -160,7 +160,7 @@ def train_with_pytorch(variant, rounds, turn):
 
 def main():
     """Reads the command line; as a side, trains."""
-    options = turns.parser_of_sides(__doc__.split("\n")[0], SIDES).parse_args()
+    options = paired_timing.parser_of_sides(__doc__.split("\n")[0], SIDES).parse_args()
     if options.side is None:
         arguments = [__file__, "--rounds", str(options.rounds), "--side"]
         pythons = {"kgen": sys.executable, "pytorch": options.torch_python}
@@ -168,11 +168,11 @@ def main():
             side: [pythons[side.split("_")[0]], *arguments, side]
             for side in options.sides
         }
-        turns.compare(commands, options.rounds, RATIOS)
+        paired_timing.compare(commands, options.rounds, RATIOS)
         return
     library, _, variant = options.side.partition("_")
     train = train_with_kgen if library == "kgen" else train_with_pytorch
-    train(variant, options.rounds, turns.Turns())
+    train(variant, options.rounds, paired_timing.Turns())
 
 
 if __name__ == "__main__":

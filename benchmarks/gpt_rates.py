@@ -11,7 +11,8 @@ wide, 65 tokens, learned positions, a tied embedding, tanh GELU.
   `kgen` is `model.generate` compiled by XLA; `uncached` reads the whole text anew for
   each token, by one compiled function; `pytorch` is a loop with a key-value cache.
 
-How the sides take turns: see turns.py. Run it on a machine with nothing else to do.
+How the sides take turns: see paired_timing.py. Run it on a machine with nothing else
+to do.
 
     python benchmarks/gpt_rates.py train input.txt --torch-python env/bin/python
     python benchmarks/gpt_rates.py write input.txt --torch-python env/bin/python
@@ -24,7 +25,7 @@ import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import turns
+import paired_timing
 
 SIDES = {
     "train": ("kgen", "plain", "pytorch", "compiled"),
@@ -75,13 +76,13 @@ def make_model(context):
         context=context,
         num_layers=LAYERS,
         num_heads=HEADS,
-        width=WIDTH,
+        hidden_dim=WIDTH,
         positions="learned",
     )
 
 
 def train_with_kgen(folder, rounds, turn, side):
-    """Trains in one call of `fit`; a callback waits for the turns."""
+    """Trains in one call of `fit`; a callback waits for the paired_timing."""
     import numpy as np
     import tensorflow as tf
 
@@ -103,7 +104,7 @@ def train_with_kgen(folder, rounds, turn, side):
         steps_per_execution=STEPS,
         jit_compile=side == "kgen",
     )
-    turns.fit_in_turns(turn, model, pipeline, rounds, loss="loss")
+    paired_timing.fit_in_turns(turn, model, pipeline, rounds, loss="loss")
 
 
 def write_with_kgen(folder, rounds, turn, side):
@@ -275,9 +276,9 @@ def take_weights(model, weights):
 
 
 def main():
-    """Reads the command line; as a side, takes its turns."""
+    """Reads the command line; as a side, takes its paired_timing."""
     what = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] in SIDES else "train"
-    parser = turns.parser_of_sides(__doc__.split("\n")[0], SIDES[what])
+    parser = paired_timing.parser_of_sides(__doc__.split("\n")[0], SIDES[what])
     parser.add_argument("what", choices=SIDES)
     parser.add_argument("text", help="file that kgen.data.text reads")
     options = parser.parse_args()
@@ -289,7 +290,7 @@ def main():
             ("write", True): write_with_kgen,
             ("write", False): write_with_pytorch,
         }[what, ours]
-        run(options.text, options.rounds, turns.Turns(), options.side)
+        run(options.text, options.rounds, paired_timing.Turns(), options.side)
         return
     with tempfile.TemporaryDirectory() as folder:
         prepare(options.text, folder)
@@ -304,7 +305,7 @@ def main():
             for side in options.sides
         }
         unit = "windows" if what == "train" else "tokens"
-        turns.compare(commands, options.rounds, RATIOS[what], unit=unit)
+        paired_timing.compare(commands, options.rounds, RATIOS[what], unit=unit)
 
 
 if __name__ == "__main__":

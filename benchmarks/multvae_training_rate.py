@@ -9,7 +9,7 @@ over all items, a KL weight of 0.2, Adam with a learning rate of 1e-3, batches o
   with fused Adam and `zero_grad(set_to_none=True)`.
 
 The ratings (every pair counts) lie in memory; both sides shuffle them anew. How the
-sides take turns: see turns.py. Run it on a machine with nothing else to do.
+sides take turns: see paired_timing.py. Run it on a machine with nothing else to do.
 
     python benchmarks/multvae_training_rate.py RATINGS --torch-python env/bin/python
 """
@@ -20,7 +20,7 @@ import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import turns
+import paired_timing
 
 SIDES = ("kgen", "pytorch")
 RATIOS = {("kgen", "pytorch"): 1.5}
@@ -54,7 +54,7 @@ def write(ratings, path):
 
 
 def train_with_kgen(path, rounds, turn):
-    """Trains in one call of `fit`; a callback waits for the turns."""
+    """Trains in one call of `fit`; a callback waits for the paired_timing."""
     import keras
     import tensorflow as tf
 
@@ -82,7 +82,7 @@ def train_with_kgen(path, rounds, turn):
         kl_weight=KL_WEIGHT,
     )
     model.compile(Adam(1e-3), steps_per_execution=steps)
-    turns.fit_in_turns(turn, model, pipeline, rounds, loss="loss")
+    paired_timing.fit_in_turns(turn, model, pipeline, rounds, loss="loss")
 
 
 def train_with_pytorch(path, rounds, turn):
@@ -142,12 +142,12 @@ def train_with_pytorch(path, rounds, turn):
 
 def main():
     """Reads the command line; as a side, trains."""
-    parser = turns.parser_of_sides(__doc__.split("\n")[0], SIDES)
+    parser = paired_timing.parser_of_sides(__doc__.split("\n")[0], SIDES)
     parser.add_argument("ratings", help="file or folder that kgen.data.ratings reads")
     options = parser.parse_args()
     if options.side:
         train = train_with_kgen if options.side == "kgen" else train_with_pytorch
-        train(options.ratings, options.rounds, turns.Turns())
+        train(options.ratings, options.rounds, paired_timing.Turns())
         return
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "ratings.npz")
@@ -155,7 +155,7 @@ def main():
         arguments = [__file__, path, "--rounds", str(options.rounds), "--side"]
         pythons = {"kgen": sys.executable, "pytorch": options.torch_python}
         commands = {side: [pythons[side], *arguments, side] for side in options.sides}
-        turns.compare(commands, options.rounds, RATIOS)
+        paired_timing.compare(commands, options.rounds, RATIOS)
 
 
 if __name__ == "__main__":

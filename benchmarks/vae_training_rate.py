@@ -13,8 +13,8 @@ anew for each epoch. The sides:
 
 Both PyTorch sides use the fused Adam and `zero_grad(set_to_none=True)`.
 
-An epoch is a turn (see turns.py), from the start of its order to the end of its last
-step.
+An epoch is a turn (see paired_timing.py), from the start of its order to the end of its
+last step.
 
 Run it on a machine with nothing else to do. PyTorch's threads wait for each other after
 each operation and lose far more to other programs than TensorFlow's do: on a busy
@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 
-import turns
+import paired_timing
 
 SIDES = ("kgen", "dataloader", "compiled")
 RATIOS = {("kgen", "dataloader"): 1.5, ("kgen", "compiled"): 1.2}
@@ -41,7 +41,7 @@ BATCH_SIZE = 128
 
 
 def train_with_kgen(options, turn):
-    """Trains in one call of `fit`; a callback waits for the turns."""
+    """Trains in one call of `fit`; a callback waits for the paired_timing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import numpy as np
 
@@ -68,7 +68,7 @@ def train_with_kgen(options, turn):
     pipeline, _ = recipe.pipelines(data)
     model = recipe.make_model(data, pipeline.steps_per_epoch)
 
-    turns.fit_in_turns(turn, model, pipeline, options.rounds, loss="loss")
+    paired_timing.fit_in_turns(turn, model, pipeline, options.rounds, loss="loss")
 
 
 def train_with_pytorch(options, turn):
@@ -161,7 +161,7 @@ def train_with_pytorch(options, turn):
 
 def main():
     """Reads the command line; as a worker, trains one side."""
-    parser = turns.parser_of_sides(__doc__.split("\n")[0], SIDES)
+    parser = paired_timing.parser_of_sides(__doc__.split("\n")[0], SIDES)
     test_data = os.environ.get("KGEN_TEST_DATA")
     parser.add_argument("--data", default="mnist", help="28x28 grey images")
     parser.add_argument(
@@ -172,9 +172,9 @@ def main():
     parser.add_argument("--rows", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side == "kgen":
-        train_with_kgen(options, turns.Turns())
+        train_with_kgen(options, paired_timing.Turns())
     elif options.side:
-        train_with_pytorch(options, turns.Turns())
+        train_with_pytorch(options, paired_timing.Turns())
     else:
         with tempfile.TemporaryDirectory() as folder:
             arguments = ["--rounds", str(options.rounds), "--data", options.data]
@@ -185,7 +185,7 @@ def main():
             for side in options.sides:
                 python = sys.executable if side == "kgen" else options.torch_python
                 commands[side] = [python, __file__, "--side", side, *arguments]
-            turns.compare(commands, options.rounds, RATIOS)
+            paired_timing.compare(commands, options.rounds, RATIOS)
 
 
 if __name__ == "__main__":

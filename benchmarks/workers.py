@@ -7,7 +7,8 @@ machine to gain from. Each side is as `kgen fit` makes it, its data pipeline inc
 without callbacks and validation; one process takes `--steps-per-execution` steps a
 call, workers one.
 
-An epoch is a turn (see turns.py); the rate of several processes is the slowest one's.
+An epoch is a turn (see paired_timing.py); the rate of several processes is the slowest
+one's.
 
     python benchmarks/workers.py vae
     python benchmarks/workers.py --rounds 20 vae --batch-size 256 --network conv
@@ -22,7 +23,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import turns
+import paired_timing
 from click.core import ParameterSource
 
 from kgen import recipes
@@ -45,7 +46,7 @@ def make_recipe(words):
 
 def train(recipe, rounds):
     """Is one of the processes: takes an epoch for each turn."""
-    turn = turns.Turns()
+    turn = paired_timing.Turns()
     import keras
 
     from kgen import training
@@ -57,7 +58,7 @@ def train(recipe, rounds):
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope():
         model = recipe.make_model(data, pipeline.steps_per_epoch)
-    turns.fit_in_turns(turn, model, pipeline, rounds, strategy=strategy)
+    paired_timing.fit_in_turns(turn, model, pipeline, rounds, strategy=strategy)
 
 
 def cluster(num_workers):
@@ -93,7 +94,9 @@ def main():
         several: [{"TF_CONFIG": config} for config in configs],
     }
     commands = dict.fromkeys(environments, command)
-    turns.compare(commands, arguments.rounds, {(several, one): None}, environments)
+    paired_timing.compare(
+        commands, arguments.rounds, {(several, one): None}, environments
+    )
 
 
 if __name__ == "__main__":

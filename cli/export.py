@@ -57,8 +57,8 @@ def command(run: Path, file_format: str, layout: str, dtype: str, check: bool) -
         return
     import kgen
     from kgen.export import to_saved_model
-    from kgen.export.proof import signatures_for
     from kgen.export.tensorflow_serving import curl, model_name
+    from kgen.export.verification import signatures_for
     from kgen.recipes import export_metadata
 
     model, about = kgen.load(run), export_metadata(run)

@@ -142,7 +142,7 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
             settings = call.ensure_object(Settings)
             raise Interrupted(_how_to_resume(settings.arguments)) from None
         if folder is not None:
-            _say_what_comes_next(folder, recipe.use)
+            _say_what_comes_next(folder, recipe.next_command)
 
     return train
 

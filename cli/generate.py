@@ -163,7 +163,7 @@ def _write_text(
     if out is None:
         click.echo(whole, nl=False)
         return
-    from kgen.data.atomic import replacing
+    from kgen.files import replacing
 
     with replacing(out) as file:
         file.write(whole.encode())
@@ -244,8 +244,8 @@ def _check_destination(out: Path) -> None:
 def _write_images(images: Any, seeds: tuple[int, ...], out: Path) -> None:
     import numpy as np
 
-    from kgen.data.atomic import replacing
-    from kgen.data.image_grids import write_image, write_image_grid
+    from kgen.files import replacing
+    from kgen.pictures import write_image, write_image_grid
 
     if out.is_dir() or not out.suffix:
         out.mkdir(exist_ok=True)

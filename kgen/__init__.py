@@ -15,5 +15,5 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "recipes",
         "training",
     ],
-    submod_attrs={"models.loading": ["load"]},
+    submod_attrs={"models.shared.loading": ["load"]},
 )

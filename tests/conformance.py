@@ -27,7 +27,7 @@ import kgen
 from conformance_processes import Arrays, Shared, state
 from conformance_rows import BATCH_SIZE, ROWS, SEEDS, Row
 from kgen import export, training
-from kgen.export.proof import signatures_for
+from kgen.export.verification import signatures_for
 
 TABLE = Path(__file__).parents[1] / "docs" / "conformance.md"
 
@@ -311,7 +311,7 @@ def evaluation_records(row, shared):
 def saved_model(row, shared):
     model, folder = shared.trained(row), shared.folder / f"exports-{ROWS.index(row)}"
     made = export.to_saved_model(model, folder)
-    return largest_proof(model, "saved_model", made.proofs)
+    return largest_proof(model, "saved_model", made.verifications)
 
 
 @check("export", "ONNX: every signature, likewise")
@@ -319,18 +319,22 @@ def onnx(row, shared):
     model, folder = shared.trained(row), shared.folder / f"exports-{ROWS.index(row)}"
     names = [s.name for s in model.signatures() if "onnx" in s.runtimes]
     made = [export.to_onnx(model, folder / f"{n}.onnx", signature=n) for n in names]
-    return largest_proof(model, "onnx", [proof for one in made for proof in one.proofs])
+    return largest_proof(
+        model, "onnx", [proof for one in made for proof in one.verifications]
+    )
 
 
-def largest_proof(model, runtime, proofs) -> str:
+def largest_proof(model, runtime, verifications) -> str:
     """The largest difference, once every signature of the runtime is proven."""
     expected = {one.name for one in signatures_for(model, runtime)}
-    received = {proof.signature for proof in proofs}
+    received = {proof.signature for proof in verifications}
     require(received == expected, f"{received} exported of {expected}")
-    for proof in proofs:
+    for proof in verifications:
         within(proof.signature, proof.difference, proof.tolerance)
     # Of image files the proof is a share of pixels, and no difference.
-    numbers = [one.difference for one in proofs if not one.signature.endswith("_png")]
+    numbers = [
+        one.difference for one in verifications if not one.signature.endswith("_png")
+    ]
     return f"{max(numbers):.1e}"
 
 

@@ -12,7 +12,7 @@ from typing import Protocol, TypeGuard
 import numpy as np
 from PIL import Image, ImageOps
 
-from kgen.data.atomic import replacing
+from kgen.files import replacing
 
 # Decoded sets up to this size are kept in memory. Twice this much fits beside a model
 # on the machines this library is made for; 2 GiB are 2.7 million MNIST images or

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from kgen.data.atomic import replacing
 from kgen.data.text_files import check_unicode
+from kgen.files import replacing
 
 # A byte-level vocabulary writes each byte as one printable character: itself where
 # Latin-1 prints it, and else the next one from 256 on (Radford et al., 2019).

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kgen.data.atomic import replacing
 from kgen.data.image_sets import Binarization, ImageSet
 from kgen.evaluation.image_quality import (
     in_rows,
@@ -22,6 +21,7 @@ from kgen.evaluation.image_quality import (
 )
 from kgen.evaluation.records import Record
 from kgen.evaluation.split_rows import READ_BATCH_SIZE, check_one_shape, read_split
+from kgen.files import replacing
 
 # Images whose likelihoods are computed, and kept, together.
 _BLOCK_ROWS = 100

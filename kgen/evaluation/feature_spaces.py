@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.base import layers_of_policy, trace
-from kgen.models.inputs import check_images
+from kgen.models.shared.batches import check_images
+from kgen.models.shared.model import layers_of_policy, trace
 from kgen.nn import random
 
 DIGIT_WEIGHTS = Path(__file__).with_name("kgen_mnist_v1.npz")

@@ -23,7 +23,7 @@ from kgen.evaluation.feature_spaces import (
 from kgen.evaluation.records import Record
 from kgen.evaluation.speed import sampling_speed
 from kgen.evaluation.split_rows import READ_BATCH_SIZE, check_one_shape, read_split
-from kgen.models.inputs import check_images
+from kgen.models.shared.batches import check_images
 
 NUM_IMAGES = (
     10_000  # All of MNIST's test images. Distances of another n do not compare.

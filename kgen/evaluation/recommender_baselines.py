@@ -85,7 +85,7 @@ class Baseline:
 
 
 class Popularity(Baseline):
-    """Recommends the same to all: what most training users have."""
+    """RecommenderMixin the same to all: what most training users have."""
 
     name = "popularity"
 
@@ -97,7 +97,7 @@ class Popularity(Baseline):
 
 
 class ItemKNN(Baseline):
-    """Recommends the neighbours of what a user has: items that the same users have.
+    """Item-based nearest neighbours: recommends items that the same users have.
 
     The similarity of two items is the cosine of their columns in the training matrix,
     shrunk towards 0 where few users stand behind it: x.y / (|x| |y| + shrinkage). The
@@ -205,7 +205,7 @@ class EASE(Baseline):
 
 
 class ContentKNN(Baseline):
-    """Recommends what resembles a user's history, also items that nobody has had.
+    """RecommenderMixin what resembles a user's history, also items that nobody has had.
 
     Features are weighted by TF-IDF, the value times ln(items / items with the feature),
     and each item's are scaled to length 1. The score of an item is its mean cosine to

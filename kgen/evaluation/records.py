@@ -15,7 +15,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from kgen.data.atomic import replacing
+from kgen.files import replacing
 
 # The 2.5 % and 97.5 % points of 1,000 draws are known to about a tenth of the
 # interval's width, and 1,000 resamples of 10,000 images take a fifth of a second.

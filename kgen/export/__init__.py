@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "manifest": ["check_sums"],
         "onnx_file": ["to_onnx"],
-        "proof": ["Export", "ExportError", "Proof"],
+        "verification": ["Export", "ExportError", "Verification"],
         "saved_model": ["to_saved_model"],
         "triton": ["to_triton"],
     },

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.base import Signature
+from kgen.models.shared.signatures import Signature
 
 PNG_CHANNELS = (1, 3, 4)
 # The share of the pixels that may be off by one: those that lie between two levels.

@@ -6,8 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from kgen.data.atomic import replacing
-from kgen.export.proof import ExportError
+from kgen.export.verification import ExportError
+from kgen.files import replacing
 
 FOLDER_SUMS = "SHA256SUMS"
 

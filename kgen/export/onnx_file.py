@@ -15,19 +15,20 @@ import numpy as np
 import tensorflow as tf
 
 import kgen
-from kgen.data.atomic import replacing
 from kgen.export.image_files import TOLERANCE, as_bytes
 from kgen.export.manifest import write_sums
-from kgen.export.proof import (
+from kgen.export.verification import (
     Export,
     ExportError,
-    prove,
     signatures_for,
     size_of,
     staged,
     trace,
+    verify,
 )
-from kgen.models.base import GenerativeModel, Signature
+from kgen.files import replacing
+from kgen.models.shared.model import GenerativeModel
+from kgen.models.shared.signatures import Signature
 
 LAYOUTS = ("nhwc", "nchw")
 DTYPES = ("float32", "uint8")
@@ -98,7 +99,7 @@ def to_onnx(
         _describe(proto, chosen, about)
         temporary.write_bytes(proto.SerializeToString())
         try:
-            proofs = prove(temporary, [chosen], "onnx")
+            verifications = verify(temporary, [chosen], "onnx")
         except ExportError as error:
             if not complaints:
                 raise
@@ -109,7 +110,7 @@ def to_onnx(
                 file.write(text.encode())
         temporary.replace(path)
         write_sums(path, tuple(chosen.files))
-    return Export(path, proofs, num_bytes, time.monotonic() - start)
+    return Export(path, verifications, num_bytes, time.monotonic() - start)
 
 
 def _convert(signature: Signature, complaints: list[str]) -> Any:

@@ -13,21 +13,22 @@ import tensorflow as tf
 
 import kgen
 from kgen.export.manifest import write_sums
-from kgen.export.proof import (
-    Export,
-    ExportError,
-    prove,
-    signatures_for,
-    size_of,
-    staged,
-    trace,
-)
 from kgen.export.tensorflow_serving import (
     model_name,
     write_configuration,
     write_warm_up,
 )
-from kgen.models.base import GenerativeModel, Signature
+from kgen.export.verification import (
+    Export,
+    ExportError,
+    signatures_for,
+    size_of,
+    staged,
+    trace,
+    verify,
+)
+from kgen.models.shared.model import GenerativeModel
+from kgen.models.shared.signatures import Signature
 
 
 def to_saved_model(
@@ -73,12 +74,12 @@ def to_saved_model(
         _write(signatures, temporary)
         _write_extra(signatures, temporary, type(model).__name__, metadata or {})
         write_warm_up(temporary, model_name(folder), signatures)
-        proofs = prove(temporary, signatures, "saved_model")
+        verifications = verify(temporary, signatures, "saved_model")
         write_sums(temporary)
         num_bytes = size_of(temporary)
         path = rename_to_next_version(temporary)
     write_configuration(folder, signatures)
-    return Export(path, proofs, num_bytes, time.monotonic() - start)
+    return Export(path, verifications, num_bytes, time.monotonic() - start)
 
 
 def _write(signatures: Sequence[Signature], path: Path) -> None:

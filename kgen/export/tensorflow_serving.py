@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kgen.data.atomic import replacing
-from kgen.models.base import Signature
+from kgen.files import replacing
+from kgen.models.shared.signatures import Signature
 
 IMAGE = "tensorflow/serving:2.20.0"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"

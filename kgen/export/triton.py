@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kgen.data.atomic import replacing
-from kgen.export.proof import staged
 from kgen.export.saved_model import rename_to_next_version
+from kgen.export.verification import staged
+from kgen.files import replacing
 
 _CONFIG = """\
 name: "{name}"

@@ -9,17 +9,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.base import GenerativeModel, Signature
-from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
+from kgen.models.shared.model import GenerativeModel
+from kgen.models.shared.signatures import Signature
+from kgen.models.shared.text_model import ROWS_AT_A_TIME, TOKENS, TextModelMixin, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
-from kgen.nn.transformer import drop, tied_logits
+from kgen.nn.transformer import apply_dropout, tied_logits
 
 MASK = "[MASK]"  # in a text: the token to be guessed
 HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens, as in the paper; the rest stays
 
 
-class Guess(NamedTuple):
+class Prediction(NamedTuple):
     """What may stand in place of a mask.
 
     Attributes:
@@ -34,7 +35,7 @@ class Guess(NamedTuple):
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class BERT(ReadsText, GenerativeModel):
+class BERT(TextModelMixin, GenerativeModel):
     """Masked language model: tokens that were hidden, given all others around them.
 
     In training a share of each row's tokens, at least one, is chosen anew in each step.
@@ -49,7 +50,7 @@ class BERT(ReadsText, GenerativeModel):
         context: How many tokens a text may have.
         num_layers: Blocks of attention and two dense layers.
         num_heads: Heads of each attention.
-        width: Length of the vector of a token: `num_heads` times an even number.
+        hidden_dim: Length of the vector of a token: `num_heads` times an even number.
         mask_rate: Share of a row's tokens that are chosen, in (0, 1).
         dropout: Share of vectors' elements left out in training, in [0, 1).
 
@@ -66,7 +67,7 @@ class BERT(ReadsText, GenerativeModel):
         >>> model.compile()
         >>> tokens = tf.constant([tokenizer.encode("to be or not")])
         >>> model.fit(tf.data.Dataset.from_tensors({"tokens": tokens}))
-        >>> model.fill_mask("to b[MASK] or not", k=2)  # [[Guess, Guess]]
+        >>> model.fill_mask("to b[MASK] or not", k=2)  # [[Prediction, Prediction]]
         >>> model.embed(["to be", "or not"]).shape
         (2, 128)
 
@@ -84,7 +85,7 @@ class BERT(ReadsText, GenerativeModel):
         context: int = 64,
         num_layers: int = 4,
         num_heads: int = 4,
-        width: int = 128,
+        hidden_dim: int = 128,
         mask_rate: float = 0.15,
         dropout: float = 0.0,
         **kwargs: Any,
@@ -94,7 +95,7 @@ class BERT(ReadsText, GenerativeModel):
         self.context = context
         self.num_layers = num_layers
         self.num_heads = num_heads
-        self.width = width
+        self.hidden_dim = hidden_dim
         self.mask_rate = mask_rate
         self.dropout = dropout
         self._check_arguments()
@@ -172,9 +173,11 @@ class BERT(ReadsText, GenerativeModel):
     # -- the network ----------------------------------------------------------
 
     def _read(self, tokens, keys=None):
-        """The vector of each token, given all of its row: [batch, time, width]."""
+        """The vector of each token, given all of its row: [batch, time, hidden_dim]."""
         places = tf.range(tf.shape(tokens)[1])[None]
-        hidden = drop(self.embedding(tf.maximum(tokens, 0)), keys, self.dropout)
+        hidden = apply_dropout(
+            self.embedding(tf.maximum(tokens, 0)), keys, self.dropout
+        )
         mask = (tokens >= 0)[:, None]
         for index, block in enumerate(self.blocks, start=1):
             block_keys = None if keys is None else random.fold_in(keys, index)
@@ -188,7 +191,7 @@ class BERT(ReadsText, GenerativeModel):
         return tf.nn.log_softmax(self._logits(self._read(tokens)))
 
     def _embeddings(self, tokens):
-        """The mean vector of each row's tokens: float32 [batch, width]."""
+        """The mean vector of each row's tokens: float32 [batch, hidden_dim]."""
         hidden = tf.cast(self._read(tokens), tf.float32)
         is_token = tf.cast(tokens >= 0, tf.float32)[..., None]
         counts = tf.maximum(tf.reduce_sum(is_token, axis=1), 1.0)
@@ -206,7 +209,7 @@ class BERT(ReadsText, GenerativeModel):
 
         Returns:
             For each text a list with an item for each mask: the k likeliest tokens, a
-            `Guess` each, the likeliest first.
+            `Prediction` each, the likeliest first.
 
         Raises:
             ValueError: A text has no mask, is longer than the context, or holds what
@@ -222,25 +225,25 @@ class BERT(ReadsText, GenerativeModel):
             )
         rows = [self._masked_tokens(text) for text in texts]
         found = []
-        for log_shares, row in zip(
+        for log_probs, row in zip(
             self._rows_of("fill", self._log_probabilities, rows), rows, strict=True
         ):
             guesses = []
             for place in np.flatnonzero(row == self.vocab_size):
-                best = np.argsort(-log_shares[place], kind="stable")[:k]
-                guesses.append([self._named(log_shares[place], one) for one in best])
+                best = np.argsort(-log_probs[place], kind="stable")[:k]
+                guesses.append([self._named(log_probs[place], one) for one in best])
             found.append(guesses)
         return found
 
-    def _named(self, log_shares, token):
+    def _named(self, log_probs, token):
         text = None if self.text is None else self.text.decode([token])
-        return Guess(int(token), text, float(np.exp(log_shares[token])))
+        return Prediction(int(token), text, float(np.exp(log_probs[token])))
 
     def embed(self, texts: Any) -> np.ndarray:
-        """The mean vector of each text's tokens: float32 [n, width].
+        """The mean vector of each text's tokens: float32 [n, hidden_dim].
 
         Args:
-            texts: A text, which gives [width], or a list of texts, or of lists of
+            texts: A text, which gives [hidden_dim], or a list of texts, or of lists of
                 tokens; none is empty.
 
         Raises:
@@ -254,7 +257,9 @@ class BERT(ReadsText, GenerativeModel):
             for text in texts
         ]
         vectors = list(self._rows_of("embed", self._embeddings, rows))
-        return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
+        return (
+            np.stack(vectors) if vectors else np.zeros((0, self.hidden_dim), np.float32)
+        )
 
     def _masked_tokens(self, text):
         if not isinstance(text, str):

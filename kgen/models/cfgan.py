@@ -11,16 +11,17 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy
-from kgen.models.catalogue import Catalogue, Recommends
+from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
+from kgen.models.shared.signatures import Signature
 from kgen.nn import losses, optimizers, random
-from kgen.nn.item_rows import dense_rows
+from kgen.nn.interactions import dense_rows
 
 _CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator that tells nothing apart
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class CFGAN(Recommends, GenerativeModel):
+class CFGAN(RecommenderMixin, GenerativeModel):
     """Conditional adversarial network of people's items, without noise.
 
     A person is a row of ones and zeros: the items he or she has. The generator maps the
@@ -100,7 +101,7 @@ class CFGAN(Recommends, GenerativeModel):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.catalogue = Catalogue(item_ids, item_counts)
+        self.catalogue = ItemCatalogue(item_ids, item_counts)
         self.generator_units = tuple(generator_units)
         self.discriminator_units = tuple(discriminator_units)
         self.zero_reconstruction = zero_reconstruction

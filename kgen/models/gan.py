@@ -11,8 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy
-from kgen.models.inputs import (
+from kgen.models.shared.batches import (
     assert_images,
     check_labels,
     check_latents,
@@ -20,6 +19,8 @@ from kgen.models.inputs import (
     example_rows,
     scale_images,
 )
+from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.signatures import Signature
 from kgen.nn import adversarial_networks, gradients, losses, optimizers, random
 from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS
 from kgen.nn.augmentation import AUGMENTATIONS, augment
@@ -41,8 +42,8 @@ class GAN(GenerativeModel):
         latent_dim: Length of the noise vector.
         network: "dcgan"; "residual", the networks of SNGAN; or "r3gan", residual too,
             with grouped convolutions and without normalisation.
-        width: Channels of the finest level; each coarser one has twice as many, up to
-            eightfold.
+        base_channels: Channels of the finest level; each coarser one has twice as
+            many, up to eightfold.
         generator_normalization: "batch" (synchronised), "group" or "none".
         discriminator_normalization: One of these, or "spectral". Not "batch" with a
             penalty, which is of the gradient of each image for itself.
@@ -94,7 +95,7 @@ class GAN(GenerativeModel):
         image_shape: Sequence[int],
         latent_dim: int = 128,
         network: str = "dcgan",
-        width: int = 64,
+        base_channels: int = 64,
         generator_normalization: str = "batch",
         discriminator_normalization: str = "spectral",
         generator: keras.layers.Layer | None = None,
@@ -115,7 +116,7 @@ class GAN(GenerativeModel):
         self.image_shape = tuple(image_shape)
         self.latent_dim = latent_dim
         self.network = network
-        self.width = width
+        self.base_channels = base_channels
         self.generator_normalization = generator_normalization
         self.discriminator_normalization = discriminator_normalization
         self.adversarial_loss = adversarial_loss
@@ -453,7 +454,7 @@ class GAN(GenerativeModel):
                 "with networks of your own, in Python",
             )
         check("latent_dim", self.latent_dim >= 1, "be at least 1")
-        check("width", self.width >= 1, "be at least 1")
+        check("base_channels", self.base_channels >= 1, "be at least 1")
         of_generator = tuple(n for n in NORMALIZATIONS if n != "spectral")
         check(
             "generator_normalization",
@@ -509,7 +510,7 @@ class GAN(GenerativeModel):
                     self.image_shape,
                     self.latent_dim,
                     self.num_classes,
-                    self.width,
+                    self.base_channels,
                     getattr(self, f"{name}_normalization"),
                 )
         takes: tuple[int, ...] = (self.latent_dim,)

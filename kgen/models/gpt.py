@@ -10,14 +10,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.data.stops import before, readable
-from kgen.models.base import GenerativeModel, Signature
-from kgen.models.inputs import check_seeds
-from kgen.models.language import ROWS_AT_A_TIME, TOKENS, ReadsText, padded
+from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
+from kgen.models.shared.batches import check_seeds
+from kgen.models.shared.model import GenerativeModel
+from kgen.models.shared.signatures import Signature
+from kgen.models.shared.text_model import ROWS_AT_A_TIME, TOKENS, TextModelMixin, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
-from kgen.nn.sampling import MOST_TOKENS, NEUTRAL, next_tokens
-from kgen.nn.transformer import drop, tied_logits
+from kgen.nn.sampling import DEFAULT_SAMPLING, MAX_TOKENS, next_tokens
+from kgen.nn.transformer import apply_dropout, tied_logits
 
 POSITIONS = ("rotary", "learned")
 # What the settings of `next_tokens` may be: arguments of `_each`.
@@ -28,12 +29,12 @@ RANGES: dict[str, dict[str, Any]] = {
     "min_p": {"high": 1},
     "repetition_penalty": {"above": True},
 }
-MOST = 64  # tokens written in one call, ...
-PIECE = 8  # ... and where somebody waits for them, or for a stop
+MAX_CHUNK = 64  # tokens written in one call, ...
+STREAM_CHUNK = 8  # ... and where somebody waits for them, or for a stop
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class GPT(ReadsText, GenerativeModel):
+class GPT(TextModelMixin, GenerativeModel):
     """Language model: the probability of each token, given those before it.
 
     Args:
@@ -43,7 +44,7 @@ class GPT(ReadsText, GenerativeModel):
         context: How many tokens, at most, a token is predicted from.
         num_layers: Blocks of attention and two dense layers.
         num_heads: Heads of each attention.
-        width: Length of the vector of a token: `num_heads` times an even number.
+        hidden_dim: Length of the vector of a token: `num_heads` times an even number.
         positions: "rotary": texts grow without an end, and each token sees the last
             `context` ones. "learned": texts end where the context does.
         dropout: Share of vectors' elements left out in training, in [0, 1).
@@ -78,7 +79,7 @@ class GPT(ReadsText, GenerativeModel):
         context: int = 64,
         num_layers: int = 4,
         num_heads: int = 4,
-        width: int = 128,
+        hidden_dim: int = 128,
         positions: str = "rotary",
         dropout: float = 0.0,
         tokens_per_character: float = 1.0,
@@ -89,7 +90,7 @@ class GPT(ReadsText, GenerativeModel):
         self.context = context
         self.num_layers = num_layers
         self.num_heads = num_heads
-        self.width = width
+        self.hidden_dim = hidden_dim
         self.positions = positions
         self.dropout = dropout
         self.tokens_per_character = tokens_per_character
@@ -159,7 +160,7 @@ class GPT(ReadsText, GenerativeModel):
     def _logits(self, tokens, keys=None):
         """What follows each token: float32 [batch, time, vocab_size]."""
         places = tf.range(tf.shape(tokens)[1])[None]
-        hidden = drop(self._embed(tokens, places), keys, self.dropout)
+        hidden = apply_dropout(self._embed(tokens, places), keys, self.dropout)
         mask = self._sees(places, places)
         for index, block in enumerate(self.blocks, start=1):
             block_keys = None if keys is None else random.fold_in(keys, index)
@@ -271,7 +272,7 @@ class GPT(ReadsText, GenerativeModel):
             places: Likewise.
             held: Likewise.
             seeds: int64 [batch].
-            done: How many tokens of each row have been written before, int32 [batch].
+            done: How many tokens of each row were generated before, int32 [batch].
             limits: How many it has in the end, int32 [batch].
             settings: Those of `next_tokens`.
             most: A scalar; for XLA no tensor.
@@ -286,14 +287,14 @@ class GPT(ReadsText, GenerativeModel):
 
         def write(column, written, caches, logits, places, held):
             keys = random.fold_in(noise_keys, done + column)
-            tokens, leads = next_tokens(logits, held, keys, settings)
+            tokens, margins = next_tokens(logits, held, keys, settings)
             going = done + column < limits
             tokens = tf.where(going, tokens, -1)
-            leads = tf.where(going, leads, math.inf)
+            margins = tf.where(going, margins, math.inf)
             is_here = columns == column
             written = (
                 tf.where(is_here, tokens[:, None], written[0]),
-                tf.where(is_here, leads[:, None], written[1]),
+                tf.where(is_here, margins[:, None], written[1]),
             )
             held |= self._holds(tokens[:, None])
             caches, logits = self._extend(caches, tokens, places)
@@ -312,7 +313,7 @@ class GPT(ReadsText, GenerativeModel):
     def _search(self, tokens, limits, num_beams, most):
         """Writes the likeliest texts that a beam search finds: int32 [batch, most]."""
         caches, logits, places, _ = self._read(tokens)
-        num_rows, width = tf.shape(tokens)[0], self.vocab_size
+        num_rows, hidden_dim = tf.shape(tokens)[0], self.vocab_size
         caches, logits, places = tf.nest.map_structure(
             lambda one: tf.repeat(one, num_beams, axis=0), (caches, logits, places)
         )
@@ -320,12 +321,14 @@ class GPT(ReadsText, GenerativeModel):
         beams = tf.range(num_beams)[None]
 
         def extend(column, written, scores, caches, logits, places):
-            log_shares = tf.reshape(tf.nn.log_softmax(logits), [num_rows, -1, width])
-            totals = tf.reshape(scores[..., None] + log_shares, [num_rows, -1])
+            log_probs = tf.reshape(
+                tf.nn.log_softmax(logits), [num_rows, -1, hidden_dim]
+            )
+            totals = tf.reshape(scores[..., None] + log_probs, [num_rows, -1])
             totals, best = tf.math.top_k(totals, num_beams)
             going = (column < limits)[:, None]
-            tokens = tf.where(going, best % width, -1)
-            parents = tf.where(going, best // width, beams)
+            tokens = tf.where(going, best % hidden_dim, -1)
+            parents = tf.where(going, best // hidden_dim, beams)
             scores = tf.where(going, totals, scores)
             order = tf.reshape(first + parents, [-1])
             written = tf.gather(written, parents, batch_dims=1)
@@ -401,7 +404,9 @@ class GPT(ReadsText, GenerativeModel):
             written += tokens
         if not is_text:
             return written
-        texts = [before(self.text.decode(tokens), stops) for tokens in written]
+        texts = [
+            truncate_at_stop(self.text.decode(tokens), stops) for tokens in written
+        ]
         return texts[0] if isinstance(prompts, str) else texts
 
     def stream(
@@ -434,9 +439,9 @@ class GPT(ReadsText, GenerativeModel):
         stops = self._stops(stop)
         limits, seeds, knobs = self._settings(rows, max_new_tokens, seed, settings)
         shown = 0
-        for (tokens,) in self._written(rows, limits, seeds, knobs, stops, PIECE):
+        for (tokens,) in self._written(rows, limits, seeds, knobs, stops, STREAM_CHUNK):
             whole = self.text.decode(tokens)
-            text = readable(whole, stops, is_whole=len(tokens) == limits[0])
+            text = streamable_prefix(whole, stops, is_whole=len(tokens) == limits[0])
             if len(text) > shown:
                 yield text[shown:]
                 shown = len(text)
@@ -493,10 +498,11 @@ class GPT(ReadsText, GenerativeModel):
 
     def _settings(self, rows, max_new_tokens, seeds, settings):
         """Limits, seeds and settings: an array of each, with a value for each row."""
-        unknown = sorted(settings.keys() - NEUTRAL.keys())
+        unknown = sorted(settings.keys() - DEFAULT_SAMPLING.keys())
         if unknown:
             raise ValueError(
-                f"Settings are {', '.join(NEUTRAL)}. Received: {', '.join(unknown)}."
+                f"Settings are {', '.join(DEFAULT_SAMPLING)}. "
+                f"Received: {', '.join(unknown)}."
             )
         n = len(rows)
         limits = _each("max_new_tokens", max_new_tokens, n, np.int32, 1, 2**31 - 1)
@@ -508,7 +514,7 @@ class GPT(ReadsText, GenerativeModel):
                 f"`seeds` must be a number, or {n}, one for each row. Received: "
                 f"{len(seeds)}."
             )
-        values = NEUTRAL | settings
+        values = DEFAULT_SAMPLING | settings
         knobs = {
             name: _each(name, values[name], n, **limits_)
             for name, limits_ in RANGES.items()
@@ -540,7 +546,7 @@ class GPT(ReadsText, GenerativeModel):
     def _written(self, rows, limits, seeds, knobs, stops, piece=None):
         """Yields all that each row has so far, again and again until all have ended."""
         cache = tf.TensorSpec(
-            [None, self.num_heads, self.context, self.width // self.num_heads],
+            [None, self.num_heads, self.context, self.hidden_dim // self.num_heads],
             self.compute_dtype,
         )
         state = {
@@ -552,7 +558,7 @@ class GPT(ReadsText, GenerativeModel):
         read = self.graph("read", self._read, tokens=TOKENS)
         write = self.graph(
             "write",
-            lambda **values: self._write(**values, most=MOST),
+            lambda **values: self._write(**values, most=MAX_CHUNK),
             jit_compile=self.jit_compile,
             **state,
             seeds=tf.TensorSpec([None], tf.int64),
@@ -574,7 +580,7 @@ class GPT(ReadsText, GenerativeModel):
         limits, done = limits.copy(), 0
         values = read(tokens=padded(rows))
         tokens = np.zeros((num_rows, 0), np.int32)
-        step = piece or (PIECE if stops else MOST)
+        step = piece or (STREAM_CHUNK if stops else MAX_CHUNK)
         while done < max(limits):
             most = min(step, max(limits) - done)
             (new, _), *values = write(
@@ -589,7 +595,7 @@ class GPT(ReadsText, GenerativeModel):
             found = [row[row >= 0] for row in tokens]
             for index, row in enumerate(found):
                 text = self.text.decode(row) if stops else ""
-                if before(text, stops) != text:
+                if truncate_at_stop(text, stops) != text:
                     limits[index] = 0  # Nothing more of it is wanted.
             yield found
 
@@ -627,7 +633,7 @@ class GPT(ReadsText, GenerativeModel):
             "max_new_tokens": tf.TensorSpec([None], tf.int32),
             **{
                 name: tf.TensorSpec([None], tf.int32 if name == "top_k" else tf.float32)
-                for name in NEUTRAL
+                for name in DEFAULT_SAMPLING
             },
         }
         takes_text = self.text is not None and self.text.in_graph
@@ -663,9 +669,11 @@ class GPT(ReadsText, GenerativeModel):
             knobs = _checked(values)
             limits = self._limits(knobs.pop("max_new_tokens"), written, places)
             state = (tuple(tf.unstack(caches, axis=1)), logits, places, held)
-            here = tf.minimum(limits, written + PIECE)
-            tokens, *state = self._write(*state, seeds, written, here, knobs, PIECE)
-            going = written + PIECE < limits
+            here = tf.minimum(limits, written + STREAM_CHUNK)
+            tokens, *state = self._write(
+                *state, seeds, written, here, knobs, STREAM_CHUNK
+            )
+            going = written + STREAM_CHUNK < limits
             return tokens, {"going": going, **_packed(state, going)}
 
         def write(**values):
@@ -692,7 +700,9 @@ class GPT(ReadsText, GenerativeModel):
 
         cache = [None, 2 * self.num_layers, self.num_heads, self.context]
         state = {
-            "caches": tf.TensorSpec([*cache, self.width // self.num_heads], tf.float32),
+            "caches": tf.TensorSpec(
+                [*cache, self.hidden_dim // self.num_heads], tf.float32
+            ),
             "logits": tf.TensorSpec([None, self.vocab_size], tf.float32),
             "places": tf.TensorSpec([None], tf.int32),
             "held": tf.TensorSpec([None, self.vocab_size], tf.bool),
@@ -712,7 +722,7 @@ class GPT(ReadsText, GenerativeModel):
                 prompt | knobs,
                 {"text": "text"} if takes_text else {"generated": "tokens"},
                 example=example_of_prompts,
-                leads=lambda **values: write_checked(**values)[1],
+                margins=lambda **values: write_checked(**values)[1],
                 **shared,
             ),
             Signature("read", read, prompt, kinds, example=example_to_read, **pieces),
@@ -722,7 +732,7 @@ class GPT(ReadsText, GenerativeModel):
                 state | written | knobs,
                 {"tokens": "tokens", "going": "state"} | kinds,
                 example=example_to_write,
-                leads=lambda **values: write_next(**values)[0][1],
+                margins=lambda **values: write_next(**values)[0][1],
                 **pieces,
             ),
             Signature(
@@ -731,7 +741,7 @@ class GPT(ReadsText, GenerativeModel):
                 {"tokens": TOKENS} | knobs,
                 {"generated": "tokens"},
                 example=self._example,
-                leads=lambda **values: write_all(**values)[1],
+                margins=lambda **values: write_all(**values)[1],
                 **shared | {"runtimes": ("onnx",)},
             ),
         ]
@@ -740,7 +750,7 @@ class GPT(ReadsText, GenerativeModel):
         """Rows of any length, with settings of all kinds."""
         rng, rows = np.random.default_rng(0), np.arange(num_rows)
         half = max(self.context // 2, 1)
-        most = min(half, PIECE + 4)
+        most = min(half, STREAM_CHUNK + 4)
         lengths = np.where(rows == 0, 1, rng.integers(1, 1 + half, num_rows))
         longest = max(lengths, default=1)
         tokens = rng.integers(0, self.vocab_size, (num_rows, longest), np.int32)
@@ -814,7 +824,7 @@ def _packed(state: Any, going: Any = None) -> dict[str, tf.Tensor]:
 
 def _checked(values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """The settings of a request: nothing is made of those out of their ranges."""
-    ranges = {"max_new_tokens": {"low": 1, "high": MOST_TOKENS}, **RANGES}
+    ranges = {"max_new_tokens": {"low": 1, "high": MAX_TOKENS}, **RANGES}
     asserts = []
     for name, limits in ranges.items():
         low, high = limits.get("low", 0), limits.get("high", math.inf)

@@ -10,15 +10,16 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy
-from kgen.models.catalogue import Catalogue, Recommends
+from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
+from kgen.models.shared.signatures import Signature
 from kgen.nn import losses, random
-from kgen.nn.item_rows import dense_rows, input_rows, multinomial_loss
+from kgen.nn.interactions import dense_rows, input_rows, multinomial_loss
 from kgen.nn.schedules import linear_ramp
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class MultVAE(Recommends, GenerativeModel):
+class MultVAE(RecommenderMixin, GenerativeModel):
     """Variational autoencoder of people's items, with a multinomial likelihood.
 
     A person is the set of items he or she has. The encoder sees it with some items left
@@ -87,7 +88,7 @@ class MultVAE(Recommends, GenerativeModel):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.catalogue = Catalogue(item_ids, item_counts, item_features)
+        self.catalogue = ItemCatalogue(item_ids, item_counts, item_features)
         self.feature_dropout = feature_dropout
         self.hidden_units = tuple(hidden_units)
         self.latent_dim = latent_dim

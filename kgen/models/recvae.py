@@ -10,18 +10,19 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy
-from kgen.models.catalogue import Catalogue, Recommends
+from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
+from kgen.models.shared.signatures import Signature
 from kgen.nn import gradients, losses, optimizers, random
-from kgen.nn.item_rows import dense_rows, input_rows, multinomial_loss
-from kgen.nn.layers import Fork, Sum
+from kgen.nn.interactions import dense_rows, input_rows, multinomial_loss
+from kgen.nn.layers import DeterministicAdd, DeterministicSplit
 
 WIDE_LOG_VARIANCE = 10.0  # of the prior's widest part; it and the next: the authors'
 NORM_EPSILON = 0.1  # code
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class RecVAE(Recommends, GenerativeModel):
+class RecVAE(RecommenderMixin, GenerativeModel):
     """Variational autoencoder of people's items, trained by turns, with its own prior.
 
     As in Mult-VAE, a person is the set of items he or she has, and the loss is minus
@@ -84,7 +85,7 @@ class RecVAE(Recommends, GenerativeModel):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.catalogue = Catalogue(item_ids, item_counts)
+        self.catalogue = ItemCatalogue(item_ids, item_counts)
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
         self.latent_dim = latent_dim
@@ -115,18 +116,20 @@ class RecVAE(Recommends, GenerativeModel):
     def _make_encoder(self, name):
         """From rows of items to means and log-variances: densely connected layers."""
         rows = keras.Input((self.catalogue.num_items,))
-        hidden, total = Fork()(self._add_layer(rows))
+        hidden, total = DeterministicSplit()(self._add_layer(rows))
         for _ in range(self.num_layers - 1):
-            skipped, total = Fork()(total)  # the sum of all outputs so far
-            hidden, output = Fork()(self._add_layer(hidden, skipped))
-            total = Sum()([total, output])
+            skipped, total = DeterministicSplit()(
+                total
+            )  # the sum of all outputs so far
+            hidden, output = DeterministicSplit()(self._add_layer(hidden, skipped))
+            total = DeterministicAdd()([total, output])
         return keras.Model(rows, layers.Dense(2 * self.latent_dim)(hidden), name=name)
 
     def _add_layer(self, inputs, skipped=None):
         """One hidden layer; what skips it joins before the activation."""
         hidden = layers.Dense(self.hidden_dim)(inputs)
         if skipped is not None:
-            hidden = Sum()([hidden, skipped])
+            hidden = DeterministicAdd()([hidden, skipped])
         hidden = layers.Activation("swish")(hidden)
         return layers.LayerNormalization(epsilon=NORM_EPSILON)(hidden)
 

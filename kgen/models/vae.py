@@ -11,8 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.base import GenerativeModel, Signature, layers_of_policy, trace
-from kgen.models.inputs import (
+from kgen.models.shared.batches import (
     assert_images,
     check_images,
     check_labels,
@@ -21,6 +20,8 @@ from kgen.models.inputs import (
     example_rows,
     scale_images,
 )
+from kgen.models.shared.model import GenerativeModel, layers_of_policy, trace
+from kgen.models.shared.signatures import Signature
 from kgen.nn import image_networks, losses, random
 from kgen.nn.flows import CouplingFlow
 from kgen.nn.likelihoods import LIKELIHOODS
@@ -45,7 +46,8 @@ class VAE(GenerativeModel):
             sides are even, mlp for the others.
         hidden_units: Widths of the mlp encoder's hidden layers; the decoder mirrors
             them.
-        width: Channels of the conv network's first level; each further level doubles.
+        base_channels: Channels of the conv network's first level; they double with each
+            further level.
         num_blocks: Residual blocks on each level of the conv network.
         activation: Name of a Keras activation, for the default networks.
         encoder: Instead of the default: a Keras layer or model that maps images in
@@ -95,7 +97,7 @@ class VAE(GenerativeModel):
         latent_dim: int = 20,
         network: str = "auto",
         hidden_units: Sequence[int] = (400,),
-        width: int = 64,
+        base_channels: int = 64,
         num_blocks: int = 1,
         activation: str = "swish",
         encoder: keras.layers.Layer | None = None,
@@ -116,7 +118,7 @@ class VAE(GenerativeModel):
         self.latent_dim = latent_dim
         self.network = network
         self.hidden_units = tuple(hidden_units)
-        self.width = width
+        self.base_channels = base_channels
         self.num_blocks = num_blocks
         self.activation = activation
         self.likelihood = likelihood
@@ -535,7 +537,7 @@ class VAE(GenerativeModel):
             "be None for the bernoulli likelihood, which has none",
         )
         check("hidden_units", min(self.hidden_units, default=1) >= 1, "be at least 1")
-        check("width", self.width >= 1, "be at least 1")
+        check("base_channels", self.base_channels >= 1, "be at least 1")
         check("num_blocks", self.num_blocks >= 0, "be 0 or more")
         known = hasattr(keras.activations, self.activation)
         check("activation", known, "name an activation of Keras, such as swish")
@@ -574,7 +576,9 @@ class VAE(GenerativeModel):
                 self.network == "auto" and image_networks.suits_conv(self.image_shape)
             )
             make = getattr(image_networks, f"{'conv' if conv else 'mlp'}_{name}")
-            sizes = (self.width, self.num_blocks) if conv else (self.hidden_units,)
+            sizes = (
+                (self.base_channels, self.num_blocks) if conv else (self.hidden_units,)
+            )
             with layers_of_policy(self.dtype_policy):
                 network = make(
                     self.image_shape, *vector, self.num_classes, *sizes, self.activation

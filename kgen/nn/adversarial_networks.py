@@ -28,14 +28,14 @@ SMALLEST, LARGEST = 8, 128  # pixels a side
 R3GAN_BLOCKS = 2  # on each level
 
 
-def dcgan_generator(image_shape, latent_dim, num_classes, width, normalization):
+def dcgan_generator(image_shape, latent_dim, num_classes, base_channels, normalization):
     """Transposed convolutions, each doubling the sides: latents [b, d] -> [b, h, w, c].
 
     Reference:
         Radford et al., 2016, Unsupervised Representation Learning with Deep
         Convolutional Generative Adversarial Networks.
     """
-    grid, widths = _levels(image_shape, width)
+    grid, widths = _levels(image_shape, base_channels)
     first = _dense(math.prod(grid) * widths[-1], normalization)
     inputs, hidden = _coarsest(latent_dim, num_classes, grid, first)
     hidden = layers.ReLU()(_norm(hidden, normalization))
@@ -48,10 +48,12 @@ def dcgan_generator(image_shape, latent_dim, num_classes, width, normalization):
     return _bounded(inputs, images)
 
 
-def dcgan_discriminator(image_shape, latent_dim, num_classes, width, normalization):
+def dcgan_discriminator(
+    image_shape, latent_dim, num_classes, base_channels, normalization
+):
     """Convolutions, each halving the sides: images [b, h, w, c] -> [b, 1]."""
     del latent_dim
-    _, widths = _levels(image_shape, width)
+    _, widths = _levels(image_shape, base_channels)
     inputs, hidden, labels = make_inputs(image_shape, num_classes)
     for level, level_width in enumerate(widths):
         # The first sees the images themselves, whose statistics it should know.
@@ -61,14 +63,16 @@ def dcgan_discriminator(image_shape, latent_dim, num_classes, width, normalizati
     return _score(inputs, layers.Flatten()(hidden), labels, normalization)
 
 
-def residual_generator(image_shape, latent_dim, num_classes, width, normalization):
+def residual_generator(
+    image_shape, latent_dim, num_classes, base_channels, normalization
+):
     """Residual blocks with nearest upsampling: latents [b, d] -> [b, h, w, c].
 
     Reference:
         Miyato et al., 2018, Spectral Normalization for Generative Adversarial
         Networks, table 4; widths double from level to level here.
     """
-    grid, widths = _levels(image_shape, width)
+    grid, widths = _levels(image_shape, base_channels)
     first = _dense(math.prod(grid) * widths[-1], normalization)
     inputs, hidden = _coarsest(latent_dim, num_classes, grid, first)
     for level_width in reversed([widths[0], *widths[:-1]]):
@@ -85,10 +89,12 @@ def residual_generator(image_shape, latent_dim, num_classes, width, normalizatio
     return _bounded(inputs, images)
 
 
-def residual_discriminator(image_shape, latent_dim, num_classes, width, normalization):
+def residual_discriminator(
+    image_shape, latent_dim, num_classes, base_channels, normalization
+):
     """Residual blocks with average pooling: images [b, h, w, c] -> [b, 1]."""
     del latent_dim
-    _, widths = _levels(image_shape, width)
+    _, widths = _levels(image_shape, base_channels)
     inputs, hidden, labels = make_inputs(image_shape, num_classes)
     spectral = "spectral" if normalization == "spectral" else "none"
     hidden = _conv(widths[0], 3, normalization)(hidden)
@@ -103,7 +109,7 @@ def residual_discriminator(image_shape, latent_dim, num_classes, width, normaliz
     return _score(inputs, features, labels, normalization)
 
 
-def r3gan_generator(image_shape, latent_dim, num_classes, width, normalization):
+def r3gan_generator(image_shape, latent_dim, num_classes, base_channels, normalization):
     """Bottleneck blocks of grouped convolutions: latents [b, d] -> [b, h, w, c].
 
     Reference:
@@ -112,7 +118,7 @@ def r3gan_generator(image_shape, latent_dim, num_classes, width, normalization):
         bilinear, and tanh bounds the images.
     """
     del normalization  # It has none.
-    grid, widths = _levels(image_shape, width)
+    grid, widths = _levels(image_shape, base_channels)
     widths = [widths[0], *widths]  # one more, at the full size
     first = layers.Dense(math.prod(grid) * widths[-1])
     inputs, hidden = _coarsest(latent_dim, num_classes, grid, first)
@@ -127,10 +133,12 @@ def r3gan_generator(image_shape, latent_dim, num_classes, width, normalization):
     return _bounded(inputs, images)
 
 
-def r3gan_discriminator(image_shape, latent_dim, num_classes, width, normalization):
+def r3gan_discriminator(
+    image_shape, latent_dim, num_classes, base_channels, normalization
+):
     """The generator's mirror image, with average pooling: [b, h, w, c] -> [b, 1]."""
     del latent_dim, normalization
-    grid, widths = _levels(image_shape, width)
+    grid, widths = _levels(image_shape, base_channels)
     widths = [widths[0], *widths]
     inputs, images, labels = make_inputs(image_shape, num_classes)
     hidden = layers.Conv2D(widths[0], 1)(images)
@@ -159,7 +167,7 @@ def sizes_that_work(image_shape) -> bool:
     return SMALLEST <= min(sides) and max(sides) <= LARGEST and min(grid) <= 7
 
 
-def _levels(image_shape, width):
+def _levels(image_shape, base_channels):
     """The coarsest grid, and the width of each level, from fine to coarse.
 
     The sides are halved until one is 4 or odd; the width doubles, up to eightfold.
@@ -168,7 +176,7 @@ def _levels(image_shape, width):
     widths: list[int] = []
     while min(height, image_width) > 4 and height % 2 == 0 and image_width % 2 == 0:
         height, image_width = height // 2, image_width // 2
-        widths.append(width * min(2 ** len(widths), 8))
+        widths.append(base_channels * min(2 ** len(widths), 8))
     return (height, image_width), widths
 
 

@@ -33,13 +33,13 @@ def mlp_decoder(image_shape, dim, num_classes, hidden_units, activation):
     return keras.Model(inputs, layers.Reshape(image_shape)(outputs), name="decoder")
 
 
-def conv_encoder(image_shape, dim, num_classes, width, num_blocks, activation):
+def conv_encoder(image_shape, dim, num_classes, base_channels, num_blocks, activation):
     """Residual blocks on a coarse grid: images [b, h, w, c] -> [b, dim].
 
     The image is cut into patches at once: convolutions on single pixels of few
     channels cost most of the time and are the slowest kind there is.
     """
-    patch, widths = _levels(image_shape, width)
+    patch, widths = _levels(image_shape, base_channels)
     inputs, images, labels = make_inputs(image_shape, num_classes)
     hidden = blocks.space_to_depth(images, patch)
     for level, level_width in enumerate(widths):
@@ -53,9 +53,9 @@ def conv_encoder(image_shape, dim, num_classes, width, num_blocks, activation):
     return keras.Model(inputs, layers.Dense(dim)(hidden), name="encoder")
 
 
-def conv_decoder(image_shape, dim, num_classes, width, num_blocks, activation):
+def conv_decoder(image_shape, dim, num_classes, base_channels, num_blocks, activation):
     """The encoder's mirror image: vectors [b, dim] -> [b, h, w, c]."""
-    patch, widths = _levels(image_shape, width)
+    patch, widths = _levels(image_shape, base_channels)
     height, image_width, channels = image_shape
     scale = patch * 2 ** (len(widths) - 1)
     grid = (height // scale, image_width // scale, widths[-1])
@@ -94,11 +94,11 @@ def with_labels(values, labels):
     return values if labels is None else layers.Concatenate()([values, labels])
 
 
-def _levels(image_shape, width):
-    """Patch size, and the width of each level: halvings until the grid is 8 or less."""
+def _levels(image_shape, base_channels):
+    """Patch size and channels of each level; sides are halved down to 8 or less."""
     height, image_width, _ = image_shape
     patch = next(p for p in (4, 2, 1) if height % p == 0 and image_width % p == 0)
-    grid, widths = math.gcd(height // patch, image_width // patch), [width]
+    grid, widths = math.gcd(height // patch, image_width // patch), [base_channels]
     size = max(height, image_width) // patch
     while size > 8 and grid % 2 == 0:
         size, grid = size // 2, grid // 2

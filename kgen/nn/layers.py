@@ -197,7 +197,7 @@ class GroupedConv2D(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class Sum(keras.layers.Layer):
+class DeterministicAdd(keras.layers.Layer):
     """The sum of two inputs: `keras.layers.Add` that repeats bit for bit in a chain.
 
     Shapes:
@@ -214,8 +214,8 @@ class Sum(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class Fork(keras.layers.Layer):
-    """The input twice, for two uses whose gradients are added as `Sum` adds.
+class DeterministicSplit(keras.layers.Layer):
+    """Two copies of the input, whose gradients are added as by `DeterministicAdd`.
 
     Shapes:
         [batch, ...] -> two of the same

@@ -9,7 +9,7 @@ import tensorflow as tf
 from kgen.nn import random
 
 # The settings of `next_tokens`, and what leaves the distribution as it is.
-NEUTRAL = {
+DEFAULT_SAMPLING = {
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
@@ -17,7 +17,7 @@ NEUTRAL = {
     "repetition_penalty": 1.0,
 }
 
-MOST_TOKENS = 4096  # that a server writes for a row
+MAX_TOKENS = 4096  # that a server writes for a row
 
 
 def next_tokens(

@@ -19,9 +19,9 @@ def attention(
     """Scaled dot-product attention; the softmax is computed in float32.
 
     Shapes:
-        queries: [batch, heads, time, dim], keys and values: [batch, heads, places, dim]
-        -> [batch, heads, time, dim]
-        mask: bool, broadcast to [batch, time, places]: what each query may see.
+        queries: [batch, heads, time, dim], keys and values: [batch, heads, positions,
+        dim] -> [batch, heads, time, dim]
+        mask: bool, broadcast to [batch, time, positions]: what each query may see.
 
     Reference:
         Vaswani et al., 2017, Attention Is All You Need.
@@ -34,7 +34,7 @@ def attention(
     return tf.matmul(weights, values)
 
 
-def rotate(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+def apply_rotary_embedding(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """Turns pairs of a vector's elements by angles that grow with its position.
 
     The product of two turned vectors depends on how far apart they are and on nothing
@@ -58,16 +58,18 @@ def rotate(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     )
 
 
-def drop(inputs: tf.Tensor, row_keys: tf.Tensor | None, rate: float) -> tf.Tensor:
+def apply_dropout(
+    inputs: tf.Tensor, row_keys: tf.Tensor | None, rate: float
+) -> tf.Tensor:
     """Sets a share of the elements to 0 and scales the others up; without keys none.
 
     Shapes:
-        inputs: [batch, time, width], row_keys: int64 [batch]
+        inputs: [batch, time, hidden_dim], row_keys: int64 [batch]
     """
     if row_keys is None or not rate:
         return inputs
-    width = tuple(inputs.shape[2:])
-    noise = random.uniform_by_place(row_keys, tf.shape(inputs)[1], width)
+    hidden_dim = tuple(inputs.shape[2:])
+    noise = random.uniform_by_place(row_keys, tf.shape(inputs)[1], hidden_dim)
     return inputs * tf.cast(noise >= rate, inputs.dtype) / (1.0 - rate)
 
 
@@ -75,7 +77,7 @@ def tied_logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
     """Logits by the embedding that made the vectors: float32.
 
     Shapes:
-        hidden: [..., width], table: [tokens, width] -> [..., tokens]
+        hidden: [..., hidden_dim], table: [tokens, hidden_dim] -> [..., tokens]
 
     Reference:
         Press and Wolf, 2017, Using the Output Embedding to Improve Language Models.
@@ -92,14 +94,14 @@ class TransformerBlock(keras.layers.Layer):
     """Attention and two dense layers, each after a norm and added to its input.
 
     Args:
-        num_heads: Heads of the attention; divides the width of the inputs.
+        num_heads: Heads of the attention; divides the hidden_dim of the inputs.
         rotary: Whether queries and keys are turned by their positions.
         dropout: Share of the outputs of each half that is left out in training.
         num_blocks: How many such blocks follow each other: the layers whose outputs are
             added begin smaller by the root of twice that.
 
     Shapes:
-        [batch, time, width] -> [batch, time, width]
+        [batch, time, hidden_dim] -> [batch, time, hidden_dim]
 
     Reference:
         Radford et al., 2019, Language Models are Unsupervised Multitask Learners.
@@ -122,7 +124,7 @@ class TransformerBlock(keras.layers.Layer):
 
     def build(self, input_shape):
         """Makes the six layers."""
-        width = input_shape[-1]
+        hidden_dim = input_shape[-1]
 
         def dense(units, width_in, scale=1.0):
             layer = keras.layers.Dense(
@@ -137,15 +139,15 @@ class TransformerBlock(keras.layers.Layer):
             layer = keras.layers.LayerNormalization(
                 epsilon=1e-5, dtype=self.dtype_policy
             )
-            layer.build((None, None, width))
+            layer.build((None, None, hidden_dim))
             return layer
 
         smaller = 1.0 / math.sqrt(2 * self.num_blocks)
         self.first_norm, self.second_norm = norm(), norm()
-        self.heads = dense(3 * width, width)
-        self.mix = dense(width, width, smaller)
-        self.up = dense(4 * width, width)
-        self.down = dense(width, 4 * width, smaller)
+        self.qkv = dense(3 * hidden_dim, hidden_dim)
+        self.attention_output = dense(hidden_dim, hidden_dim, smaller)
+        self.mlp_up = dense(4 * hidden_dim, hidden_dim)
+        self.mlp_down = dense(hidden_dim, 4 * hidden_dim, smaller)
         self.built = True
 
     def call(
@@ -159,40 +161,47 @@ class TransformerBlock(keras.layers.Layer):
         """Applies the block.
 
         Args:
-            inputs: [batch, time, width].
+            inputs: [batch, time, hidden_dim].
             positions: Whole numbers, [batch, time] or [1, time].
             mask: What each place may see; see `attention`.
             row_keys: For the dropout, int64 [batch]; None: no dropout.
-            remember: Takes the keys and values of these places and returns those of all
-                places that are to be seen. None: these are all.
+            remember: Takes the keys and values of these positions and returns those of
+                all positions that are attended to. None: these are all.
 
         Returns:
-            The outputs, and the keys and values that were seen, [batch, heads, places,
+            The outputs, and the keys and values attended to, [batch, heads, positions,
             dim].
         """
-        width = inputs.shape[-1]
-        dim = width // self.num_heads
+        hidden_dim = inputs.shape[-1]
+        dim = hidden_dim // self.num_heads
         time = tf.shape(inputs)[1] if inputs.shape[1] is None else inputs.shape[1]
-        heads = self.heads(self.first_norm(inputs))
+        heads = self.qkv(self.first_norm(inputs))
         heads = tf.reshape(heads, [-1, time, 3 * self.num_heads, dim])
         heads = tf.transpose(heads, [0, 2, 1, 3])
         queries, keys, values = tf.split(heads, 3, axis=1)
         if self.rotary:
-            queries, keys = rotate(queries, positions), rotate(keys, positions)
+            queries, keys = (
+                apply_rotary_embedding(queries, positions),
+                apply_rotary_embedding(keys, positions),
+            )
         if remember is not None:
             keys, values = remember(keys, values)
         mixed = tf.transpose(attention(queries, keys, values, mask), [0, 2, 1, 3])
-        mixed = tf.reshape(mixed, [-1, time, width])
+        mixed = tf.reshape(mixed, [-1, time, hidden_dim])
         first, second = (
             (None, None)
             if row_keys is None
             else (random.fold_in(row_keys, 0), random.fold_in(row_keys, 1))
         )
-        hidden = inputs + drop(self.mix(mixed), first, self.dropout)
-        outputs = self.down(
-            keras.activations.gelu(self.up(self.second_norm(hidden)), approximate=True)
+        hidden = inputs + apply_dropout(
+            self.attention_output(mixed), first, self.dropout
         )
-        return hidden + drop(outputs, second, self.dropout), (keys, values)
+        outputs = self.mlp_down(
+            keras.activations.gelu(
+                self.mlp_up(self.second_norm(hidden)), approximate=True
+            )
+        )
+        return hidden + apply_dropout(outputs, second, self.dropout), (keys, values)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

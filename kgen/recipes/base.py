@@ -34,11 +34,11 @@ class Recipe:
 
     Attributes:
         recipe_name: What `kgen fit` knows it by.
-        use: A command that uses a trained run, which `{run}` stands for.
+        next_command: A command that uses a trained run, which `{run}` stands for.
     """
 
     recipe_name: ClassVar[str]
-    use: ClassVar[str]
+    next_command: ClassVar[str]
 
     data: str = option("digits", "Data set: a name, or the path of a folder or file.")
     data_dir: str | None = option(
@@ -117,13 +117,17 @@ class Recipe:
 
     def pipelines(self, data: Any) -> tuple[Any, Any]:
         """Returns shuffled training batches, and the validation data as they are."""
-        shared = {"batch_size": self.batch_size, "seed": self.seed, **self._reading()}
+        shared = {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            **self.pipeline_options(),
+        }
         return (
             data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
             data.pipeline("validation", **shared),
         )
 
-    def _reading(self) -> dict[str, Any]:
+    def pipeline_options(self) -> dict[str, Any]:
         """Further arguments of the pipelines."""
         return {}
 
@@ -131,7 +135,7 @@ class Recipe:
         """Returns a compiled model; called in the strategy's scope."""
         raise NotImplementedError
 
-    def samplers(self, model: Any, data: Any, folder: Any) -> list[Any]:
+    def sample_callbacks(self, model: Any, data: Any, folder: Any) -> list[Any]:
         """Returns callbacks that show what the model makes: files, and TensorBoard.
 
         By default they write the text that `sample` returns.
@@ -234,14 +238,14 @@ class Recipe:
             # The ONNX file is the last to be written: see `_finish`.
             if done == total and self._onnx_file(folder).is_file():
                 report("The run is finished; there is nothing left to train.")
-                training.meet(strategy)
+                training.barrier(strategy)
                 return folder.path
         progress = training.Progress(
             pipeline.steps_per_epoch, self.batch_size, report, total
         )
         callbacks = [training.StopOnNonFinite()]
         if chief:
-            callbacks += self.observers(model, data, folder, progress, report)
+            callbacks += self.chief_callbacks(model, data, folder, progress, report)
         # Last: a checkpoint says that all the other files of its epoch are written.
         callbacks.append(checkpointer)
         bar = progress if chief else contextlib.nullcontext()
@@ -257,7 +261,7 @@ class Recipe:
         if chief:
             self._finish(model, data, folder, report)
         # A worker that had ended would not start again, were the chief killed till now.
-        training.meet(strategy)
+        training.barrier(strategy)
         return folder.path if chief else None
 
     def _take_weights(self, model: Any, run: str) -> None:
@@ -272,7 +276,7 @@ class Recipe:
                 f"Received: start_from={run}. Choose another `name`."
             )
         trained = load(source)
-        for name in model.meaning:
+        for name in model.compatibility_arguments:
             if getattr(trained, name, None) != getattr(model, name):
                 raise ValueError(
                     f"`start_from` must be a model with the same {name} as the one to "
@@ -291,13 +295,13 @@ class Recipe:
         model.set_weights(weights)
         model.step.assign(0)  # Schedules, noise and the order of the data start anew.
 
-    def observers(self, model, data, folder, progress, report) -> list[Any]:
+    def chief_callbacks(self, model, data, folder, progress, report) -> list[Any]:
         """The callbacks that write files or lines: those of the chief alone."""
         from kgen import training
 
         return [
             training.History(folder.history),
-            *self.samplers(model, data, folder),
+            *self.sample_callbacks(model, data, folder),
             training.HealthWarnings(lambda text: report(f"Warning: {text}")),
             progress,
         ]

@@ -22,7 +22,7 @@ class BERTRecipe(TextRecipe):
     """
 
     recipe_name: ClassVar[str] = "bert"
-    use: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
+    next_command: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
     measure: ClassVar[str] = "evaluate_masked_language_model"
 
     epochs: int = option(5, "Passes over the training text, 1 or more.")

@@ -78,7 +78,7 @@ class GANRecipe(ImageRecipe):
         f"Kind of generator and discriminator; auto: residual below {TINY} pixels.",
     )
     latent_dim: int = option(128, "Length of a noise vector, 1 or more.")
-    width: int = option(
+    base_channels: int = option(
         64, "Channels of the finest level; coarser ones have up to eight times as many."
     )
     generator_normalization: Literal["batch", "group", "none"] = option(
@@ -143,7 +143,7 @@ class GANRecipe(ImageRecipe):
             image_shape=data.image_shape,
             latent_dim=self.latent_dim,
             network=network,
-            width=self.width,
+            base_channels=self.base_channels,
             generator_normalization=self.generator_normalization,
             discriminator_normalization=self.discriminator_normalization,
             adversarial_loss=self.adversarial_loss,
@@ -199,7 +199,7 @@ PRESETS = {
         data="celeb_a",
         image_size=64,
         epochs=70,
-        width=32,
+        base_channels=32,
         learning_rate=3e-4,
         r1_weight=1.0,
         r2_weight=1.0,

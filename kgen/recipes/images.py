@@ -13,7 +13,7 @@ from kgen.recipes.base import Recipe, option
 class ImageRecipe(Recipe):
     """A recipe whose data are images and whose model generates images from seeds."""
 
-    use: ClassVar[str] = "kgen generate {run} --seeds 0-63 --out images.png"
+    next_command: ClassVar[str] = "kgen generate {run} --seeds 0-63 --out images.png"
 
     image_size: int | None = option(
         None,
@@ -36,10 +36,11 @@ class ImageRecipe(Recipe):
             download=download,
         )
 
-    def _reading(self) -> dict[str, Any]:
+    def pipeline_options(self) -> dict[str, Any]:
+        """Returns the binarization, if the images are binarized."""
         return {"binarize": self._binarize()}
 
-    def samplers(self, model: Any, data: Any, folder: Any) -> list[Any]:
+    def sample_callbacks(self, model: Any, data: Any, folder: Any) -> list[Any]:
         """A grid of images after each epoch, as a file and for TensorBoard."""
         from kgen import training
 

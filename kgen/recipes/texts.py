@@ -17,7 +17,7 @@ class TextRecipe(Recipe):
         measure: The function of `kgen.evaluation` that measures its model.
     """
 
-    use: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
+    next_command: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
     measure: ClassVar[str] = "evaluate_language_model"
 
     data: str = option(
@@ -43,7 +43,9 @@ class TextRecipe(Recipe):
     jit_compile: bool = option(True, "Compile the step with XLA.")
     num_layers: int = option(4, "Blocks of attention and dense layers, 1 or more.")
     num_heads: int = option(4, "Heads of each attention, 1 or more.")
-    width: int = option(128, "Length of the vector of a token; divided by the heads.")
+    hidden_dim: int = option(
+        128, "Length of the vector of a token; divided by the heads."
+    )
     dropout: float = option(0.0, "Share of the vectors left out in training.")
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class TextRecipe(Recipe):
         return {
             "num_layers": self.num_layers,
             "num_heads": self.num_heads,
-            "width": self.width,
+            "hidden_dim": self.hidden_dim,
             "dropout": self.dropout,
             "dtype": self._dtype(),
         }

@@ -65,7 +65,7 @@ class VAERecipe(ImageRecipe):
     )
     latent_dim: int = option(20, "Length of a latent vector, 1 or more.")
     hidden_units: tuple[int, ...] = option((400,), "Hidden layers of the mlp.")
-    width: int = option(64, "Channels of the conv network's first level.")
+    base_channels: int = option(64, "Channels of the conv network's first level.")
     num_blocks: int = option(1, "Residual blocks on each level of the conv network.")
     activation: str = option("swish", "Keras activation of the hidden layers.")
     prior: Literal["normal", "flow"] = option(
@@ -89,7 +89,7 @@ class VAERecipe(ImageRecipe):
             latent_dim=self.latent_dim,
             network=self.network,
             hidden_units=self.hidden_units,
-            width=self.width,
+            base_channels=self.base_channels,
             num_blocks=self.num_blocks,
             activation=self.activation,
             likelihood=self.likelihood,

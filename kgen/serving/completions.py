@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from kgen.nn.sampling import MOST_TOKENS, NEUTRAL
+from kgen.nn.sampling import DEFAULT_SAMPLING, MAX_TOKENS
 from kgen.serving.rest import BadRequest, read_object
 from kgen.serving.writing import Piece, Wanted
 
@@ -25,7 +25,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
 }
 KNOWN = {"model", "prompt", "max_tokens", "n", "seed", "stop", "stream", "echo"}
-KNOWN |= {"stream_options", "user", *NEUTRAL, *UNSUPPORTED}
+KNOWN |= {"stream_options", "user", *DEFAULT_SAMPLING, *UNSUPPORTED}
 MOST_CHOICES = 64
 LARGEST = 2**31 - 1
 
@@ -77,13 +77,13 @@ def read_completion(body: bytes) -> tuple[Wanted, Form]:
     wanted = Wanted(
         prompts=prompts,
         num_choices=num_choices,
-        max_tokens=_number(given, "max_tokens", 16, 1, MOST_TOKENS),
+        max_tokens=_number(given, "max_tokens", 16, 1, MAX_TOKENS),
         stops=_stops(given.get("stop", [])),
         seed=_number(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
         settings={
             # What is beyond these is out of range as well: the model says so.
             name: min(max(_number(given, name, default), -LARGEST), LARGEST)
-            for name, default in NEUTRAL.items()
+            for name, default in DEFAULT_SAMPLING.items()
         },
         echo=_flag(given, "echo"),
     )

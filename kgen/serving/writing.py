@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kgen.data.stops import before, readable
+from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
 from kgen.data.tokenizers import Tokenizer
 from kgen.serving.batching import Batcher, Busy
 from kgen.serving.models import Arrays, Version
@@ -155,12 +155,12 @@ class Writer:
             num_before, new = len(tokens), new[new >= 0]
             tokens = np.concatenate([tokens, new])
             whole = tokenizer.decode(tokens)
-            if before(whole, wanted.stops) != whole:
+            if truncate_at_stop(whole, wanted.stops) != whole:
                 finish_reason = "stop"
                 tokens = _first_with_a_stop(tokenizer, tokens, num_before, wanted.stops)
             elif not going:
                 finish_reason = "length"
-            text = readable(whole, wanted.stops, is_whole=not going)
+            text = streamable_prefix(whole, wanted.stops, is_whole=not going)
             num_new = len(tokens) - num_before
             yield Piece(index, text[shown:], num_new, finish_reason)
             shown = max(shown, len(text))
@@ -170,7 +170,7 @@ def _first_with_a_stop(tokenizer, tokens, num_before, stops) -> np.ndarray:
     """The tokens up to that with which there is a stop among them."""
     for number in range(num_before + 1, len(tokens)):
         text = tokenizer.decode(tokens[:number])
-        if before(text, stops) != text:
+        if truncate_at_stop(text, stops) != text:
             return tokens[:number]
     return tokens
 

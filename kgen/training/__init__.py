@@ -20,9 +20,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "strategies": [
             "check_same_run",
             "check_same_step",
-            "deal",
+            "distribute",
             "make_strategy",
-            "meet",
+            "barrier",
         ],
     },
 )

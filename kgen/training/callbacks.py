@@ -19,9 +19,9 @@ import rich.console
 import rich.progress
 import tensorflow as tf
 
-from kgen.data.atomic import replacing
-from kgen.data.image_grids import write_image_grid
-from kgen.models.base import trace
+from kgen.files import replacing
+from kgen.models.shared.model import trace
+from kgen.pictures import write_image_grid
 
 
 class StopOnNonFinite(keras.callbacks.Callback):

@@ -14,8 +14,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kgen.data.atomic import replacing
-from kgen.models.base import GenerativeModel
+from kgen.files import replacing
+from kgen.models.shared.model import GenerativeModel
 
 
 class Checkpointer(keras.callbacks.Callback):

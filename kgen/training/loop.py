@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from kgen.data.pipeline import Pipeline
-from kgen.models.base import GenerativeModel
-from kgen.training.strategies import deal
+from kgen.models.shared.model import GenerativeModel
+from kgen.training.strategies import distribute
 
 
 class _PinEpoch(keras.callbacks.Callback):
@@ -57,12 +57,12 @@ def fit(
         if first >= last or model.stop_training:
             continue
         model.fit(
-            deal(strategy, pipeline, skip),
+            distribute(strategy, pipeline, skip),
             initial_epoch=first,
             epochs=last,
             # Said although the datasets know it: else Keras opens each pass twice.
             steps_per_epoch=pipeline.steps_per_epoch - skip,
-            validation_data=deal(strategy, validation) if validation else None,
+            validation_data=distribute(strategy, validation) if validation else None,
             validation_steps=validation.steps_per_epoch if validation else None,
             callbacks=[_PinEpoch(pipeline), *callbacks],
             verbose=0,

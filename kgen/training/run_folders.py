@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from kgen.data.atomic import replacing
+from kgen.files import replacing
 
 # What a run leaves; --overwrite removes these and nothing else.
 CONTENTS = (
@@ -26,7 +26,7 @@ CONTENTS = (
 
 
 # Options that change nothing about what is trained; the data has its fingerprint.
-IMMATERIAL = (
+NON_TRAINING_OPTIONS = (
     "checkpoint_seconds",
     "data",
     "data_dir",
@@ -133,7 +133,7 @@ class RunFolder:
         changed = [
             f"{name}={theirs.get(name)!r} (now {ours.get(name)!r})"
             for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name) and name not in IMMATERIAL
+            if ours.get(name) != theirs.get(name) and name not in NON_TRAINING_OPTIONS
         ]
         if saved.get("recipe") != record["recipe"]:
             changed.insert(0, f"recipe {saved.get('recipe')} (now {record['recipe']})")

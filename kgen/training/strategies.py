@@ -1,4 +1,4 @@
-"""Which devices train, which rows each of them gets, and where processes meet."""
+"""Which devices train, which rows each of them gets, and where processes barrier."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from kgen.data.pipeline import Pipeline
 from kgen.training.clusters import Cluster, read_cluster, wait_for_cluster
-from kgen.training.run_folders import IMMATERIAL
+from kgen.training.run_folders import NON_TRAINING_OPTIONS
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
 
@@ -89,7 +89,7 @@ def num_processes(strategy: tf.distribute.Strategy) -> int:
     return getattr(strategy.extended, "_num_workers", 1)
 
 
-def meet(strategy: tf.distribute.Strategy, value: int = 0) -> list[int]:
+def barrier(strategy: tf.distribute.Strategy, value: int = 0) -> list[int]:
     """Waits until every process calls this; returns what each gave, the chief's first.
 
     Args:
@@ -118,7 +118,9 @@ def check_same_run(strategy: tf.distribute.Strategy, record: dict[str, Any]) -> 
         ValueError: In every process, if they do not. Training would wait for ever, or
             come to nothing.
     """
-    options = {k: v for k, v in record["options"].items() if k not in IMMATERIAL}
+    options = {
+        k: v for k, v in record["options"].items() if k not in NON_TRAINING_OPTIONS
+    }
     same = [options, record["data"]["fingerprint"], record["versions"]]
     _check_same(
         strategy,
@@ -146,13 +148,13 @@ def check_same_step(strategy: tf.distribute.Strategy, step: int, folder: Path) -
 def _check_same(
     strategy: tf.distribute.Strategy, value: int, rule: str, way_out: str
 ) -> None:
-    values = meet(strategy, value)
+    values = barrier(strategy, value)
     if len({*values}) > 1:
         received = ", ".join(map(str, values))
         raise ValueError(f"{rule}. Received (chief first): {received}. {way_out}")
 
 
-def deal(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int = 0):
+def distribute(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int = 0):
     """Returns a dataset for `fit` in which each replica gets its share of a batch.
 
     Args:

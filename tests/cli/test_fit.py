@@ -38,7 +38,7 @@ class MadeUpRecipe:
     name: str | None = field(None, "Folder of the run in it.")
 
     recipe_name = "made_up"
-    use = "kgen generate {run} --seeds 0-63 --out images.png"
+    next_command = "kgen generate {run} --seeds 0-63 --out images.png"
     runs = []
 
     @property

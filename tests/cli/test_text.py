@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         fit = "fit gpt --data text.txt --context 16 --epochs 4 --batch-size 8"
-        sizes = "--num-layers 1 --num-heads 2 --width 32 --learning-rate 0.01"
+        sizes = "--num-layers 1 --num-heads 2 --hidden_dim 32 --learning-rate 0.01"
         assert run([*fit.split(), *sizes.split()]) == 0
     return folder
 
@@ -98,7 +98,12 @@ def test_wrong_requests_are_one_line(arguments, code, message, capsys):
 def test_masks_are_filled(monkeypatch, capsys):
     tokenizer = CharTokenizer.of_text("abc").config()
     model = BERT(
-        tokenizer=tokenizer, context=5, num_layers=1, num_heads=1, width=4, name="b"
+        tokenizer=tokenizer,
+        context=5,
+        num_layers=1,
+        num_heads=1,
+        hidden_dim=4,
+        name="b",
     )
     monkeypatch.setattr(kgen, "load", lambda run: model)
     command = ["generate", "gpt", "--prompt"]
@@ -206,7 +211,7 @@ def test_256_seeds_write_the_same_in_all_runtimes():
     keras_tokens = np.stack(model.generate(inputs["tokens"], **knobs))
     assert model.jit_compile  # XLA has written these.
     # Two candidates as likely as each other may change places: then no more is asked.
-    tied = signature.leads(**tensors).numpy() < 1e-4
+    tied = signature.margins(**tensors).numpy() < 1e-4
     certain = np.cumsum(tied, axis=1) == 0
     assert certain.mean() > 0.99
     session = onnxruntime.InferenceSession("saved_models/gpt/gpt.onnx")

@@ -31,7 +31,7 @@ def model(text_set):
         context=16,
         num_layers=1,
         num_heads=2,
-        width=32,
+        hidden_dim=32,
     )
     model.compile(keras.optimizers.Adam(1e-2))
     batches = text_set.pipeline("train", batch_size=8, shuffle=True).dataset()
@@ -92,7 +92,7 @@ def test_bits_are_over_characters_whatever_the_tokens_are():
     text = "é" * 400 + "e" * 400
     text_set = open_text([text], tokenizer="byte", context=8, validation_fraction=0.5)
     model = GPT(
-        tokenizer={"kind": "byte"}, context=8, num_layers=1, num_heads=1, width=2
+        tokenizer={"kind": "byte"}, context=8, num_layers=1, num_heads=1, hidden_dim=2
     )
     found = evaluate_language_model(model, text_set, split="train", limit=4)
     records = {record.metric: record for record in found}
@@ -192,7 +192,7 @@ def test_every_seventh_token_is_guessed(text_set):
         context=17,
         num_layers=1,
         num_heads=2,
-        width=16,
+        hidden_dim=16,
     )
     found = evaluate_masked_language_model(model, text_set, seed=1)
     records = {record.metric: record for record in found}

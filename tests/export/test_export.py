@@ -14,8 +14,8 @@ import tensorflow as tf
 import kgen
 from kgen.export import ExportError, to_onnx, to_saved_model
 from kgen.export import saved_model as saved_model_module
-from kgen.export.proof import difference, signatures_for, trace
-from kgen.export.replay import main as replay
+from kgen.export.run_export import main as replay
+from kgen.export.verification import difference, signatures_for, trace
 from kgen.models import VAE, Signature
 
 SEEDS = np.array([0, 1, 2**40 + 3, -5], np.int64)
@@ -107,11 +107,11 @@ def test_saved_model_holds_the_networks_once_and_nothing_else(vae, saved_model):
 
 def test_saved_model_record_says_what_was_found(vae, saved_model):
     assert saved_model.path.name == "1"
-    assert [proof.signature for proof in saved_model.proofs] == [
+    assert [proof.signature for proof in saved_model.verifications] == [
         one.name for one in signatures_for(vae, "saved_model")
     ]
-    assert all(0 <= proof.difference <= 1e-5 for proof in saved_model.proofs)
-    assert all(0 < proof.milliseconds < 1000 for proof in saved_model.proofs)
+    assert all(0 <= proof.difference <= 1e-5 for proof in saved_model.verifications)
+    assert all(0 < proof.milliseconds < 1000 for proof in saved_model.verifications)
     assert saved_model.num_bytes > 1000
     assert "generate: differs from Keras by at most" in str(saved_model)
 
@@ -216,7 +216,7 @@ def test_onnx_of_a_mixed_precision_model_is_float32(tmp_path):
         image_shape=(4, 4, 1), latent_dim=2, hidden_units=(3,), dtype="mixed_bfloat16"
     )
     export = to_onnx(model, tmp_path / "vae.encode.onnx", signature="encode")
-    assert export.proofs[0].difference <= 1e-5
+    assert export.verifications[0].difference <= 1e-5
     types = {value.data_type for value in onnx.load(export).graph.initializer}
     assert onnx.TensorProto.FLOAT in types
     assert onnx.TensorProto.BFLOAT16 not in types

@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 
 from kgen.export import to_saved_model
-from kgen.export.proof import signatures_for
 from kgen.export.tensorflow_serving import (
     WARM_UP,
     curl,
     model_name,
     write_configuration,
 )
+from kgen.export.verification import signatures_for
 from kgen.models import GPT, VAE
 
 
@@ -96,7 +96,7 @@ def test_the_configuration_names_the_model_and_stays(vae, folder):
 
 
 def test_rows_of_different_lengths_are_not_batched(tmp_path):
-    gpt = GPT(vocab_size=5, context=4, num_layers=1, num_heads=1, width=4)
+    gpt = GPT(vocab_size=5, context=4, num_layers=1, num_heads=1, hidden_dim=4)
     write_configuration(tmp_path, gpt.signatures())
     assert not (tmp_path / "batching.config").exists()
     assert "batching" not in (tmp_path / "compose.yaml").read_text()
@@ -114,7 +114,7 @@ def test_the_command_asks_for_what_the_model_is_for(vae):
 
 def test_the_command_is_quoted_for_the_shell():
     text = "it's"
-    gpt = GPT(vocab_size=5, context=4, num_layers=1, num_heads=1, width=4)
+    gpt = GPT(vocab_size=5, context=4, num_layers=1, num_heads=1, hidden_dim=4)
     signature = gpt.signatures()[0]
     signature.inputs["prompts"] = tf.TensorSpec([None], tf.string)
     made = signature.example

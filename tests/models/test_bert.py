@@ -15,7 +15,12 @@ TEXT = "to be or not to be, that is the question."
 
 def make(**options):
     keras.utils.set_random_seed(0)
-    options = {"vocab_size": 17, "num_layers": 1, "num_heads": 2, "width": 16} | options
+    options = {
+        "vocab_size": 17,
+        "num_layers": 1,
+        "num_heads": 2,
+        "hidden_dim": 16,
+    } | options
     if "tokenizer" in options:
         del options["vocab_size"]
     model = BERT(**{"context": 12} | options)
@@ -72,10 +77,10 @@ def test_the_loss_is_that_of_the_chosen_tokens():
     shown, chosen = model._hide(tokens, keys)
     assert not chosen[:, 12:].numpy().any()
     logits = np.float64(model({"tokens": shown}))
-    log_shares = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     places = np.argwhere(chosen.numpy())
     assert len(places) == 6 * 6  # Half of twelve; the padding does not count.
-    losses = [-log_shares[r, p, int(tokens[r, p])] for r, p in places]
+    losses = [-log_probs[r, p, int(tokens[r, p])] for r, p in places]
     right = [logits[r, p].argmax() == int(tokens[r, p]) for r, p in places]
     np.testing.assert_allclose(logs["loss"], np.mean(losses), rtol=1e-5)
     np.testing.assert_allclose(logs["accuracy"], np.mean(right), rtol=1e-5)
@@ -98,7 +103,9 @@ def test_every_token_sees_all_others_and_no_padding():
 @pytest.fixture(scope="module")
 def reader():
     """Has read one text until it knows it."""
-    model = make(tokenizer=CharTokenizer.of_text(TEXT).config(), context=50, width=32)
+    model = make(
+        tokenizer=CharTokenizer.of_text(TEXT).config(), context=50, hidden_dim=32
+    )
     model.compile(keras.optimizers.Adam(5e-3))
     tokens = tf.constant([model.encode(TEXT)] * 8)
     model.fit(tf.data.Dataset.from_tensors({"tokens": tokens}).repeat(600), verbose=0)
@@ -122,7 +129,7 @@ def test_masks_are_filled_by_what_stands_there(reader):
 
 
 def test_masks_of_tokens_are_filled_with_tokens():
-    model = BERT(vocab_size=7, context=5, num_layers=1, num_heads=1, width=4)
+    model = BERT(vocab_size=7, context=5, num_layers=1, num_heads=1, hidden_dim=4)
     [[best]] = model.fill_mask([[2, 7, 3]], k=7)
     assert sorted(one.token for one in best) == [*range(7)]
     assert all(one.text is None for one in best)
@@ -167,7 +174,7 @@ def test_a_loaded_model_reads_the_same(reader, tmp_path):
         (lambda m: m.embed([[99]]), "must lie in"),
         (lambda m: make().embed(["a"]), "without a tokenizer takes tokens"),
         (lambda m: make(mask_rate=0.0), "mask_rate=0.0"),
-        (lambda m: make(width=10), "a multiple of"),
+        (lambda m: make(hidden_dim=10), "a multiple of"),
         (lambda m: make(vocab_size=None), "be 2 or more, or follow"),
     ],
 )

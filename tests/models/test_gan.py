@@ -24,7 +24,7 @@ def images(num_images=8, shape=SHAPE):
 
 def small(**arguments):
     keras.utils.set_random_seed(0)
-    return GAN(image_shape=SHAPE, latent_dim=3, width=4, **arguments)
+    return GAN(image_shape=SHAPE, latent_dim=3, base_channels=4, **arguments)
 
 
 # -- losses: log(1 + e^x) = softplus(x) by hand at logits of 2 and -1 ------------
@@ -344,7 +344,7 @@ def test_health_names_what_went_wrong():
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        GAN(**{"image_shape": SHAPE, "latent_dim": 3, "width": 4} | arguments)
+        GAN(**{"image_shape": SHAPE, "latent_dim": 3, "base_channels": 4} | arguments)
 
 
 def test_one_optimizer_for_both_is_refused():

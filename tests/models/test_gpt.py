@@ -8,7 +8,7 @@ import tensorflow as tf
 import kgen
 from kgen.data.tokenizers import CharTokenizer
 from kgen.models import GPT
-from kgen.models.gpt import MOST
+from kgen.models.gpt import MAX_CHUNK
 from kgen.nn import random
 from kgen.nn.sampling import next_tokens
 
@@ -17,7 +17,12 @@ TEXT = "to be or not to be, that is the question."
 
 def make(**options):
     keras.utils.set_random_seed(0)
-    options = {"vocab_size": 17, "num_layers": 2, "num_heads": 2, "width": 8} | options
+    options = {
+        "vocab_size": 17,
+        "num_layers": 2,
+        "num_heads": 2,
+        "hidden_dim": 8,
+    } | options
     if "tokenizer" in options:
         del options["vocab_size"]
     model = GPT(**{"context": 12} | options)
@@ -41,7 +46,10 @@ def prompts(*lengths, seed=0):
         # Embedding; per block: two norms, heads, mix, up and down; the last norm.
         ({}, 17 * 8 + 2 * (32 + 8 * 24 + 24 + 72 + 8 * 32 + 32 + 32 * 8 + 8) + 16),
         ({"positions": "learned"}, 17 * 8 + 12 * 8 + 2 * 872 + 16),
-        ({"vocab_size": 65, "width": 128, "num_layers": 4, "num_heads": 4}, 801_664),
+        (
+            {"vocab_size": 65, "hidden_dim": 128, "num_layers": 4, "num_heads": 4},
+            801_664,
+        ),
     ],
 )
 def test_parameters_are_counted_to_the_last(options, expected):
@@ -61,9 +69,9 @@ def test_the_loss_is_the_mean_over_what_counts():
     mask = tf.constant([[True, True, False, True, True], [True] * 5])
     logs = model.test_step({"tokens": tokens, "mask": mask})
     logits = np.float64(model({"tokens": tokens[:, :-1]}))
-    log_shares = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     counted = [(0, 0, 2), (0, 2, 4), (0, 3, 5), (1, 0, 7), (1, 1, 8)]
-    loss = -np.mean([log_shares[index] for index in counted])
+    loss = -np.mean([log_probs[index] for index in counted])
     np.testing.assert_allclose(logs["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(logs["perplexity"], np.exp(loss), rtol=1e-5)
     np.testing.assert_allclose(logs["bits_per_character"], loss / np.log(2), rtol=1e-5)
@@ -111,7 +119,7 @@ def test_dropout_is_keyed_by_seed_step_and_row():
 
 
 def test_it_learns_a_text_by_heart():
-    model = make(tokenizer=CharTokenizer.of_text(TEXT).config(), width=32)
+    model = make(tokenizer=CharTokenizer.of_text(TEXT).config(), hidden_dim=32)
     model.compile(keras.optimizers.Adam(3e-3))
     tokens = tf.constant([model.text.encode(TEXT)])
     dataset = tf.data.Dataset.from_tensors({"tokens": tokens}).repeat(150)
@@ -170,7 +178,7 @@ def written_without_a_cache(model, prompt, seed, num_tokens, settings):
 def test_what_is_written_is_what_is_written_without_a_cache(jit_compile):
     model, rows = make(), prompts(2, 5, 12, 20)
     model.jit_compile = jit_compile
-    limits = [MOST + 3, 3, 25, 1]
+    limits = [MAX_CHUNK + 3, 3, 25, 1]
     received = model.generate(
         rows, max_new_tokens=limits, seeds=[4, 5, -6, 2**40], **SETTINGS
     )
@@ -274,7 +282,7 @@ def test_a_beam_search_finds_what_trying_everything_finds():
 
 @pytest.fixture(scope="module")
 def writer():
-    return make(tokenizer=CharTokenizer.of_text(TEXT).config(), width=16)
+    return make(tokenizer=CharTokenizer.of_text(TEXT).config(), hidden_dim=16)
 
 
 def test_text_comes_back_as_it_was_given(writer):
@@ -313,8 +321,8 @@ def test_scores_are_sums_of_log_probabilities(writer):
     received = writer.score(texts)
     for text, score in zip(texts, received, strict=True):
         tokens = tf.constant([writer.text.encode(text)])
-        log_shares = tf.nn.log_softmax(writer({"tokens": tokens}))[0].numpy()
-        picked = [log_shares[i, int(t)] for i, t in enumerate(tokens[0, 1:])]
+        log_probs = tf.nn.log_softmax(writer({"tokens": tokens}))[0].numpy()
+        picked = [log_probs[i, int(t)] for i, t in enumerate(tokens[0, 1:])]
         assert score == pytest.approx(sum(picked), rel=1e-5, abs=1e-6)
 
 
@@ -331,7 +339,7 @@ def test_a_loaded_model_writes_the_same(writer, tmp_path):
     ("options", "message"),
     [
         ({"vocab_size": None}, "`vocab_size` must be 2 or more, or follow"),
-        ({"width": 10}, "a multiple of 2 \\* num_heads, 4"),
+        ({"hidden_dim": 10}, "a multiple of 2 \\* num_heads, 4"),
         ({"positions": "sines"}, "positions='sines'"),
         ({"context": 0}, "context=0"),
         ({"context": 1, "positions": "learned"}, "2 or more with learned positions"),

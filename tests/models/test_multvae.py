@@ -8,7 +8,7 @@ import tensorflow as tf
 import kgen
 from kgen.models import MultVAE
 from kgen.nn import random
-from kgen.nn.item_rows import input_rows
+from kgen.nn.interactions import input_rows
 
 ITEMS = ["a", "b", "c", "d", "e", "f"]
 
@@ -46,8 +46,8 @@ def test_the_loss_by_hand():
     mean, log_variance = np.split(hidden @ kernels[2] + kernels[3], 2, axis=1)
     kernels = [np.asarray(w, np.float64) for w in model.decoder.get_weights()]
     scores = np.tanh(mean @ kernels[0] + kernels[1]) @ kernels[2] + kernels[3]
-    log_shares = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    reconstruction = -(rows * log_shares).sum(axis=1)
+    log_probs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    reconstruction = -(rows * log_probs).sum(axis=1)
     kl = 0.5 * (mean**2 + np.exp(log_variance) - log_variance - 1).sum(axis=1)
     np.testing.assert_allclose(logits, scores, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(terms["kl"], kl, rtol=1e-5)
@@ -259,8 +259,8 @@ def test_an_item_nobody_has_had_takes_no_part_in_the_loss():
     model = make(item_counts=[3, 2, 0, 5, 1, 4], **options)
     terms, logits = model._bound(ragged([0, 3]), 0.0, training=True)
     known = np.delete(logits.numpy()[0], 2)
-    log_shares = known - np.log(np.exp(known).sum())
-    loss = -(log_shares[0] + log_shares[2])
+    log_probs = known - np.log(np.exp(known).sum())
+    loss = -(log_probs[0] + log_probs[2])
     np.testing.assert_allclose(terms["reconstruction"], [loss], rtol=1e-5)
 
 

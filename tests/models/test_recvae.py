@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 import kgen
 from kgen.models import RecVAE
 from kgen.models.recvae import composite_log_density
-from kgen.nn.item_rows import input_rows
+from kgen.nn.interactions import input_rows
 from kgen.nn.optimizers import Adam
 
 NUM_ITEMS = 6

@@ -109,7 +109,7 @@ def test_training_goes_on_as_if_never_saved(file, tmp_path, binary_images):
     "options",
     [
         {"prior": "flow", "num_classes": 3, "hidden_units": (3, 2)},
-        {"network": "conv", "width": 2, "likelihood": "discretized_logistic"},
+        {"network": "conv", "base_channels": 2, "likelihood": "discretized_logistic"},
         {"num_importance_samples": 3, "variance": 0.1, "likelihood": "gaussian"},
     ],
 )

@@ -22,7 +22,7 @@ SHAPE = (4, 4, 1)
         ({"variance": 0.0}, "be positive, or None. Received: variance=0.0"),
         ({"variance": 0.1}, "be None for the bernoulli likelihood, which has none"),
         ({"hidden_units": (8, 0)}, "be at least 1. Received: hidden_units=(8, 0)"),
-        ({"width": 0}, "be at least 1. Received: width=0"),
+        ({"base_channels": 0}, "be at least 1. Received: base_channels=0"),
         ({"num_blocks": -1}, "be 0 or more. Received: num_blocks=-1"),
         ({"activation": "swich"}, "such as swish. Received: activation='swich'"),
         ({"kl_weight": -1}, "be 0 or more. Received: kl_weight=-1"),
@@ -103,13 +103,13 @@ def is_convolutional(vae):
 def test_auto_chooses_convolutions_for_even_sides_of_16_and_more(
     image_shape, convolutional
 ):
-    sizes = {"latent_dim": 2, "width": 2, "hidden_units": (2,)}
+    sizes = {"latent_dim": 2, "base_channels": 2, "hidden_units": (2,)}
     vae = VAE(image_shape=image_shape, **sizes)
     assert is_convolutional(vae) == convolutional
 
 
 def test_the_network_can_be_chosen():
-    sizes = {"latent_dim": 2, "width": 2, "hidden_units": (2,)}
+    sizes = {"latent_dim": 2, "base_channels": 2, "hidden_units": (2,)}
     assert is_convolutional(VAE(image_shape=SHAPE, network="conv", **sizes))
     assert not is_convolutional(VAE(image_shape=(16, 16, 1), network="mlp", **sizes))
 
@@ -142,7 +142,7 @@ def test_conv_parameters_by_hand():
     Levels of 4 and 8 channels, a residual block of two 3 x 3 convolutions on each, the
     4 x 4 transposed convolution between them, and dense layers around 2 latents.
     """
-    vae = VAE(image_shape=(40, 40, 1), latent_dim=2, width=4, num_blocks=1)
+    vae = VAE(image_shape=(40, 40, 1), latent_dim=2, base_channels=4, num_blocks=1)
     blocks = 2 * conv(3, 4, 4) + 2 * conv(3, 8, 8)
     grid = 5 * 5 * 8
     encoder = conv(3, 16, 4) + conv(3, 4, 8) + blocks + (grid * 4 + 4)
@@ -170,7 +170,7 @@ def test_sizes_of_any_kind_are_reconstructed_in_their_shape(image_shape, network
         image_shape=image_shape,
         latent_dim=2,
         network=network,
-        width=2,
+        base_channels=2,
         hidden_units=(2,),
     )
     images = np.random.default_rng(0).random((2, *image_shape), np.float32)

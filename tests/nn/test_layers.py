@@ -123,7 +123,7 @@ def test_a_gan_trains_without_complaint(penalty):
     program = f"""
 import numpy as np
 from kgen.models import GAN
-gan = GAN(image_shape=(8, 8, 1), latent_dim=2, width=4, network="dcgan",
+gan = GAN(image_shape=(8, 8, 1), latent_dim=2, base_channels=4, network="dcgan",
     adversarial_loss="relativistic", discriminator_normalization="none", {penalty})
 gan.compile()
 gan.fit(np.ones([4, 8, 8, 1]), batch_size=2, verbose=0)
@@ -208,8 +208,8 @@ def test_a_fork_adds_its_gradients_and_a_sum_shares_its_own():
     inputs = tf.constant([[1.0, -2.0]])
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        first, second = layers.Fork()(inputs)
-        total = layers.Sum()([3.0 * first, second * second])
+        first, second = layers.DeterministicSplit()(inputs)
+        total = layers.DeterministicAdd()([3.0 * first, second * second])
     np.testing.assert_array_equal(total, [[4.0, -2.0]])  # 3 x + x^2
     np.testing.assert_array_equal(tape.gradient(total, inputs), [[5.0, -1.0]])
 
@@ -220,8 +220,8 @@ def test_no_chain_of_sums_and_forks_becomes_an_addition():
             tape.watch(inputs)
             total = inputs
             for _ in range(3):
-                first, second = layers.Fork()(total)
-                total = layers.Sum()([tf.tanh(first), second])
+                first, second = layers.DeterministicSplit()(total)
+                total = layers.DeterministicAdd()([tf.tanh(first), second])
         return tape.gradient(total, inputs)
 
     graph = tf.function(gradient).get_concrete_function(tf.TensorSpec([None, 2])).graph

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kgen.nn import random
-from kgen.nn.sampling import NEUTRAL, next_tokens
+from kgen.nn.sampling import DEFAULT_SAMPLING, next_tokens
 
 
 def choose(logits, seen=(), num_draws=4000, **settings):
@@ -17,7 +17,7 @@ def choose(logits, seen=(), num_draws=4000, **settings):
         name: tf.fill(
             [num_draws], tf.cast(value, "int32" if name == "top_k" else "float32")
         )
-        for name, value in (NEUTRAL | settings).items()
+        for name, value in (DEFAULT_SAMPLING | settings).items()
     }
     keys = random.keys(0, tf.range(num_draws))
     tokens, _ = next_tokens(tf.constant(logits), tf.constant(held), keys, values)
@@ -117,14 +117,14 @@ def test_rows_of_all_settings_are_those_of_the_reference():
     }
     keys = random.keys(0, tf.range(n))
     uniforms = random.uniform(keys, (width,)).numpy().astype(np.float64)
-    received, leads = next_tokens(
+    received, margins = next_tokens(
         tf.constant(logits),
         tf.constant(seen),
         keys,
         {name: tf.constant(value) for name, value in settings.items()},
     )
     received = received.numpy()
-    assert (leads.numpy() >= 0).all()
+    assert (margins.numpy() >= 0).all()
     expected = [
         reference(logits[i], seen[i], uniforms[i], *(v[i] for v in settings.values()))
         for i in range(n)

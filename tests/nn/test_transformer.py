@@ -6,7 +6,21 @@ import pytest
 import tensorflow as tf
 
 from kgen.nn import random
-from kgen.nn.transformer import TransformerBlock, attention, drop, rotate
+from kgen.nn.transformer import (
+    TransformerBlock,
+    apply_dropout,
+    apply_rotary_embedding,
+    attention,
+)
+
+LAYERS = (
+    "first_norm",
+    "qkv",
+    "attention_output",
+    "second_norm",
+    "mlp_up",
+    "mlp_down",
+)
 
 
 def softmax(scores):
@@ -44,7 +58,7 @@ def test_attention_is_that_of_a_loop():
 
 def test_rotation_turns_pairs_by_angles_of_the_position():
     vector = tf.constant([[[[1.0, 2.0, 3.0, 4.0]]]])  # pairs (1, 3) and (2, 4)
-    turned = rotate(vector, tf.constant([[5]])).numpy().ravel()
+    turned = apply_rotary_embedding(vector, tf.constant([[5]])).numpy().ravel()
     one = (1 + 3j) * np.exp(5j)
     two = (2 + 4j) * np.exp(5j * 10_000**-0.5)
     np.testing.assert_allclose(
@@ -56,11 +70,20 @@ def test_products_of_rotated_vectors_depend_on_the_distance_alone():
     rng = np.random.default_rng(0)
     one, two = (tf.constant(rng.normal(size=(1, 1, 1, 8)), tf.float32) for _ in "12")
     products = [
-        float(tf.reduce_sum(rotate(one, [[place]]) * rotate(two, [[place + 3]])))
+        float(
+            tf.reduce_sum(
+                apply_rotary_embedding(one, [[place]])
+                * apply_rotary_embedding(two, [[place + 3]])
+            )
+        )
         for place in (0, 7, 1000)
     ]
     np.testing.assert_allclose(products, products[0], rtol=1e-4)
-    other = float(tf.reduce_sum(rotate(one, [[0]]) * rotate(two, [[4]])))
+    other = float(
+        tf.reduce_sum(
+            apply_rotary_embedding(one, [[0]]) * apply_rotary_embedding(two, [[4]])
+        )
+    )
     assert abs(other - products[0]) > 1e-2
 
 
@@ -76,22 +99,33 @@ def block_by_hand(block, inputs, mask):
 
     by_layer = {
         name: [np.float64(w) for w in getattr(block, name).get_weights()]
-        for name in ("first_norm", "heads", "mix", "second_norm", "up", "down")
+        for name in (
+            "first_norm",
+            "qkv",
+            "attention_output",
+            "second_norm",
+            "mlp_up",
+            "mlp_down",
+        )
     }
     assert sum(len(w) for w in by_layer.values()) == len(block.weights)
-    time, width = inputs.shape
-    heads = norm(inputs, *by_layer["first_norm"]) @ by_layer["heads"][0]
-    heads = (heads + by_layer["heads"][1]).reshape(1, time, 3, block.num_heads, -1)
+    time, hidden_dim = inputs.shape
+    heads = norm(inputs, *by_layer["first_norm"]) @ by_layer["qkv"][0]
+    heads = (heads + by_layer["qkv"][1]).reshape(1, time, 3, block.num_heads, -1)
     queries, keys, values = heads.transpose(2, 0, 3, 1, 4)
     mixed = attention_one_by_one(queries, keys, values, mask[None])
     mixed = (
-        mixed.transpose(0, 2, 1, 3).reshape(time, width) @ by_layer["mix"][0]
-        + by_layer["mix"][1]
+        mixed.transpose(0, 2, 1, 3).reshape(time, hidden_dim)
+        @ by_layer["attention_output"][0]
+        + by_layer["attention_output"][1]
     )
     hidden = inputs + mixed
-    up = norm(hidden, *by_layer["second_norm"]) @ by_layer["up"][0] + by_layer["up"][1]
+    up = (
+        norm(hidden, *by_layer["second_norm"]) @ by_layer["mlp_up"][0]
+        + by_layer["mlp_up"][1]
+    )
     gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
-    return hidden + gelu @ by_layer["down"][0] + by_layer["down"][1]
+    return hidden + gelu @ by_layer["mlp_down"][0] + by_layer["mlp_down"][1]
 
 
 def test_a_block_is_that_of_numpy():
@@ -116,13 +150,13 @@ def test_a_block_is_that_of_numpy():
 def test_what_is_dropped_is_a_share_and_keyed_by_the_row():
     inputs = tf.ones([3, 50, 40])
     keys = random.keys(1, tf.constant([5, 6, 5]))
-    dropped = drop(inputs, keys, 0.25).numpy()
+    dropped = apply_dropout(inputs, keys, 0.25).numpy()
     kept = dropped > 0
     np.testing.assert_allclose(dropped[kept], 1 / 0.75, rtol=1e-6)
     assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.25 * 0.75 / 4000)
     np.testing.assert_array_equal(dropped[0], dropped[2])
     assert (dropped[0] != dropped[1]).any()
-    assert drop(inputs, None, 0.25) is inputs
+    assert apply_dropout(inputs, None, 0.25) is inputs
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

@@ -15,7 +15,7 @@ tf.config.set_logical_device_configuration(
 
 import keras  # noqa: E402
 
-from kgen.models.base import GenerativeModel  # noqa: E402
+from kgen.models.shared.model import GenerativeModel  # noqa: E402
 from kgen.nn import gradients, optimizers, random  # noqa: E402
 
 # The loss is the mean of (weight * row)^2 over [1, 2 | 3, 4]: see test_gradients.py.
@@ -23,7 +23,7 @@ ROWS = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def deal(values):
+def distribute(values):
     """Gives each replica its row of an array."""
     return strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(values[context.replica_id_in_sync_group])
@@ -43,7 +43,7 @@ def step(optimizer, rows=ROWS, transform=None, dtype="float32"):
 
         gradients.minimize(compute_loss, [weight], optimizer, transform)
 
-    tf.function(strategy.run)(replica_step, args=(deal(rows),))
+    tf.function(strategy.run)(replica_step, args=(distribute(rows),))
     return copies(weight.value)
 
 
@@ -123,7 +123,7 @@ def noise_keys():
         return keys_of(tf.boolean_mask(taken, taken))
 
     def on_two(function, values):
-        keys = tf.function(strategy.run)(function, args=(deal(values),))
+        keys = tf.function(strategy.run)(function, args=(distribute(values),))
         parts = strategy.experimental_local_results(keys)
         return [part.numpy().tolist() for part in parts]
 

@@ -6,7 +6,7 @@ compute from two and four of them.
 
 import json
 
-from two_replicas import deal, strategy  # isort: skip  # makes the devices
+from two_replicas import distribute, strategy  # isort: skip  # makes the devices
 
 import numpy as np
 import tensorflow as tf
@@ -40,5 +40,5 @@ def measure(strategy, share):
 
 
 one = measure(tf.distribute.get_strategy(), tf.constant([0, 6]))
-two = measure(strategy, deal(np.array([[0, 2], [2, 6]])))
+two = measure(strategy, distribute(np.array([[0, 2], [2, 6]])))
 print(json.dumps({name: (one[name], two[name]) for name in one}))

@@ -25,29 +25,34 @@ def test_an_infinite_rate_is_refused():
 
 
 def test_each_network_has_its_own_rate():
-    recipe = GANRecipe(width=4, learning_rate=1e-3, discriminator_learning_rate=4e-3)
+    recipe = GANRecipe(
+        base_channels=4, learning_rate=1e-3, discriminator_learning_rate=4e-3
+    )
     model = recipe.make_model(recipe.open_data(), steps_per_epoch=10)
     assert float(model.generator_optimizer.learning_rate) == pytest.approx(1e-3)
     assert float(model.discriminator_optimizer.learning_rate) == pytest.approx(4e-3)
 
 
 def test_small_data_is_augmented_unless_told_otherwise():
-    recipe = GANRecipe(width=4)
+    recipe = GANRecipe(base_channels=4)
     data = open_images(np.zeros([30, 16, 16, 1], np.uint8))
     every = ("color", "translation", "cutout")
     assert recipe.make_model(data, 10).augmentation == every
-    assert GANRecipe(width=4, augmentation=()).make_model(data, 10).augmentation == ()
+    assert (
+        GANRecipe(base_channels=4, augmentation=()).make_model(data, 10).augmentation
+        == ()
+    )
     data.splits["train"] = 10_001
     assert recipe.make_model(data, 10).augmentation == ()
 
 
 def test_tiny_images_get_residual_networks_and_no_augmentation():
-    recipe = GANRecipe(width=4)
+    recipe = GANRecipe(base_channels=4)
     tiny = recipe.make_model(recipe.open_data(), 10)  # 8x8
     larger = recipe.make_model(open_images(np.zeros([30, 16, 16, 1], np.uint8)), 10)
     assert (tiny.network, larger.network) == ("residual", "dcgan")
     assert tiny.augmentation == ()
-    chosen = GANRecipe(width=4, network="r3gan", augmentation=("cutout",))
+    chosen = GANRecipe(base_channels=4, network="r3gan", augmentation=("cutout",))
     model = chosen.make_model(recipe.open_data(), 10)
     assert (model.network, model.augmentation) == ("r3gan", ("cutout",))
 

@@ -17,7 +17,7 @@ def text(tmp_path):
 
 
 def small(recipe, text, **options):
-    sizes = {"num_layers": 1, "num_heads": 2, "width": 8, "context": 8}
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "context": 8}
     return dataclasses.replace(recipe, data=text, **sizes, **options)
 
 

@@ -9,14 +9,14 @@ import tensorflow as tf
 from starlette.testclient import TestClient
 
 from kgen.data import CharTokenizer
-from kgen.nn.sampling import NEUTRAL
+from kgen.nn.sampling import DEFAULT_SAMPLING
 from kgen.serving import make_application
 from kgen.serving.batching import Batcher
 from kgen.serving.models import Endpoint, Loaded, Version
 from kgen.serving.writing import Wanted, Writer, read_prompts
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-PIECE = 4
+STREAM_CHUNK = 4
 STATE = {
     "caches": tf.TensorSpec([None, 1], tf.float32),
     "logits": tf.TensorSpec([None, 1], tf.float32),
@@ -51,13 +51,13 @@ def write(arrays):
     if (arrays["temperature"] < 0).any():
         message = "assertion failed: [`temperature` must be from 0.]"
         raise tf.errors.InvalidArgumentError(None, None, message)
-    steps = np.maximum(arrays["seeds"], 1)[:, None] * np.arange(1, PIECE + 1)
+    steps = np.maximum(arrays["seeds"], 1)[:, None] * np.arange(1, STREAM_CHUNK + 1)
     tokens = (arrays["caches"].astype(int) + steps) % 26
     left = (arrays["max_new_tokens"] - arrays["written"])[:, None]
     state = {name: arrays[name] for name in STATE}
     return state | {
-        "tokens": np.where(np.arange(PIECE) < left, tokens, -1).astype(np.int32),
-        "going": left[:, 0] > PIECE,
+        "tokens": np.where(np.arange(STREAM_CHUNK) < left, tokens, -1).astype(np.int32),
+        "going": left[:, 0] > STREAM_CHUNK,
         "caches": tokens[:, -1:].astype(np.float32),
     }
 
@@ -72,7 +72,7 @@ class Model:
     def __init__(self):
         prompts = {"prompts": tf.TensorSpec([None], tf.string)}
         numbers = {name: tf.TensorSpec([None], kind) for name, kind in NUMBERS.items()}
-        outputs = STATE | {"tokens": tf.TensorSpec([None, PIECE], tf.int32)}
+        outputs = STATE | {"tokens": tf.TensorSpec([None, STREAM_CHUNK], tf.int32)}
         endpoints = {
             "read": Endpoint(read, prompts, STATE, {}),
             "write": Endpoint(write, STATE | numbers, outputs, {}, alone=True),
@@ -236,7 +236,7 @@ def test_only_so_much_is_written_at_a_time_and_room_comes_back():
     async def scenario():
         writer = Writer(Batcher(), most=2)
         version = Model().version
-        wanted = Wanted(["a"], 2, 40, (), 0, NEUTRAL, echo=False)
+        wanted = Wanted(["a"], 2, 40, (), 0, DEFAULT_SAMPLING, echo=False)
         pieces = pieces_of(writer, version, wanted)
         await anext(pieces)
         assert writer.num_writing == 2
@@ -264,7 +264,7 @@ def test_rows_of_many_requests_are_written_together():
         writer = Writer(Batcher())
 
         async def one(prompt, most):
-            wanted = Wanted([prompt], 1, most, (), 1, NEUTRAL, echo=False)
+            wanted = Wanted([prompt], 1, most, (), 1, DEFAULT_SAMPLING, echo=False)
             return "".join([p.text async for p in pieces_of(writer, version, wanted)])
 
         asked = [(letter, 5 + place) for place, letter in enumerate("abcdefghij")]

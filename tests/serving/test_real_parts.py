@@ -67,7 +67,7 @@ def writer():
         context=16,
         num_layers=2,
         num_heads=2,
-        width=32,
+        hidden_dim=32,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kgen.data.atomic import replacing
+from kgen.files import replacing
 from kgen.training import RunFolder
 
 RECORD = {

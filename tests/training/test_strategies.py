@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kgen.data.pipeline import Pipeline
 from kgen.models import VAE
-from kgen.training import deal, make_strategy, meet, strategies
+from kgen.training import barrier, distribute, make_strategy, strategies
 from kgen.training.strategies import is_chief, num_processes
 
 
@@ -169,7 +169,7 @@ def test_one_device_reads_the_pipeline_as_it_is():
         def dataset(self, skip):
             return tf.data.Dataset.range(skip, 5)
 
-    batches = deal(make_strategy("none"), Pipeline(), skip=2)
+    batches = distribute(make_strategy("none"), Pipeline(), skip=2)
     assert [int(value) for value in batches] == [2, 3, 4]
 
 
@@ -204,7 +204,7 @@ def test_every_row_is_seen_once_an_epoch(num_workers, local_replicas, drop_remai
             shuffle=True,
             drop_remainder=drop_remainder,
         )
-        dealt = deal(Workers(rank, num_workers, local_replicas), pipeline)
+        dealt = distribute(Workers(rank, num_workers, local_replicas), pipeline)
         seen += [row for element in dealt.elements for row in element]
         steps.add(dealt._cardinality)
     assert steps == {3 if drop_remainder else 4}
@@ -213,7 +213,7 @@ def test_every_row_is_seen_once_an_epoch(num_workers, local_replicas, drop_remai
 
 def test_workers_that_differ_are_refused_together(monkeypatch):
     """Each in the same words: a restart of one alone would not help."""
-    monkeypatch.setattr(strategies, "meet", lambda strategy, value: [value, 0])
+    monkeypatch.setattr(strategies, "barrier", lambda strategy, value: [value, 0])
     with pytest.raises(ValueError, match=r"\(chief first\): 88, 0. Put .*runs/vae on"):
         strategies.check_same_step(None, 88, Path("runs/vae"))
     strategies.check_same_step(None, 0, Path("runs/vae"))
@@ -229,7 +229,7 @@ def test_workers_that_differ_are_refused_together(monkeypatch):
 def test_only_what_changes_the_training_has_to_be_the_same(monkeypatch):
     given = []
     monkeypatch.setattr(
-        strategies, "meet", lambda strategy, value: given.append(value) or [value]
+        strategies, "barrier", lambda strategy, value: given.append(value) or [value]
     )
     for options, fingerprint in [
         ({"epochs": 3, "folder": "here"}, "abc"),
@@ -245,7 +245,7 @@ def test_only_what_changes_the_training_has_to_be_the_same(monkeypatch):
 
 
 def test_alone_there_is_nobody_to_meet():
-    assert meet(make_strategy("none"), 7) == [7]
+    assert barrier(make_strategy("none"), 7) == [7]
 
 
 def test_a_strategy_takes_one_step_a_call():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgen.data.image_grids import write_image, write_image_grid
+from kgen.pictures import write_image, write_image_grid
 
 
 def read(path):

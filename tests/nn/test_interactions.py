@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kgen.evaluation import ranking
-from kgen.nn.item_rows import best_items, dense_rows, ndcg, rows_of_padded
+from kgen.nn.interactions import best_items, dense_rows, ndcg, rows_of_padded
 
 
 @pytest.mark.parametrize("splits", [tf.int32, tf.int64])

@@ -18,7 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.export.image_files import share_of_pixels_off, with_image_files
-from kgen.models.base import GenerativeModel, Signature
+from kgen.models.shared.model import GenerativeModel
+from kgen.models.shared.signatures import Signature
 
 # One row, a few, and a whole batch (`Signature.proof_rows`): a graph that fixed its
 # batch size, or broadcasts where it should not, differs on one of them.
@@ -28,7 +29,7 @@ ONE, FEW = 1, 3
 TIED_TOKENS = 1e-4
 NO_TIE = 2**62
 
-_REPLAY = Path(__file__).with_name("replay.py")
+_RUN_EXPORT = Path(__file__).with_name("run_export.py")
 
 # Inputs or outputs by name, for each batch size.
 Batches = dict[int, dict[str, np.ndarray]]
@@ -39,7 +40,7 @@ class ExportError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """How far one signature of an export is from Keras.
 
     Attributes:
@@ -66,13 +67,13 @@ class Export(os.PathLike):
 
     Attributes:
         path: The ONNX file, or the folder of this version of the SavedModel.
-        proofs: One for each signature it holds.
+        verifications: One for each signature it holds.
         num_bytes: Its size.
         seconds: What exporting and proving it took.
     """
 
     path: Path
-    proofs: tuple[Proof, ...]
+    verifications: tuple[Verification, ...]
     num_bytes: int
     seconds: float
 
@@ -86,7 +87,7 @@ class Export(os.PathLike):
             f"{proof.difference:.1e}, tolerance {proof.tolerance:.0e}; "
             f"a row takes {proof.milliseconds:.3g} ms"
             + "".join(f"\n    {note}" for note in proof.notes)
-            for proof in self.proofs
+            for proof in self.verifications
         ]
         return "\n".join([head, *lines])
 
@@ -147,9 +148,9 @@ def staged(parent: Path, name: str) -> Iterator[Path]:
     _remove(path)
 
 
-def prove(
+def verify(
     path: Path, signatures: Sequence[Signature], runtime: str
-) -> tuple[Proof, ...]:
+) -> tuple[Verification, ...]:
     """Compares an export with Keras, in a process that does not import kgen.
 
     Both sides compute on the CPU, whatever this process trains on: the matrix products
@@ -172,7 +173,7 @@ def prove(
         }
     received, milliseconds = _replay(path, inputs, runtime)
     problems: list[str] = []
-    proofs = []
+    verifications = []
     for signature in signatures:
         ours = expected[signature.name]
         theirs = received.get(signature.name, {})
@@ -187,8 +188,8 @@ def prove(
             found = _excesses(signature, gaps)
             found += _batch_problems(signature, theirs, ties)
             notes = _tied_rows(signature, theirs, ours, ties)
-            proofs.append(
-                Proof(
+            verifications.append(
+                Verification(
                     signature.name,
                     max(gaps.values()),
                     signature.tolerance,
@@ -202,7 +203,7 @@ def prove(
             f"The {runtime} export does not compute what Keras computes, and was "
             f"deleted: {'; '.join(problems)}."
         )
-    return tuple(proofs)
+    return tuple(verifications)
 
 
 def difference(received: np.ndarray, expected: np.ndarray) -> float:
@@ -255,11 +256,11 @@ def _gap(
 
 def _ties(signature: Signature, batches: Batches) -> np.ndarray | None:
     """The place of the first tied token of each row, far away where there is none."""
-    if signature.leads is None:
+    if signature.margins is None:
         return None
     batch = batches[signature.proof_rows]
     rows = {name: tf.constant(value) for name, value in batch.items()}
-    tied = tf.function(signature.leads)(**rows).numpy() < TIED_TOKENS
+    tied = tf.function(signature.margins)(**rows).numpy() < TIED_TOKENS
     return np.where(tied.any(axis=1), tied.argmax(axis=1), NO_TIE)
 
 
@@ -355,7 +356,7 @@ def _replay(
         # -P: the folder of the script, with modules of kgen in it, is no place to
         # import from.
         result = subprocess.run(
-            [sys.executable, "-P", str(_REPLAY), runtime, str(path), *files],
+            [sys.executable, "-P", str(_RUN_EXPORT), runtime, str(path), *files],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
             capture_output=True,
             text=True,

@@ -11,9 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.base import Signature, trace
-from kgen.models.inputs import assert_range
-from kgen.nn.item_rows import best_items, dense_rows, ndcg, rows_of_padded
+from kgen.models.shared.batches import assert_range
+from kgen.models.shared.model import trace
+from kgen.models.shared.signatures import Signature
+from kgen.nn.interactions import best_items, dense_rows, ndcg, rows_of_padded
 
 EXPORTED_ITEMS = 100  # so many items, at most, come out of the signature `recommend`
 
@@ -32,7 +33,7 @@ class Recommendations(NamedTuple):
     scores: np.ndarray
 
 
-class Catalogue:
+class ItemCatalogue:
     """The items that a model scores, in the order of its columns.
 
     Args:
@@ -246,7 +247,7 @@ class Catalogue:
         return best_items(scores, rows if remove_seen else None, k)
 
 
-class Recommends:
+class RecommenderMixin:
     """What every model that recommends items has, beside `GenerativeModel`.
 
     The model has a `catalogue`, and defines `_score_rows`: rows of ones, [batch,
@@ -254,9 +255,9 @@ class Recommends:
     """
 
     batch_names = ("items", "targets")
-    meaning: tuple[str, ...] = ("item_ids",)
+    compatibility_arguments: tuple[str, ...] = ("item_ids",)
 
-    catalogue: Catalogue
+    catalogue: ItemCatalogue
     _graphs: dict[str, Any]
     _score_rows: ScoreRows
 

@@ -4,7 +4,7 @@ The exporter starts it as a separate process. It imports what a user of the file
 the runtime and NumPy, and nothing of kgen: a file that only works next to the code that
 wrote it fails here.
 
-Usage: python -P replay.py saved_model|onnx EXPORT INPUTS.npz OUTPUTS.npz
+Usage: python -P run_export.py saved_model|onnx EXPORT INPUTS.npz OUTPUTS.npz
 
 Arrays are named `signature/batch/tensor`, in both files. For each signature a line is
 printed: its name, and the median of the milliseconds that a call with one row takes.

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kgen.models.base import GenerativeModel
+from kgen.models.shared.model import GenerativeModel
 
 CONTENTS = ("config.json", "metadata.json", "model.weights.h5", "assets")
 

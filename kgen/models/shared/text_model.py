@@ -10,15 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.tokenizers import tokenizer_from_config
-from kgen.models.base import layers_of_policy, trace
-from kgen.models.inputs import assert_range
+from kgen.models.shared.batches import assert_range
+from kgen.models.shared.model import layers_of_policy, trace
 from kgen.nn.transformer import TransformerBlock
 
 ROWS_AT_A_TIME = 64  # bounds the memory
 TOKENS = tf.TensorSpec([None, None], tf.int32)
 
 
-class ReadsText:
+class TextModelMixin:
     """What every model of text has, beside `GenerativeModel`.
 
     Attributes:
@@ -28,13 +28,13 @@ class ReadsText:
     """
 
     batch_names = ("tokens", "mask")
-    meaning: tuple[str, ...] = ("tokenizer",)
+    compatibility_arguments: tuple[str, ...] = ("tokenizer",)
 
     text: Any
     vocab_size: Any
     highest_token: int
     context: int
-    width: int
+    hidden_dim: int
     num_heads: int
     num_layers: int
     dropout: float
@@ -73,8 +73,10 @@ class ReadsText:
             check("vocab_size", same, f"be the tokenizer's, {self.text.vocab_size}")
         for name in ("context", "num_layers", "num_heads"):
             check(name, getattr(self, name) >= 1, "be 1 or more")
-        even = self.width >= 2 and self.width % (2 * self.num_heads) == 0
-        check("width", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}")
+        even = self.hidden_dim >= 2 and self.hidden_dim % (2 * self.num_heads) == 0
+        check(
+            "hidden_dim", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}"
+        )
         check("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
 
     def make_transformer(self, rotary: bool = True) -> None:
@@ -87,7 +89,7 @@ class ReadsText:
 
         def vectors(number):  # An initializer used again gives the same numbers.
             normal = keras.initializers.RandomNormal(stddev=0.02)
-            layer = keras.layers.Embedding(number, self.width, normal)
+            layer = keras.layers.Embedding(number, self.hidden_dim, normal)
             layer.build((None, None))
             return layer
 
@@ -106,7 +108,7 @@ class ReadsText:
             if not rotary:
                 self.places = vectors(self.context)
         for layer in (*self.blocks, self.norm):
-            layer.build((None, None, self.width))
+            layer.build((None, None, self.hidden_dim))
 
     def graph(
         self, name: str, function: Any, jit_compile: bool = False, **inputs: Any

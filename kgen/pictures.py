@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from kgen.data.atomic import replacing
+from kgen.files import replacing
 
 SEPARATOR = 2  # Pixels of white between two images of a grid.
 MIN_CELL_SIZE = 32  # Smaller images are enlarged, or nobody sees what is on them.

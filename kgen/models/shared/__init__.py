@@ -1,0 +1,1 @@
+"""The contract between models and the rest of kgen: batches, signatures, loading."""

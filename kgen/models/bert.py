@@ -154,7 +154,7 @@ class BERT(TextModelMixin, GenerativeModel):
     def _hide(self, tokens, keys):
         """Tokens of which some are hidden or replaced, and which those are."""
         choice, fate, other = (
-            random.uniform_by_place(random.fold_in(keys, use), tf.shape(tokens)[1])
+            random.uniform_by_position(random.fold_in(keys, use), tf.shape(tokens)[1])
             for use in (1, 2, 3)
         )
         can_be = (tokens >= 0) & (tokens < self.vocab_size)

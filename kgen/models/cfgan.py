@@ -15,7 +15,7 @@ from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.models.shared.signatures import Signature
 from kgen.nn import losses, optimizers, random
-from kgen.nn.interactions import dense_rows
+from kgen.nn.interactions import multi_hot
 
 _CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator that tells nothing apart
 
@@ -182,7 +182,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores all items for a batch of people: [batch, num_items]."""
         items = self.unpack(data)["items"]
-        return self._score_rows(dense_rows(items, self.catalogue.num_items), training)
+        return self._score_rows(multi_hot(items, self.catalogue.num_items), training)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Updates the discriminator and then the generator, each by the whole batch."""
@@ -218,7 +218,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
 
     def _rows_and_keys(self, batch, stream):
         items = batch["items"]
-        rows = dense_rows(items, self.catalogue.num_items)
+        rows = multi_hot(items, self.catalogue.num_items)
         return rows, self.noise_keys(items.row_lengths(), stream)
 
     def _discriminator_loss(self, rows, keys, training=True):

@@ -14,7 +14,7 @@ from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.models.shared.signatures import Signature
 from kgen.nn import losses, random
-from kgen.nn.interactions import dense_rows, input_rows, multinomial_loss
+from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
 from kgen.nn.schedules import linear_ramp
 
 
@@ -134,7 +134,7 @@ class MultVAE(RecommenderMixin, GenerativeModel):
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores all items for a batch of people: logits [batch, num_items]."""
         items = self.unpack(data)["items"]
-        return self._score_rows(dense_rows(items, self.catalogue.num_items))
+        return self._score_rows(multi_hot(items, self.catalogue.num_items))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Takes one step on the weighted bound."""
@@ -169,10 +169,12 @@ class MultVAE(RecommenderMixin, GenerativeModel):
             keys = self.noise_keys(items.row_lengths(), random.STREAM_TRAIN)
             noise = random.normal(keys, (self.latent_dim,))
             dropout_keys = random.fold_in(keys, 1)
-            rows = input_rows(items, num_items, dropout_keys, self.input_dropout)
+            rows = normalized_multi_hot(
+                items, num_items, dropout_keys, self.input_dropout
+            )
         else:
             noise = 0.0
-            rows = input_rows(items, num_items)
+            rows = normalized_multi_hot(items, num_items)
         code = self._encode(rows, training)
         kl = tf.zeros_like(code[:, 0])
         if self.variational:

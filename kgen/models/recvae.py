@@ -14,7 +14,7 @@ from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.models.shared.signatures import Signature
 from kgen.nn import gradients, losses, optimizers, random
-from kgen.nn.interactions import dense_rows, input_rows, multinomial_loss
+from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
 from kgen.nn.layers import DeterministicAdd, DeterministicSplit
 
 WIDE_LOG_VARIANCE = 10.0  # of the prior's widest part; it and the next: the authors'
@@ -166,7 +166,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores all items for a batch of people: logits [batch, num_items]."""
         items = self.unpack(data)["items"]
-        return self._score_rows(dense_rows(items, self.catalogue.num_items))
+        return self._score_rows(multi_hot(items, self.catalogue.num_items))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Updates the encoder or the decoder, whose turn follows from the step."""
@@ -219,7 +219,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
     def _bound(self, items, keys, dropout, training):
         """Loss and its parts, one number per person, and the posterior's mean."""
         num_items = self.catalogue.num_items
-        rows = input_rows(items, num_items, random.fold_in(keys, 1), dropout)
+        rows = normalized_multi_hot(items, num_items, random.fold_in(keys, 1), dropout)
         mean, log_variance = self._encode(self.encoder, rows, training)
         noise = random.normal(keys, (self.latent_dim,))
         latents = mean + tf.exp(0.5 * log_variance) * noise
@@ -227,7 +227,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
             losses.gaussian_log_density(noise, 0.0, 0.0) - 0.5 * log_variance
         )
         old_mean, old_log_variance = self._encode(
-            self.old_encoder, input_rows(items, num_items)
+            self.old_encoder, normalized_multi_hot(items, num_items)
         )
         log_prior = composite_log_density(
             latents, old_mean, old_log_variance, self.prior_weights

@@ -1,7 +1,7 @@
-"""Rows of items: who has what, as one row of ones and zeros for each person.
+"""Interactions as multi-hot rows: one row per user, one column per item.
 
-Item ids travel as the positions of the items that a person has, ragged or padded with
--1, and become rows here, a batch at a time.
+Batches hold the column numbers of each user's items, ragged or padded with -1, and
+become multi-hot rows inside the step: the dense matrix of all users is never made.
 """
 
 import math
@@ -11,71 +11,70 @@ import tensorflow as tf
 from kgen.nn import random
 
 
-def dense_rows(
+def multi_hot(
     items: tf.RaggedTensor, num_items: int, values: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Writes a value, by default 1, at the place of each item, and 0 elsewhere.
+    """Builds multi-hot rows: a value, by default 1, for each item, and 0 elsewhere.
 
     Shapes:
-        items: whole numbers [batch, None], values: [all items of the batch] ->
+        items: integers [batch, None], values: [all items of the batch] ->
         float32 [batch, num_items]
     """
     flat = tf.cast(items.values, tf.int64)
     if values is None:
         values = tf.ones_like(flat, tf.float32)
-    places = tf.stack([tf.cast(items.value_rowids(), tf.int64), flat], axis=1)
+    indices = tf.stack([tf.cast(items.value_rowids(), tf.int64), flat], axis=1)
     shape = tf.stack([tf.cast(items.nrows(), tf.int64), num_items])
-    return tf.scatter_nd(places, values, shape)
+    return tf.scatter_nd(indices, values, shape)
 
 
-def input_rows(
+def normalized_multi_hot(
     items: tf.RaggedTensor,
     num_items: int,
     keys: tf.Tensor | None = None,
     dropout: float = 0.0,
 ) -> tf.Tensor:
-    """Rows of length 1, from which items are then left out; what stays is scaled up.
+    """Builds multi-hot rows of L2 norm 1, then applies dropout to the items.
 
     Args:
-        items: Positions of the items of each person.
-        num_items: Length of a row.
-        keys: Of each person, for the noise that leaves out; needed with `dropout`.
-        dropout: Share of the items that are left out, in [0, 1).
+        items: Column numbers of each user's items.
+        num_items: Number of columns.
+        keys: One random key per user; needed with `dropout`.
+        dropout: Probability of dropping an item, in [0, 1); kept ones are scaled up.
 
     Shapes:
-        items: whole numbers [batch, None], keys: int64 [batch] -> float32 [batch,
+        items: integers [batch, None], keys: int64 [batch] -> float32 [batch,
         num_items]
     """
-    people = items.value_rowids()
+    users = items.value_rowids()
     counts = tf.cast(items.row_lengths(), tf.float32)
-    values = tf.gather(tf.math.rsqrt(counts), people)
+    values = tf.gather(tf.math.rsqrt(counts), users)
     if dropout:
-        # By the person and the item: their order does not count.
-        noise = random.uniform(
-            random.fold_in(tf.gather(keys, people), items.values), ()
-        )
+        # Keyed by user and item, so the order of a user's items does not matter.
+        noise = random.uniform(random.fold_in(tf.gather(keys, users), items.values), ())
         values *= tf.cast(noise >= dropout, tf.float32) / (1.0 - dropout)
-    return dense_rows(items, num_items, values)
+    return multi_hot(items, num_items, values)
 
 
 def multinomial_loss(items: tf.RaggedTensor, logits: tf.Tensor) -> tf.Tensor:
-    """Minus the log-probability of the items, summed over each person's: [batch].
+    """Negative multinomial log-likelihood, summed over each user's items: [batch].
 
     Shapes:
-        items: whole numbers [batch, None], logits: float32 [batch, num_items]
+        items: integers [batch, None], logits: float32 [batch, num_items]
     """
     counts = tf.cast(items.row_lengths(), tf.float32)
-    shares = tf.gather(1.0 / counts, items.value_rowids())
-    rows = dense_rows(items, logits.shape[1], shares)
+    probabilities = tf.gather(1.0 / counts, items.value_rowids())
+    rows = multi_hot(items, logits.shape[1], probabilities)
     return counts * tf.nn.softmax_cross_entropy_with_logits(rows, logits)
 
 
-def rows_of_padded(items: tf.Tensor, num_items: int) -> tf.Tensor:
-    """Writes 1 at the place of each item, and 0 elsewhere; an item twice counts once.
+def multi_hot_from_padded(items: tf.Tensor, num_items: int) -> tf.Tensor:
+    """Builds multi-hot rows from padded rows of items.
 
     Args:
-        items: Positions, padded with -1; what is no position is passed over.
-        num_items: How many items there are.
+        items: Column numbers, padded with -1. Numbers outside of [0, num_items) are
+            ignored and repeated ones count once.
+        num_items: Number of columns.
 
     Shapes:
         items: int64 [batch, longest] -> float32 [batch, num_items]
@@ -85,40 +84,44 @@ def rows_of_padded(items: tf.Tensor, num_items: int) -> tf.Tensor:
     is_item = (items >= 0) & (items < num_items)
     columns = tf.where(is_item, items, tf.constant(num_items, tf.int64))
     rows = tf.repeat(tf.range(num_rows), longest)
-    places = tf.stack([rows, tf.reshape(columns, [-1])], axis=1)
-    # One column more, for the padding.
+    indices = tf.stack([rows, tf.reshape(columns, [-1])], axis=1)
+    # One more column takes the padding.
     empty = tf.zeros(tf.stack([num_rows, num_items + 1]))
     ones = tf.ones(tf.shape(rows))
-    return tf.tensor_scatter_nd_update(empty, places, ones)[:, :num_items]
+    return tf.tensor_scatter_nd_update(empty, indices, ones)[:, :num_items]
 
 
-def best_items(
+def top_items(
     scores: tf.Tensor, seen: tf.Tensor | None, k: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The k items of the highest scores; of equal ones those that come first.
+    """Returns the k items with the highest scores; ties go to the lower column.
 
     Shapes:
-        scores, seen: float32 [batch, num_items] -> scores [batch, k] and positions
-        int32 [batch, k]. Items that are seen score minus infinity.
+        scores, seen: float32 [batch, num_items] -> scores [batch, k] and columns
+        int32 [batch, k]. Seen items score minus infinity.
     """
     if seen is not None:
         scores = tf.where(seen > 0, -math.inf, scores)
     return tf.math.top_k(scores, k)
 
 
-def ndcg(scores: tf.Tensor, seen: tf.Tensor, targets: tf.Tensor, k: int) -> tf.Tensor:
-    """Normalised discounted cumulative gain at k, with gains of 0 and 1: [batch].
+def batch_ndcg(
+    scores: tf.Tensor, seen: tf.Tensor, targets: tf.Tensor, k: int
+) -> tf.Tensor:
+    """Normalised discounted cumulative gain at k, with binary gains: [batch].
+
+    The validation log of the models; `kgen.evaluation.ranking.ndcg` is its NumPy form
+    for sparse test matrices.
 
     Shapes:
-        scores, seen, targets: float32 [batch, num_items]; rows of `targets` without
-        an item are 0.
+        scores, seen, targets: float32 [batch, num_items]; users without targets get 0.
 
     Reference:
         Järvelin and Kekäläinen, 2002, Cumulated gain-based evaluation of IR techniques.
     """
     k = min(k, scores.shape[1])
     discounts = 1.0 / tf.math.log(tf.range(2, k + 2, dtype=tf.float32))
-    _, items = best_items(scores, seen, k)
+    _, items = top_items(scores, seen, k)
     gains = tf.gather(targets, items, batch_dims=1)  # [batch, k]
     num_targets = tf.minimum(tf.reduce_sum(targets, axis=1), float(k))
     ideal = tf.range(k, dtype=tf.float32)[None] < num_targets[:, None]

@@ -1,11 +1,11 @@
 """Counter-based random numbers: the same bits in TensorFlow, XLA and ONNX Runtime.
 
-Every number is a hash of where it is used (seed, stream, step, row, element), so there
-is no state to save, nothing depends on the batch, and a resumed or distributed run
-draws what an uninterrupted run on one device draws. Only integer operations that ONNX
-has are used: TensorFlow's own random operations do not convert.
+Every number is a hash of (seed, stream, step, row, element). So there is no state to
+save, no number depends on the batch, and a resumed or distributed run draws the same
+numbers as an uninterrupted run on one device. Only integer operations that exist in
+ONNX are used: TensorFlow's own random operations do not convert.
 
-A stream is a small integer that keeps the uses of one seed apart.
+A stream is a small integer that separates independent uses of one seed.
 """
 
 import math
@@ -32,12 +32,12 @@ STREAM_WINDOWS = 10
 def keys(seeds: tf.Tensor | int, *parts: tf.Tensor | int) -> tf.Tensor:
     """Hashes seeds and counters into one key per row.
 
-    For a fixed value of all other parts the map from any one part (below 2**32) to the
-    key is one to one: rows, steps and seeds below 2**32 never share a key by accident.
+    With all other parts fixed, the map from any one part (below 2**32) to the key is
+    one to one: rows, steps and seeds below 2**32 never share a key by accident.
 
     Args:
-        seeds: int64, scalar or [rows]; all 64 bits count.
-        *parts: non-negative integers below 2**32, scalars or [rows]: stream, step,
+        seeds: int64, scalar or [rows]; all 64 bits are hashed.
+        *parts: Non-negative integers below 2**32, scalars or [rows]: stream, step,
             position in the global batch, sample.
 
     Returns:
@@ -59,9 +59,9 @@ def fold_in(row_keys: tf.Tensor, *parts: tf.Tensor | int) -> tf.Tensor:
 def bits(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Returns random 32-bit integers: int64 [rows, *shape] from int64 [rows] keys."""
     count = math.prod(shape)
-    # Hashed before it meets the key: else keys that differ in their last bits alone
-    # would give the same numbers in another order. In NumPy, or XLA hashes it anew for
-    # each row.
+    # Hashed before the xor with the key: otherwise keys that differ only in their last
+    # bits would give the same numbers in another order. Hashed in NumPy, because XLA
+    # would repeat the hash for each row.
     elements = tf.constant(_mix(np.arange(count, dtype=np.int64)))
     return tf.reshape(_mix(row_keys[:, None] ^ elements), [-1, *shape])
 
@@ -76,15 +76,15 @@ def uniform(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     return (top + 0.5) * 2.0**-23
 
 
-def uniform_by_place(
-    row_keys: tf.Tensor, num_places: tf.Tensor, shape: tuple[int, ...] = ()
+def uniform_by_position(
+    row_keys: tf.Tensor, num_positions: tf.Tensor, shape: tuple[int, ...] = ()
 ) -> tf.Tensor:
-    """Uniform numbers for each place of each row, of which there may be any number.
+    """Returns uniform numbers for each position of rows of any length.
 
     Returns:
-        float32 [rows, num_places, *shape]; a place's do not depend on how many follow.
+        float32 [rows, num_positions, *shape]; independent of `num_positions` otherwise.
     """
-    keys_ = fold_in(row_keys[:, None], tf.range(num_places))  # [rows, places]
+    keys_ = fold_in(row_keys[:, None], tf.range(num_positions))  # [rows, positions]
     numbers = uniform(tf.reshape(keys_, [-1]), shape)
     return tf.reshape(numbers, tf.concat([tf.shape(keys_), shape], axis=0))
 
@@ -97,7 +97,7 @@ def normal(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
 
 
 def categorical(row_keys: tf.Tensor, logits: tf.Tensor, num_draws: int) -> tf.Tensor:
-    """Draws from softmax(logits) with replacement, by the largest of Gumbel noise.
+    """Samples from softmax(logits) with replacement, by the Gumbel-max trick.
 
     Shapes:
         row_keys: [rows], logits: [rows, classes] -> int64 [rows, num_draws]
@@ -112,8 +112,8 @@ def _mix(state: T) -> T:
 
     Xor-shift and multiply with the constants of the "prospecting for hash functions"
     search (C. Wellons and T. Ettinger: 16 21f0aaad 15 735a2d97 15). Both multipliers
-    are below 2**31, so no product leaves int64; division of a non-negative number is
-    the right shift that ONNX has for int64. The first addition moves 0 off the
+    are below 2**31, so no product overflows int64; ONNX has no right shift of int64,
+    but division of a non-negative number is one. The first addition moves 0 off the
     function's only obvious fixed point.
     """
     state = (state + 0x9E3779B9) & MASK

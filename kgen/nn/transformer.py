@@ -69,7 +69,7 @@ def apply_dropout(
     if row_keys is None or not rate:
         return inputs
     hidden_dim = tuple(inputs.shape[2:])
-    noise = random.uniform_by_place(row_keys, tf.shape(inputs)[1], hidden_dim)
+    noise = random.uniform_by_position(row_keys, tf.shape(inputs)[1], hidden_dim)
     return inputs * tf.cast(noise >= rate, inputs.dtype) / (1.0 - rate)
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 import kgen
 from kgen.models import MultVAE
 from kgen.nn import random
-from kgen.nn.interactions import input_rows
+from kgen.nn.interactions import normalized_multi_hot
 
 ITEMS = ["a", "b", "c", "d", "e", "f"]
 
@@ -69,7 +69,7 @@ def test_half_of_the_items_are_left_out_and_the_others_count_twice():
     model = make(item_ids=range(1000))
     items = ragged(*[range(1000)] * 20)
     keys = model.noise_keys(items.row_lengths(), random.STREAM_TRAIN)
-    kept = input_rows(items, 1000, keys, 0.5).numpy() * np.sqrt(1000)
+    kept = normalized_multi_hot(items, 1000, keys, 0.5).numpy() * np.sqrt(1000)
     np.testing.assert_allclose(kept, np.where(kept > 1, 2.0, 0.0), rtol=1e-5)
     assert abs(kept.mean() - 1.0) < 0.03  # 20,000 draws: 4 standard deviations
     assert len(np.unique(kept, axis=0)) == 20  # each person has noise of his own
@@ -79,8 +79,8 @@ def test_the_noise_of_a_person_does_not_depend_on_the_others():
     model = make()
     whole = ragged([0, 1, 2], [3], [1, 4, 5])
     keys = model.noise_keys(whole.row_lengths(), random.STREAM_TRAIN)
-    together = input_rows(whole, 6, keys, 0.5)
-    alone = input_rows(whole[2:], 6, keys[2:], 0.5)
+    together = normalized_multi_hot(whole, 6, keys, 0.5)
+    alone = normalized_multi_hot(whole[2:], 6, keys[2:], 0.5)
     np.testing.assert_array_equal(together[2:], alone)
 
 

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 import kgen
 from kgen.models import RecVAE
 from kgen.models.recvae import composite_log_density
-from kgen.nn.interactions import input_rows
+from kgen.nn.interactions import normalized_multi_hot
 from kgen.nn.optimizers import Adam
 
 NUM_ITEMS = 6
@@ -114,12 +114,12 @@ def test_dense_connections_add_all_outputs_before():
 
 
 def test_inputs_have_length_one_and_lose_a_share_of_their_items():
-    whole = input_rows(people(), NUM_ITEMS).numpy()
+    whole = normalized_multi_hot(people(), NUM_ITEMS).numpy()
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, rtol=1e-6)
     assert {*np.flatnonzero(whole[2])} == {4, 5}
     many = tf.ragged.constant([[*range(NUM_ITEMS)]] * 2000, dtype=tf.int32)
     keys = kgen.nn.random.keys(tf.range(2000, dtype=tf.int64))
-    rows = input_rows(many, NUM_ITEMS, keys, dropout=0.75).numpy()
+    rows = normalized_multi_hot(many, NUM_ITEMS, keys, dropout=0.75).numpy()
     # What stays is four times 1 / sqrt(6); of 12,000 coins a share of .25 +- .004.
     np.testing.assert_allclose(np.unique(rows), [0, 4 / np.sqrt(6)], rtol=1e-6)
     assert (rows > 0).mean() == pytest.approx(0.25, abs=0.016)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from kgen.models.shared.batches import assert_range
 from kgen.models.shared.model import trace
 from kgen.models.shared.signatures import Signature
-from kgen.nn.interactions import best_items, dense_rows, ndcg, rows_of_padded
+from kgen.nn.interactions import batch_ndcg, multi_hot, multi_hot_from_padded, top_items
 
 EXPORTED_ITEMS = 100  # so many items, at most, come out of the signature `recommend`
 
@@ -173,11 +173,11 @@ class ItemCatalogue:
         if "targets" not in batch:
             return {}
         names = batch.keys() & {"items", "targets", "candidates"}
-        rows = {name: dense_rows(batch[name], self.num_items) for name in names}
+        rows = {name: multi_hot(batch[name], self.num_items) for name in names}
         left_out, targets = rows["items"], rows["targets"]
         if "candidates" in rows:
             left_out = 1.0 - rows["candidates"] * (1.0 - left_out)
-        return {"ndcg": ndcg(logits, left_out, targets, k=100)}
+        return {"ndcg": batch_ndcg(logits, left_out, targets, k=100)}
 
     def signatures(
         self, score_rows: ScoreRows, layers: tuple[keras.layers.Layer, ...]
@@ -240,11 +240,11 @@ class ItemCatalogue:
         ]
 
     def _best(self, score_rows, items, k, remove_seen):
-        rows = rows_of_padded(items, self.num_items)
+        rows = multi_hot_from_padded(items, self.num_items)
         scores = score_rows(rows)
         empty = tf.reduce_max(rows, axis=1, keepdims=True) == 0
         scores = tf.where(empty, tf.constant(self.item_counts), scores)
-        return best_items(scores, rows if remove_seen else None, k)
+        return top_items(scores, rows if remove_seen else None, k)
 
 
 class RecommenderMixin:
@@ -360,7 +360,7 @@ def assert_items(
         message = f"`{name}` must lie in [0, {num_items}). Received values from"
         with tf.control_dependencies([assert_range(flat, 0, num_items - 1, message)]):
             items = items.with_values(tf.identity(items.values))
-        most = tf.reduce_max(dense_rows(items, num_items))
+        most = tf.reduce_max(multi_hot(items, num_items))
         message = f"`{name}` must hold an item once for each person. Received: it comes"
         once = tf.debugging.Assert(most <= 1, [message, most, "times"])
         with tf.control_dependencies([once]):

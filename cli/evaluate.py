@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from .errors import Interrupted
 from .options import RunFolder, debug_option
@@ -32,6 +33,11 @@ from .startup import load_tensorflow
     help="Measure on the first images, people or windows of text only, this many.",
 )
 @click.option("--data", help="Where the data are now, if they have been moved.")
+@click.option(
+    "--protocols",
+    is_flag=True,
+    help="Print how the numbers in metrics.json were measured, and measure nothing.",
+)
 @debug_option
 def command(
     run: Path,
@@ -39,12 +45,17 @@ def command(
     num_samples: int | None,
     limit: int | None,
     data: str | None,
+    protocols: bool,
 ) -> None:
     """Measure RUN on held-out data and write its metrics.json.
 
     Likelihoods of images can take an hour. If it is interrupted, the same command goes
     on where it was.
     """
+    path = run / "metrics.json"
+    if protocols:
+        _print_protocols(path)
+        return
     load_tensorflow()
     import rich.console
     import rich.progress
@@ -92,8 +103,27 @@ def command(
             raise Interrupted(
                 "Interrupted. The same command goes on where this one stopped."
             ) from None
-    path = run / "metrics.json"
     write_records(path, records)
     unfinished.unlink(missing_ok=True)
     click.echo(table(records))
-    click.echo(f"Written: {path}")
+    click.echo(f"Written: {path}. How each was measured: --protocols")
+
+
+def _print_protocols(path: Path) -> None:
+    from kgen import evaluation
+
+    context = click.get_current_context()
+    typed = [
+        f"--{name.replace('_', '-')}"
+        for name in ("split", "num_samples", "limit", "data")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if typed:
+        raise click.UsageError(
+            f"--protocols measures nothing, and takes no {', '.join(typed)}."
+        )
+    if not path.is_file():
+        raise click.UsageError(
+            f"{path} does not exist yet: run kgen evaluate without --protocols first."
+        )
+    click.echo(evaluation.protocols(evaluation.read_records(path)))

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "records": [
             "Record",
             "bootstrap_interval",
+            "protocols",
             "read_records",
             "table",
             "write_records",

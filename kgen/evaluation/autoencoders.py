@@ -178,6 +178,7 @@ def _likelihood_records(
         Record.of_mean(
             -log_likelihood,
             metric=f"nll[is-{num_samples}]",
+            headline=True,
             unit="nats/image",
             protocol=f"{what}, importance sampling with {num_samples:,} posterior "
             "samples for each image",
@@ -288,6 +289,7 @@ def _reconstruction_records(
         Record.of_mean(
             np.concatenate(ours[name]),
             metric=f"reconstruction_{name}",
+            headline=name == "psnr",
             unit=unit,
             protocol=f"{shared.data}, decoded posterior means, {detail}",
             seed=shared.seed,

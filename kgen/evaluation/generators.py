@@ -281,6 +281,7 @@ def _distance_records(seen: _Seen) -> list[Record]:
     return [
         Record(
             metric=f"frechet_distance[{seen.space}]",
+            headline=True,
             value=distances[0],
             interval=interval,
             protocol=f"{seen.protocol}; {seen.other_name}: {floor:.4g}{explained}",
@@ -358,6 +359,7 @@ def _mode_records(
     return [
         Record(
             metric=f"{name}[{seen.space}]",
+            headline=name == "num_modes",
             value=ours[index],
             unit=unit,
             protocol=f"{protocol}; {what}; drawn like train: {perfect[index]:.4g}",

@@ -136,6 +136,7 @@ def _of_windows(metric, unit, values, chosen, protocol, seed, baseline) -> Recor
     sums, counts = (values * chosen).sum(axis=1), chosen.sum(axis=1)
     return Record(
         metric=metric,
+        headline=True,
         value=float(sums.sum() / counts.sum()),
         unit=unit,
         protocol=f"{protocol}; 95 % bootstrap interval over windows",
@@ -152,6 +153,7 @@ def _embedding_speed(model, windows) -> Record:
     low, middle, high = _rates(lambda: model.embed(rows), len(rows))
     return Record(
         metric="texts_per_second",
+        headline=True,
         value=float(middle),
         unit="texts/s",
         protocol=f"embed, {len(rows)} texts of at most {model.context} tokens, warm, "
@@ -211,6 +213,7 @@ def _prediction(model, text_set, split, limit, seed, what) -> list[Record]:
     def record(metric, unit, change):
         return Record(
             metric=metric,
+            headline=metric != "perplexity",
             value=change(loss),
             unit=unit,
             protocol=f"{protocol}; 95 % bootstrap interval over windows",
@@ -331,6 +334,7 @@ def _writing(model, text_set, split, limit, seed, progress, what) -> list[Record
     return [
         Record(
             metric=metric,
+            headline=metric.startswith("novelty"),
             value=measure(ours),
             unit="",
             protocol=f"{protocol}; {detail}",
@@ -421,6 +425,7 @@ def _speed(model, text_set, split) -> list[Record]:
         records.append(
             Record(
                 metric=f"tokens_per_second[{name}]",
+                headline=name == "cached",
                 value=float(rate[1]),
                 unit="tokens/s",
                 protocol=f"generate, one text of {num_tokens} tokens, warm, greedy, "

@@ -192,6 +192,7 @@ def _user_records(subject, values, reference, what, seed) -> list[Record]:
             Record.of_mean(
                 values[subject][metric],
                 metric=metric,
+                headline=metric in ("recall@20", "ndcg@100"),
                 subject=subject,
                 unit="",
                 protocol=f"{what}, full ranking, seen items left out"
@@ -220,6 +221,7 @@ def _catalogue_records(subject, top, users, train, what):
     return [
         Record(
             metric=f"{name}@{_CATALOGUE_LENGTH}",
+            headline=name == "coverage",
             subject=subject,
             value=value,
             unit=unit,
@@ -249,6 +251,7 @@ def _request_time(model, rating_set, users: _Users) -> Record:
     low, middle, high = np.quantile(milliseconds, (0.05, 0.5, 0.95))
     return Record(
         metric="request_time",
+        headline=True,
         value=float(middle),
         unit="ms",
         protocol=f"recommend, one history, k={k}, warm, median; interval: 5 % to 95 % "

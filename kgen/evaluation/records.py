@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import rich.box
-import rich.console
-import rich.table
 
 from kgen.files import replacing
 
@@ -37,7 +34,8 @@ class Record:
         higher_is_better: Which way is up.
         interval: Where the number could as well have been: (low, high).
         baseline: Name and value of a trivial solution under the same protocol.
-        subject: What was measured, where it is not the model but stands beside it.
+        subject: Name of what was measured beside the model; empty: the model.
+        headline: Whether it belongs in a short summary, as `kgen fit` prints.
     """
 
     metric: str
@@ -50,6 +48,7 @@ class Record:
     interval: tuple[float, float] | None = None
     baseline: tuple[str, float] | None = None
     subject: str = ""
+    headline: bool = False
 
     @classmethod
     def of_mean(cls, values: np.ndarray, *, protocol: str, **fields: Any) -> Record:
@@ -133,85 +132,107 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
 
 
 def table(records: Iterable[Record]) -> str:
-    """Lays out records as text: a table, and below it the protocol of each.
+    """Lay out records in 80 columns, a row each; a star: better than the baseline.
 
-    Records of other subjects than the model come in a second table, beside the model's:
-    a row for each subject, and a star at what is better than the baseline.
+    Records of other subjects than the model come in a second table, beside the model's.
+    The interval is shown by the distance from the value to its farther end; `protocols`
+    and the file of `write_records` have the rest.
     """
-    others = [record for record in records if record.subject]
-    records = [record for record in records if not record.subject]
-    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("metric", "", "value", "interval", "unit", "n", "baseline"):
-        numeric = name in ("value", "n")
-        grid.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    for record in records:
-        grid.add_row(
-            record.metric,
-            "up" if record.higher_is_better else "down",
-            _number(record.value),
-            _interval(record.interval),
-            record.unit,
+    records = list(records)
+    ours = [record for record in records if not record.subject]
+    rows = [("metric", "value ", "+-", "baseline", "n")]
+    rows += [
+        (
+            record.metric + (f" ({record.unit})" if record.unit else ""),
+            _starred(record),
+            _half_width(record),
+            "" if record.baseline is None else _number(record.baseline[1]),
             f"{record.n:,}",
-            "" if record.baseline is None else _baseline(*record.baseline),
         )
-    lines = _lines(grid)
-    if others:
-        lines += ["", *_lines(_side_by_side(records, others))]
-        lines += ["* better than the baseline in the table above"]
-    lines += ["", *(f"{record.metric}: {record.protocol}" for record in records)]
+        for record in ours
+    ]
+    lines = _aligned(rows)
+    metrics: dict[str, list[str]] = {}
+    for record in ours:
+        if record.baseline is not None:
+            metrics.setdefault(record.baseline[0], []).append(record.metric)
+    if metrics:
+        lines += ["", "* better than the baseline"]
+    for name, of in metrics.items():
+        of_some = f" of {', '.join(of)}" if len(metrics) > 1 else ""
+        lines += _wrapped(f"baseline{of_some}: {name}")
+    if len(ours) < len(records):
+        lines += ["", *_side_by_side(records)]
     return "\n".join(lines)
 
 
-def _side_by_side(records: list[Record], others: list[Record]) -> rich.table.Table:
-    """A row for the model and each other subject, a column for each shared metric."""
-    metrics = list(dict.fromkeys(record.metric for record in others))
-    cells = {(record.subject, record.metric): record for record in records + others}
-    grid = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    grid.add_column("", no_wrap=True)
-    for metric in metrics:
-        grid.add_column(metric, justify="right", no_wrap=True)
-    for subject in dict.fromkeys(subject for subject, _ in cells):
-        row = (cells.get((subject, metric)) for metric in metrics)
-        grid.add_row(
-            subject or "the model",
-            *("" if record is None else _starred(record) for record in row),
-        )
-    return grid
+def protocols(records: Iterable[Record]) -> str:
+    """Return a paragraph for each record of the model: how it was measured."""
+    lines = []
+    for record in records:
+        if not record.subject:
+            better = "higher" if record.higher_is_better else "lower"
+            text = f"{record.metric} ({better} is better): {record.protocol}"
+            lines += _wrapped(text)
+    return "\n".join(lines)
+
+
+def _side_by_side(records: list[Record]) -> list[str]:
+    """A row for each metric that others have, a column for each subject."""
+    cells = {(record.metric, record.subject): _starred(record) for record in records}
+    subjects = list(dict.fromkeys(subject for _, subject in cells))
+    metrics = dict.fromkeys(record.metric for record in records if record.subject)
+    # "EASE (L2 300)": the options stand below the table.
+    names = [subject.split(" (")[0] or "model" for subject in subjects]
+    rows = [("metric", *(f"{name} " for name in names))]
+    rows += [
+        (metric, *(cells.get((metric, subject), "") for subject in subjects))
+        for metric in metrics
+    ]
+    detailed = [subject for subject in subjects if " (" in subject]
+    return _aligned(rows) + ([""] + detailed if detailed else [])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as lines: the first column to the left, numbers to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join(
+            [
+                row[0].ljust(first),
+                *(cell.rjust(n) for cell, n in zip(row[1:], others, strict=True)),
+            ]
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 80, subsequent_indent="  ", break_long_words=False)
 
 
 def _starred(record: Record) -> str:
-    if record.baseline is None:
-        return f"{_number(record.value)} "
-    gain = record.value - record.baseline[1]
-    better = gain > 0 if record.higher_is_better else gain < 0
+    """The value, and a star or a space."""
+    better = False
+    if record.baseline is not None:
+        gain = record.value - record.baseline[1]
+        better = gain > 0 if record.higher_is_better else gain < 0
     return _number(record.value) + ("*" if better else " ")
 
 
-def _lines(grid: rich.table.Table) -> list[str]:
-    # Wide enough never to cut a row; markup off, or "nll[is-5000]" loses its bracket.
-    console = rich.console.Console(
-        file=io.StringIO(), width=250, markup=False, highlight=False, color_system=None
-    )
-    console.print(grid)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    return [line.rstrip() for line in lines if line.strip()]
+def _half_width(record: Record) -> str:
+    if record.interval is None:
+        return ""
+    low, high = record.interval
+    return _number(max(record.value - low, high - record.value), digits=2)
 
 
-def _number(value: float) -> str:
-    """Four significant digits, and all digits before the point."""
+def _number(value: float, digits: int = 4) -> str:
+    """So many significant digits, and all digits before the point."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    if interval is None:
-        return ""
-    return f"{_number(interval[0])} to {_number(interval[1])}"
-
-
-def _baseline(name: str, value: float) -> str:
-    return f"{_number(value)} ({name})"
+    whole = abs(value) >= 10 ** (digits - 1)
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
 def _map_floats(value: Any, function: Any) -> Any:

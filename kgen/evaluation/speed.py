@@ -45,6 +45,7 @@ def sampling_speed(model: Any, *, batch_size: int = 256, seed: int = 0) -> Recor
     rates = [num_images / seconds_for(num_calls) for _ in range(NUM_RUNS)]
     return Record(
         metric="sampling_speed",
+        headline=True,
         value=statistics.median(rates),
         unit="images/s",
         protocol=(

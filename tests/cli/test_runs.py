@@ -154,7 +154,8 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
     assert asked == {"split": "test", "limit": 10}
     assert capsys.readouterr().out.splitlines() == [
         "a table of ['record']",
-        "Written: saved_models/made_up/metrics.json",
+        "Written: saved_models/made_up/metrics.json. How each was measured: "
+        "--protocols",
     ]
     assert (run_folder / "metrics.json").read_text() == "written"
     assert not list(run_folder.glob("*unfinished*"))
@@ -164,6 +165,22 @@ def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, cap
     monkeypatch.setattr(MadeUpModel, "log_likelihood", None, raising=False)
     assert run(["evaluate", "made_up", "--num-samples", "7"]) == 0
     assert asked["num_samples"] == 7
+
+
+def test_protocols_are_read_from_the_file_and_nothing_is_loaded(
+    run_folder, monkeypatch, capsys
+):
+    monkeypatch.setattr("kgen_cli.evaluate.load_tensorflow", None)
+    assert run("evaluate made_up --protocols".split()) == 2
+    assert "metrics.json does not exist yet" in capsys.readouterr().err
+    record = kgen.evaluation.Record(
+        metric="elbo", value=1.0, unit="", protocol="p", n=1, higher_is_better=True
+    )
+    kgen.evaluation.write_records(run_folder / "metrics.json", [record])
+    assert run("evaluate made_up --protocols".split()) == 0
+    assert capsys.readouterr().out == "elbo (higher is better): p\n"
+    assert run("evaluate made_up --protocols --limit 3".split()) == 2
+    assert "takes no --limit" in capsys.readouterr().err
 
 
 ONNX = ["made_up.onnx", "made_up.encode.onnx", "made_up.score.onnx"]
@@ -197,7 +214,7 @@ def test_export_writes_each_format(arguments, written, monkeypatch, capsys):
         "to_saved_model": lambda model, folder, metadata: f"{folder.name}/",
         "to_onnx": to_onnx,
         "to_triton": lambda path, folder: f"{folder.name}/{path.name}",
-        "proof.signatures_for": lambda model, runtime: [],
+        "verification.signatures_for": lambda model, runtime: [],
         "tensorflow_serving.curl": lambda name, signatures: f"curl {name}",
     }
     for name, stub in stubs.items():

@@ -69,10 +69,15 @@ def test_baselines_stand_beside_the_model(records):
 
 def test_the_table_marks_what_is_better(records):
     lines = table(records).splitlines()
-    popularity = next(line for line in lines if line.startswith(" popularity"))
-    assert "*" not in popularity
-    assert any(line.startswith(" the model") for line in lines)
-    assert any(line.startswith(" request_time") for line in lines)
+    assert max(map(len, lines)) <= 80
+    [first, second] = [line.split() for line in lines if line.startswith("recall@20")]
+    assert first[1] == second[1]
+    assert not second[2].endswith("*")  # popularity
+    assert any(line.startswith("request_time (ms)") for line in lines)
+    header = "metric model popularity item KNN EASE"
+    assert header in [" ".join(line.split()) for line in lines]
+    short = table(record for record in records if record.headline)
+    assert "recall@20" in short and "mrr@100" not in short and "EASE" in short
 
 
 def test_held_out_items_are_ranked_among_themselves():

@@ -12,6 +12,7 @@ import pytest
 from kgen.evaluation import (
     Record,
     bootstrap_interval,
+    protocols,
     read_records,
     table,
     write_records,
@@ -112,22 +113,37 @@ def test_a_full_disk_leaves_the_old_records(tmp_path):
     assert os.listdir(tmp_path) == ["metrics.json"]
 
 
-def test_table_shows_every_part_of_a_record():
-    text = table([NLL, SPEED])
-    row = next(line for line in text.splitlines() if line.startswith(" nll"))
-    assert (
-        row.split()
-        == (
-            "nll[is-5000] down 85.25 84.5 to 86 nats/image 10,000 "
-            "206.8 (independent pixels)"
-        ).split()
-    )
-    assert "12,346" in text
-    assert "sampling_speed: made up, too" in text
-    assert max(map(len, text.splitlines())) < 130
+def test_table_has_a_row_for_each_record():
+    # The farther end of 84.5 to 86 is 0.75 from 85.25, which is below its baseline.
+    assert table([NLL, SPEED]).splitlines() == [
+        "metric                      value     +-  baseline       n",
+        "nll[is-5000] (nats/image)   85.25*  0.75     206.8  10,000",
+        "sampling_speed (images/s)  12,346                        5",
+        "",
+        "* better than the baseline",
+        "baseline: independent pixels",
+    ]
 
 
-def test_other_subjects_stand_in_a_table_of_their_own():
+def test_table_names_each_baseline_once():
+    better = dataclasses.replace(NLL, metric="b", baseline=("zeros", 1.0))
+    lines = table([NLL, better, dataclasses.replace(NLL, metric="c")]).splitlines()
+    assert lines[-2:] == [
+        "baseline of nll[is-5000], c: independent pixels",
+        "baseline of b: zeros",
+    ]
+
+
+def test_protocols_are_a_paragraph_each_within_80_columns():
+    long = dataclasses.replace(NLL, protocol="long " * 40)
+    lines = protocols([SPEED, long]).splitlines()
+    assert lines[0] == "sampling_speed (higher is better): made up, too"
+    assert lines[1].startswith("nll[is-5000] (lower is better): long long")
+    assert lines[2].startswith("  long")
+    assert max(map(len, lines)) <= 80
+
+
+def test_other_subjects_have_columns_in_a_table_of_their_own():
     def recall(value, **fields):
         return Record(
             metric="recall@20",
@@ -136,15 +152,19 @@ def test_other_subjects_stand_in_a_table_of_their_own():
             protocol="made up",
             n=9,
             higher_is_better=True,
-            baseline=("EASE", 0.5),
+            baseline=("EASE (l2 5)", 0.5),
             **fields,
         )
 
-    text = table([recall(0.6), recall(0.4, subject="popularity"), NLL])
-    rows = [line.split() for line in text.splitlines()]
-    assert ["the", "model", "0.6*"] in rows
-    assert ["popularity", "0.4"] in rows
-    assert text.count("recall@20: made up") == 1
+    others = [recall(0.4, subject="popularity"), recall(0.5, subject="EASE (l2 5)")]
+    records = [recall(0.6), *others, NLL]
+    assert table(records).splitlines()[-4:] == [
+        "metric     model   popularity   EASE",
+        "recall@20    0.6*         0.4    0.5",
+        "",
+        "EASE (l2 5)",
+    ]
+    assert protocols(records).count("recall@20") == 1
 
 
 def test_a_file_from_before_there_were_subjects_is_read(tmp_path):

@@ -130,7 +130,11 @@ def main():
     results = {}
     for seed in range(arguments.seeds):
         ratings = open_ratings(
-            arguments.ratings, min_rating=None, min_items=1, split="random", seed=seed
+            arguments.ratings,
+            min_rating=None,
+            min_items=1,
+            split_strategy="random",
+            seed=seed,
         )
         if seed == 0:
             print(ratings.describe(), flush=True)

@@ -32,7 +32,7 @@ from kgen.data.rating_splits import (
     split_users,
 )
 
-SPLIT_KINDS = ("strong", "leave-one-out", "random", "held-out-items")
+SPLIT_STRATEGIES = ("strong", "leave-one-out", "random", "held-out-items")
 _YEAR = re.compile(r"\s*\((\d{4})[-\u2013]?\d*\)\s*$")  # "Heat (1995)"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
@@ -40,11 +40,11 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 def ratings(
     source: Any,
     *,
-    split_name: str = "train",
+    split: str = "train",
     batch_size: int = 128,
     min_rating: float | None = 4.0,
     min_items: int = 5,
-    split: str = "strong",
+    split_strategy: str = "strong",
     seed: int = 0,
     held_out_users: int | None = None,
     hidden_fraction: float = 0.2,
@@ -59,11 +59,11 @@ def ratings(
 
     Args:
         source: See `open_ratings`.
-        split_name: "train", "validation" or "test".
+        split: "train", "validation" or "test".
         batch_size: Users in a batch.
         min_rating: See `open_ratings`.
         min_items: See `open_ratings`.
-        split: See `open_ratings`.
+        split_strategy: See `open_ratings`.
         seed: Integer in [0, 2**63), keys the split and the order. The splits of one
             experiment are disjoint only if all are read with the same seed.
         held_out_users: See `open_ratings`.
@@ -88,20 +88,20 @@ def ratings(
         >>> batches.element_spec["items"].shape
         TensorShape([64, None])
     """
-    _check_split(split_name, "split_name")
-    training = split_name == "train"
+    _check_split(split)
+    training = split == "train"
     opened = open_ratings(
         source,
         min_rating=min_rating,
         min_items=min_items,
-        split=split,
+        split_strategy=split_strategy,
         seed=seed,
         held_out_users=held_out_users,
         hidden_fraction=hidden_fraction,
         data_dir=data_dir,
     )
     pipeline = opened.pipeline(
-        split_name,
+        split,
         batch_size=batch_size,
         seed=seed,
         shuffle=training if shuffle is None else shuffle,
@@ -115,7 +115,7 @@ def open_ratings(
     *,
     min_rating: float | None = 4.0,
     min_items: int = 5,
-    split: str = "strong",
+    split_strategy: str = "strong",
     seed: int = 0,
     held_out_users: int | None = None,
     hidden_fraction: float = 0.2,
@@ -176,7 +176,7 @@ def open_ratings(
         min_rating: The lowest rating that is positive. None: every pair is. Data
             without ratings are positive throughout.
         min_items: Positive pairs that a user must have, at least 1.
-        split: "strong", "leave-one-out", "random" or "held-out-items".
+        split_strategy: "strong", "leave-one-out", "random" or "held-out-items".
         seed: Integer in [0, 2**63), keys the split.
         held_out_users: Users in validation and in test, for "strong" only. By default
             a tenth of all users, at least 1 and at most 10,000.
@@ -203,7 +203,7 @@ def open_ratings(
     options: dict[str, Any] = {
         "min_rating": min_rating,
         "min_items": min_items,
-        "split": split,
+        "split_strategy": split_strategy,
         "seed": seed,
         "held_out_users": held_out_users,
         "hidden_fraction": hidden_fraction,
@@ -228,7 +228,7 @@ def _check_options(
     *,
     min_rating: float | None,
     min_items: int,
-    split: str,
+    split_strategy: str,
     seed: int,
     held_out_users: int | None,
     hidden_fraction: float,
@@ -242,15 +242,15 @@ def _check_options(
             "`min_items` must be an integer of at least 1. Received: "
             f"min_items={min_items}"
         )
-    if split not in SPLIT_KINDS:
+    if split_strategy not in SPLIT_STRATEGIES:
         raise ValueError(
-            f"`split` must be one of {', '.join(SPLIT_KINDS)}. Received: "
-            f"split={split!r}"
+            f"`split_strategy` must be one of {', '.join(SPLIT_STRATEGIES)}. Received: "
+            f"split_strategy={split_strategy!r}"
         )
-    if held_out_users is not None and split != "strong":
+    if held_out_users is not None and split_strategy != "strong":
         raise ValueError(
-            "`held_out_users` is for split='strong' only. Received: "
-            f"held_out_users={held_out_users} and split={split!r}"
+            "`held_out_users` is for split_strategy='strong' only. Received: "
+            f"held_out_users={held_out_users} and split_strategy={split_strategy!r}"
         )
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise ValueError(
@@ -270,14 +270,14 @@ class RatingSet:
         table: What a source holds.
         min_rating: See `open_ratings`, as all others.
         min_items: Positive pairs that a user must have.
-        split: The kind of split.
+        split_strategy: See `open_ratings`.
         seed: Keys the split.
         held_out_users: Users in validation and in test, or None.
         hidden_fraction: Share of a user's items, or of all pairs, that is hidden.
 
     Attributes:
         name: What the set is called.
-        kind: The kind of split.
+        split_strategy: The way the pairs are split.
         num_users: Number of users.
         num_items: Number of items.
         num_pairs: Number of positive pairs.
@@ -298,7 +298,7 @@ class RatingSet:
         *,
         min_rating: float | None = 4.0,
         min_items: int = 5,
-        split: str = "strong",
+        split_strategy: str = "strong",
         seed: int = 0,
         held_out_users: int | None = None,
         hidden_fraction: float = 0.2,
@@ -306,13 +306,13 @@ class RatingSet:
         _check_options(
             min_rating=min_rating,
             min_items=min_items,
-            split=split,
+            split_strategy=split_strategy,
             seed=seed,
             held_out_users=held_out_users,
             hidden_fraction=hidden_fraction,
         )
         self.name = table.name
-        self.kind = split
+        self.split_strategy = split_strategy
         self._rated = "" if table.ratings is None else _rated(min_rating)
         self._pairs, users, items, left_out = positive_pairs(
             table, min_rating, min_items
@@ -328,13 +328,13 @@ class RatingSet:
             self.item_titles = [table.titles[item] for item in items]
             self.item_genres = [table.genres[item] for item in items]
         held_items: dict[str, np.ndarray] = {}
-        if split == "strong":
+        if split_strategy == "strong":
             parts = split_users(
                 self._pairs, self.num_users, seed, held_out_users, hidden_fraction
             )
-        elif split == "leave-one-out":
+        elif split_strategy == "leave-one-out":
             parts = leave_one_out(self._pairs, self.num_users, seed)
-        elif split == "random":
+        elif split_strategy == "random":
             parts = split_pairs(self.num_pairs, seed, hidden_fraction)
         else:
             parts, held_items = split_items(self._pairs, self.num_items, seed)
@@ -346,8 +346,8 @@ class RatingSet:
         if empty:
             raise ValueError(
                 f"Each split must have a user. Received: none in {' and '.join(empty)} "
-                f"of {self.name}, split {split!r}, with {self.num_users} users and "
-                f"{self.num_pairs} pairs. Take more data, or another split."
+                f"of {self.name}, split {split_strategy!r}, with {self.num_users} "
+                f"users and {self.num_pairs} pairs. Take more data, or another split."
             )
         notes = list(table.notes)
         if table.ratings is None and min_rating is not None:
@@ -356,7 +356,7 @@ class RatingSet:
             notes.append(
                 f"left out, users with fewer than {min_items} items: {left_out:,}"
             )
-        if table.times is None and split == "leave-one-out":
+        if table.times is None and split_strategy == "leave-one-out":
             notes.append("no times: the last item of a user is a random one")
         trained = np.unique(self._pairs.items[parts["train"].history])
         if len(trained) < self.num_items:
@@ -381,7 +381,7 @@ class RatingSet:
         return (
             f"{self.name}: {self.num_users:,} users, {self.num_items:,} items, "
             f"{self.num_pairs:,} pairs{self._rated} ({share:.3g} % of all); "
-            f"{self.kind} split, users: {counts}{notes}"
+            f"{self.split_strategy} split, users: {counts}{notes}"
         )
 
     def __str__(self) -> str:
@@ -390,7 +390,7 @@ class RatingSet:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the ids, the pairs and the splits."""
-        digest = hashlib.sha256(repr((self.kind, self.splits)).encode())
+        digest = hashlib.sha256(repr((self.split_strategy, self.splits)).encode())
         for ids in (self.user_ids, self.item_ids):
             digest.update("\n".join(map(str, ids.tolist())).encode() + b"\0")
         digest.update(self._pairs.users.astype("<i4").data)
@@ -650,9 +650,8 @@ def _rated(min_rating: float | None) -> str:
     return "" if min_rating is None else f" rated {min_rating:g} or more"
 
 
-def _check_split(split: str, argument: str = "split") -> None:
+def _check_split(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(
-            f"`{argument}` must be one of {', '.join(SPLITS)}. Received: "
-            f"{argument}={split!r}"
+            f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}"
         )

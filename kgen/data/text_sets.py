@@ -43,7 +43,7 @@ Source = str | os.PathLike | Sequence[str]
 def text(
     source: Source,
     *,
-    split_name: str = "train",
+    split: str = "train",
     batch_size: int = 64,
     tokenizer: str | Tokenizer | dict[str, Any] = "char",
     vocab_size: int | None = None,
@@ -63,7 +63,7 @@ def text(
 
     Args:
         source: See `open_text`.
-        split_name: "train", "validation" or "test".
+        split: "train", "validation" or "test".
         batch_size: Windows in a batch.
         tokenizer: See `open_text`.
         vocab_size: See `open_text`.
@@ -93,7 +93,7 @@ def text(
         >>> batches.element_spec["tokens"].shape
         TensorShape([64, 257])
     """
-    training = split_name == "train"
+    training = split == "train"
     opened = open_text(
         source,
         tokenizer=tokenizer,
@@ -105,7 +105,7 @@ def text(
         data_dir=data_dir,
     )
     pipeline = opened.pipeline(
-        split_name,
+        split,
         batch_size=batch_size,
         seed=seed,
         shuffle=training if shuffle is None else shuffle,

@@ -106,8 +106,8 @@ def evaluate_recommender(
     train = rating_set.history("train")
     baselines = _fitted_baselines(rating_set, train)
     what = (
-        f"{rating_set.name}, {rating_set.kind} split, {users.history.shape[0]:,} "
-        f"{split} users, {train.nnz:,} pairs to train on"
+        f"{rating_set.name}, {rating_set.split_strategy} split, "
+        f"{users.history.shape[0]:,} {split} users, {train.nnz:,} pairs to train on"
     )
     if users.candidates is not None:
         what += (

@@ -104,7 +104,7 @@ class CFGANRecipe(RecommenderRecipe):
 PRESETS = {
     # The protocol of its authors: a fifth of all pairs, whatever their rating.
     "ml_100k": CFGANRecipe(
-        name="cfgan-ml-100k", min_rating=0.0, min_items=1, split="random"
+        name="cfgan-ml-100k", min_rating=0.0, min_items=1, split_strategy="random"
     ),
     "ml_1m": CFGANRecipe(
         name="cfgan-ml-1m",

@@ -47,9 +47,9 @@ class MultVAERecipe(RecommenderRecipe):
     all items have been had, features change little: `--preset ml_100k --item-features`,
     3 seeds, NDCG@100 0.442, EASE 0.453.
 
-    `kgen fit multvae --split leave-one-out --data ml-100k.zip`: 8 s. 3 seeds, of which
-    the split takes no notice: NDCG@100 0.146 (0.002), recall@20 0.218 (0.003); EASE
-    0.158, 0.234; item-kNN 0.145, 0.214; popularity 0.090, 0.137.
+    `kgen fit multvae --split-strategy leave-one-out --data ml-100k.zip`: 8 s.
+    3 seeds, on which this split does not depend: NDCG@100 0.146 (0.002), recall@20
+    0.218 (0.003); EASE 0.158, 0.234; item-kNN 0.145, 0.214; popularity 0.090, 0.137.
     """
 
     recipe_name: ClassVar[str] = "multvae"
@@ -126,7 +126,7 @@ PRESETS = {
     ),
     "ml_100k_content": MultVAERecipe(
         name="multvae-ml-100k-content",
-        split="held-out-items",
+        split_strategy="held-out-items",
         item_features=True,
         weight_decay=0.01,
         epochs=12,

@@ -25,9 +25,11 @@ class RecommenderRecipe(Recipe):
         4.0, "Lowest rating of an item that somebody likes; 0: every pair counts."
     )
     min_items: int = option(5, "Liked items that a person must have, 1 or more.")
-    split: Literal["strong", "leave-one-out", "random", "held-out-items"] = option(
-        "strong",
-        "What is held out: people, each person's last items, random pairs, or items.",
+    split_strategy: Literal["strong", "leave-one-out", "random", "held-out-items"] = (
+        option(
+            "strong",
+            "Data held out: users, each user's last items, random pairs, or items.",
+        )
     )
     held_out_users: int | None = option(
         None, "People in validation and in test, for strong; default: a tenth."
@@ -44,7 +46,7 @@ class RecommenderRecipe(Recipe):
             self.data,
             min_rating=self.min_rating,
             min_items=self.min_items,
-            split=self.split,
+            split_strategy=self.split_strategy,
             seed=self.seed,
             held_out_users=self.held_out_users,
             hidden_fraction=self.hidden_fraction,

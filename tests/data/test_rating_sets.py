@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kgen.data import open_ratings, pipeline, rating_splits, ratings
 from kgen.data.pipeline import permutation
-from kgen.data.rating_sets import SPLIT_KINDS
+from kgen.data.rating_sets import SPLIT_STRATEGIES
 from kgen.data.rating_splits import SPLITS
 
 EVALUATED = ("validation", "test")
@@ -28,9 +28,9 @@ def made_up(num_users=30, num_items=40, per_user=12, seed=0):
     return {"user": users * 10, "item": items * 10, "rating": stars, "time": times}
 
 
-@pytest.fixture(scope="module", params=SPLIT_KINDS)
+@pytest.fixture(scope="module", params=SPLIT_STRATEGIES)
 def opened(request):
-    return open_ratings(made_up(), split=request.param, min_rating=2, seed=3)
+    return open_ratings(made_up(), split_strategy=request.param, min_rating=2, seed=3)
 
 
 def pairs_of(opened, split, part):
@@ -115,11 +115,11 @@ def test_no_target_is_trained_on(opened):
 
 
 def test_a_split_is_a_pure_function_of_the_seed_and_the_pairs(opened):
-    kind = opened.kind
+    kind = opened.split_strategy
     source = made_up()
     order = np.random.default_rng(1).permutation(len(source["user"]))
     shuffled = {name: column[order] for name, column in source.items()}
-    options = {"split": kind, "min_rating": 2}
+    options = {"split_strategy": kind, "min_rating": 2}
     again = open_ratings(shuffled, seed=3, **options)
     assert again.fingerprint == opened.fingerprint
     for split in SPLITS:
@@ -133,7 +133,7 @@ def test_the_fingerprint_sees_every_change(opened):
     source = made_up()
     source["item"] = source["item"] + 1
     options = {"min_rating": 2, "seed": 3}
-    moved = open_ratings(source, split=opened.kind, **options)
+    moved = open_ratings(source, split_strategy=opened.split_strategy, **options)
     assert moved.fingerprint != opened.fingerprint
     # The same ids and numbers of items, but of other users.
     mirrored = made_up()
@@ -157,8 +157,8 @@ def test_no_two_purposes_share_a_stream():
 def test_the_splits_of_a_seed_stay_what_they_are():
     # Read off once: a change here changes what every recorded run was measured on.
     found = {}
-    for kind in SPLIT_KINDS:
-        opened = open_ratings(made_up(), split=kind, min_rating=2, seed=3)
+    for kind in SPLIT_STRATEGIES:
+        opened = open_ratings(made_up(), split_strategy=kind, min_rating=2, seed=3)
         row = opened.targets("test")[[0]]
         found[kind] = (opened.user_rows("test")[:4].tolist(), row.indices.tolist())
     assert found == {
@@ -242,7 +242,7 @@ def test_leave_one_out_takes_the_last_two_by_time_and_then_by_place():
     items = [10, 20, 30, 40, 10, 20, 30]
     times = [3, 1, 2, 3, 5, 4, 1]
     opened = open_ratings(
-        (users, items, None, times), split="leave-one-out", min_items=1
+        (users, items, None, times), split_strategy="leave-one-out", min_items=1
     )
     # User 1 in time: 20, 30, 10, 40. User 2: 20, 10. Of user 3 there is one item.
     assert pairs_of(opened, "train", "history") == {(1, 20), (1, 30), (2, 20), (3, 30)}
@@ -258,7 +258,7 @@ def test_leave_one_out_without_times_takes_a_random_item_and_says_so():
     source = made_up()
     del source["time"]
     first, same, other = (
-        open_ratings(source, split="leave-one-out", min_rating=None, seed=seed)
+        open_ratings(source, split_strategy="leave-one-out", min_rating=None, seed=seed)
         for seed in (0, 0, 1)
     )
     assert first.notes == ("no times: the last item of a user is a random one",)
@@ -267,7 +267,7 @@ def test_leave_one_out_without_times_takes_a_random_item_and_says_so():
 
 
 def test_random_deals_pairs():
-    opened = open_ratings(made_up(), split="random", min_rating=None)
+    opened = open_ratings(made_up(), split_strategy="random", min_rating=None)
     # Of 360 pairs 72 are for the test, and 29 (28.8) of 288 for the validation.
     counts = [opened.targets(split).nnz for split in EVALUATED]
     assert counts == [29, 72]
@@ -284,7 +284,7 @@ def test_random_deals_pairs():
 
 def test_known_pairs_are_those_of_all_users_that_are_no_targets():
     opened = open_ratings(
-        made_up(), split="random", min_rating=None, hidden_fraction=0.1
+        made_up(), split_strategy="random", min_rating=None, hidden_fraction=0.1
     )
     known = opened.known_pairs("test")
     # A user without a target is in no row of the history, but has a row here.
@@ -296,7 +296,7 @@ def test_known_pairs_are_those_of_all_users_that_are_no_targets():
 
 
 def test_held_out_items_are_in_no_history_and_are_what_is_ranked():
-    opened = open_ratings(made_up(), split="held-out-items", min_rating=None)
+    opened = open_ratings(made_up(), split_strategy="held-out-items", min_rating=None)
     assert opened.num_items == 40 and opened.candidates("train") is None
     held = {split: opened.candidates(split) for split in EVALUATED}
     assert [len(held[split]) for split in EVALUATED] == [2, 2]
@@ -323,14 +323,20 @@ def test_held_out_items_are_in_no_history_and_are_what_is_ranked():
         ({"min_rating": float("nan")}, "`min_rating` must be a finite number"),
         ({"min_items": 0}, "min_items=0"),
         ({"min_items": 2.5}, "min_items=2.5"),
-        ({"split": "weak"}, "one of strong, leave-one-out.*split='weak'"),
+        (
+            {"split_strategy": "weak"},
+            "one of strong, leave-one-out.*split_strategy='weak'",
+        ),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**63}, r"\[0, 2\*\*63\)"),
         ({"hidden_fraction": 0}, "both excluded"),
         ({"hidden_fraction": 1.0}, "hidden_fraction=1.0"),
         ({"held_out_users": 0}, "held_out_users=0 for 30 users"),
         ({"held_out_users": 15}, "held_out_users=15 for 30 users"),
-        ({"held_out_users": 3, "split": "random"}, "for split='strong' only"),
+        (
+            {"held_out_users": 3, "split_strategy": "random"},
+            "for split_strategy='strong' only",
+        ),
         ({"min_rating": 6}, "rated 5 at most, and at most 0 positive ones"),
         ({"min_items": 13, "min_rating": None}, "at most 12 positive ones of a user"),
     ],
@@ -340,11 +346,11 @@ def test_arguments_out_of_range_are_refused(options, message):
         open_ratings(made_up(), **({"min_rating": None} | options))
 
 
-@pytest.mark.parametrize("kind", SPLIT_KINDS)
+@pytest.mark.parametrize("kind", SPLIT_STRATEGIES)
 def test_too_few_users_to_split_are_refused(kind):
     message = "leave a user to train on" if kind == "strong" else "Each split must have"
     with pytest.raises(ValueError, match=message):
-        open_ratings(([1, 2], [7, 7]), min_items=1, split=kind)
+        open_ratings(([1, 2], [7, 7]), min_items=1, split_strategy=kind)
 
 
 def test_an_unknown_source_is_refused(tmp_path):
@@ -440,7 +446,7 @@ def test_ratings_trains_shuffled_and_evaluates_every_user():
     training = ratings(source, batch_size=5, **options)
     order = permutation(24, 2, pipeline.ORDER_STREAM)[:20]
     assert all_lists(training, "items") == lists(opened.history("train"), order)
-    evaluation = ratings(source, split_name="test", batch_size=2, **options)
+    evaluation = ratings(source, split="test", batch_size=2, **options)
     assert all_lists(evaluation, "targets") == lists(opened.targets("test"), range(3))
     with pytest.raises(ValueError, match="Try batch_size=24 or less"):
         ratings(source, batch_size=25, **options)
@@ -570,10 +576,10 @@ def test_movielens_100k_has_the_known_counts(test_data):
     assert 0.11 < recall < 0.27
 
 
-@pytest.mark.parametrize("kind", SPLIT_KINDS)
+@pytest.mark.parametrize("kind", SPLIT_STRATEGIES)
 def test_a_million_pairs_are_split(test_data, kind):
     path = test_data / "data" / "movielens" / "ml-1m-partial"
-    opened = open_ratings(path, split=kind)
+    opened = open_ratings(path, split_strategy=kind)
     assert opened.num_pairs == 1_000_209
     evaluated = sum(opened.splits[split] for split in EVALUATED)
     assert evaluated == 1208 if kind == "strong" else evaluated > 10_000

@@ -450,7 +450,7 @@ def test_text_trains_shuffled_and_evaluates_every_target():
     assert windows(training) == windows(made.dataset())
     assert made.steps_per_epoch == 6  # 180 tokens: 44 windows
     assert training.element_spec["tokens"].shape.as_list() == [7, 5]
-    evaluation = text(source, split_name="validation", batch_size=2, **options)
+    evaluation = text(source, split="validation", batch_size=2, **options)
     targets = np.array(windows(evaluation))[:, 1:]
     expected = opened.tokens("validation")[1:].tolist()
     assert targets[targets >= 0].tolist() == expected

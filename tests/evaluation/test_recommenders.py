@@ -82,7 +82,7 @@ def test_the_table_marks_what_is_better(records):
 
 def test_held_out_items_are_ranked_among_themselves():
     users, items = np.divmod(np.arange(400), 20)
-    data = open_ratings((users, items), split="held-out-items")
+    data = open_ratings((users, items), split_strategy="held-out-items")
     model = Oracle()
     model.item_ids = list(range(20))
     model.score = lambda rows: np.tile(
@@ -108,7 +108,7 @@ def test_items_that_nobody_has_had_are_compared_with_a_knn_of_their_content(tmp_
         for film in rng.permutation(100)[:50]
     ]
     (tmp_path / "ratings.dat").write_text("\n".join(rows))
-    data = open_ratings(tmp_path, split="held-out-items")
+    data = open_ratings(tmp_path, split_strategy="held-out-items")
 
     class LikesTheirGenre(Oracle):
         item_ids = data.item_ids.tolist()

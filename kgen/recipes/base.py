@@ -19,6 +19,14 @@ from kgen.recipes import RECIPES
 
 # Standard library only up here: `kgen fit NAME --help` costs what click costs.
 
+FORMATS = {"saved_model", "onnx"}
+# Arguments of `Recipe.evaluate`. IS-100 of 1,000 images takes seconds; 5,000 samples of
+# each image, as in the literature, can take an hour.
+MEASURES: dict[str, dict[str, Any]] = {
+    "quick": {"split": "validation", "num_samples": 100, "limit": 1000},
+    "full": {},
+}
+
 
 def option(default: Any, help: str) -> Any:
     """Returns a field with a default and the help text of its command-line option."""
@@ -76,6 +84,14 @@ class Recipe:
         60.0, "Seconds of work that a kill may cost at most; an epoch with workers."
     )
     sample_epochs: int = option(1, "Epochs from one file of samples to the next.")
+    measure: Literal["none", "quick", "full"] = option(
+        "quick",
+        "What is measured after training; quick: up to 1,000 rows of the validation "
+        "split; full: as kgen evaluate does, which can take long.",
+    )
+    export: Literal["none", "saved_model", "onnx", "all"] = option(
+        "all", "Formats of the trained model besides Keras's; all: both."
+    )
     folder: str = option("saved_models", "Folder that holds the runs.")
     name: str | None = option(
         None, "Folder of this run in it; default: the recipe's name."
@@ -235,9 +251,11 @@ class Recipe:
             report(f"no checkpoint in {folder.path} yet: starting at step 0")
         if restored and chief:
             report(f"resumed at step {done:,} of {total:,}")
-            # The ONNX file is the last to be written: see `_finish`.
-            if done == total and self._onnx_file(folder).is_file():
-                report("The run is finished; there is nothing left to train.")
+            if "finished" in read_record(folder.path):
+                report(
+                    "The run is finished; there is nothing left to train. To measure "
+                    "or export it again: kgen evaluate, kgen export."
+                )
                 training.barrier(strategy)
                 return folder.path
         progress = training.Progress(
@@ -306,25 +324,33 @@ class Recipe:
             progress,
         ]
 
-    def _finish(self, model, data, folder, report) -> Path:
-        """Saves, measures and exports a trained model."""
+    def _finish(self, model, data, folder, report) -> None:
+        """Saves, measures and exports a trained model, and marks the run finished."""
         from kgen import evaluation, export
 
         report("saving, measuring and exporting")
         folder.save_model(model)
-        # On validation data, and small: `kgen evaluate` measures in full.
-        records = self.evaluate(
-            model, data, split="validation", num_samples=100, limit=1000
-        )
-        evaluation.write_records(folder.metrics, records)
-        report(evaluation.table(records))
+        if self.measure != "none":
+            records = self.evaluate(model, data, **MEASURES[self.measure])
+            evaluation.write_records(folder.metrics, records)
+            report(evaluation.table(records))
+        offered = {one for item in model.signatures() for one in item.runtimes}
+        wanted = FORMATS if self.export == "all" else {self.export} - {"none"}
         about = export_metadata(folder.path)
-        export.to_saved_model(model, folder.path, metadata=about)
-        export.to_onnx(model, self._onnx_file(folder), metadata=about)
-        return folder.path
-
-    def _onnx_file(self, folder) -> Path:
-        return folder.path / f"{self.recipe_name}.onnx"
+        for runtime in sorted(wanted - offered):
+            report(
+                f"Not exported: a {type(model).__name__} has no {runtime} signature."
+            )
+        if "saved_model" in wanted & offered:
+            folder.remove_versions()  # by a `_finish` that was killed
+            export.to_saved_model(model, folder.path, metadata=about)
+        if "onnx" in wanted & offered:
+            onnx_file = folder.path / f"{self.recipe_name}.onnx"
+            export.to_onnx(model, onnx_file, metadata=about)
+        finished = {
+            "finished": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
+        }
+        folder.write_json(folder.recipe, read_record(folder.path) | finished)
 
     def _plan(self, data, pipeline, model, strategy) -> list[str]:
         import tensorflow as tf

@@ -23,7 +23,7 @@ class BERTRecipe(TextRecipe):
 
     recipe_name: ClassVar[str] = "bert"
     next_command: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
-    measure: ClassVar[str] = "evaluate_masked_language_model"
+    evaluation: ClassVar[str] = "evaluate_masked_language_model"
 
     epochs: int = option(5, "Passes over the training text, 1 or more.")
     mask_rate: float = option(0.15, "Share of the tokens that are to be guessed.")

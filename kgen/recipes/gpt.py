@@ -42,6 +42,10 @@ class GPTRecipe(TextRecipe):
     recipe_name: ClassVar[str] = "gpt"
 
     epochs: int = option(2, "Passes over the training text, 1 or more.")
+    # Converting and proving the decoding loop takes half as long as two epochs.
+    export: Literal["none", "saved_model", "onnx", "all"] = option(
+        "none", "Formats of the trained model besides Keras's; all: both."
+    )
     positions: Literal["rotary", "learned"] = option(
         "rotary", "How places are told apart; text of learned ones ends at the context."
     )

@@ -14,11 +14,11 @@ class TextRecipe(Recipe):
     """A recipe whose data are text, as one stream of tokens.
 
     Attributes:
-        measure: The function of `kgen.evaluation` that measures its model.
+        evaluation: The function of `kgen.evaluation` for its model.
     """
 
     next_command: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
-    measure: ClassVar[str] = "evaluate_language_model"
+    evaluation: ClassVar[str] = "evaluate_language_model"
 
     data: str = option(
         "python-manual",
@@ -112,7 +112,7 @@ class TextRecipe(Recipe):
         progress: Any = None,
         **options: Any,
     ) -> list[Any]:
-        """Measures the model; see the function of `kgen.evaluation` that `measure` is.
+        """Measures the model; see the function of `kgen.evaluation` that it names.
 
         Args:
             model: The model.
@@ -125,7 +125,7 @@ class TextRecipe(Recipe):
         from kgen import evaluation
 
         split = "validation" if split == "test" else split  # There is no test part.
-        measure = getattr(evaluation, self.measure)
-        return measure(
+        evaluate = getattr(evaluation, self.evaluation)
+        return evaluate(
             model, data, split=split, limit=limit, seed=self.seed, progress=progress
         )

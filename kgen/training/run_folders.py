@@ -30,7 +30,9 @@ NON_TRAINING_OPTIONS = (
     "checkpoint_seconds",
     "data",
     "data_dir",
+    "export",
     "folder",
+    "measure",
     "name",
     "sample_epochs",
     "worker_timeout",
@@ -112,6 +114,12 @@ class RunFolder:
                 f"{self.path} holds files that are not a run's; nothing was written. "
                 "Choose another folder (--name) or empty this one."
             )
+
+    def remove_versions(self) -> None:
+        """Removes all versions of the SavedModel."""
+        for file in self.path.glob("*/saved_model.pb"):
+            if file.parent.name.isdigit():
+                shutil.rmtree(file.parent)
 
     def save_model(self, model: keras.Model) -> None:
         """Writes model.keras, all or nothing."""

@@ -28,7 +28,8 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         fit = "fit gpt --data text.txt --context 16 --epochs 4 --batch-size 8"
         sizes = "--num-layers 1 --num-heads 2 --hidden_dim 32 --learning-rate 0.01"
-        assert run([*fit.split(), *sizes.split()]) == 0
+        end = "--measure none --export all"
+        assert run([*fit.split(), *sizes.split(), *end.split()]) == 0
     return folder
 
 

@@ -15,7 +15,7 @@ EPOCHS = 6
 
 
 class WatchedRecipe(VAERecipe):
-    """The recipe of `kgen fit vae`, without measuring and exporting at the end."""
+    """The recipe of `kgen fit vae`, which prints each step."""
 
     def make_model(self, data, steps_per_epoch):
         model = super().make_model(data, steps_per_epoch)
@@ -32,9 +32,6 @@ class WatchedRecipe(VAERecipe):
         model.fit = watched
         return model
 
-    def _finish(self, model, data, folder, report):
-        return folder.path
-
 
 def run(folder: Path, steps_per_execution: int) -> None:
     """Starts the run in this folder, or goes on with it."""
@@ -46,6 +43,8 @@ def run(folder: Path, steps_per_execution: int) -> None:
         steps_per_execution=steps_per_execution,
         checkpoint_seconds=0,
         sample_epochs=EPOCHS,
+        measure="none",
+        export="none",
         folder=str(folder.parent),
         name=folder.name,
     )

@@ -27,8 +27,8 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         fit = "fit gpt --data text.txt --context 16 --epochs 4 --batch-size 8"
-        sizes = "--num-layers 1 --num-heads 2 --hidden_dim 32 --learning-rate 0.01"
-        end = "--measure none --export all"
+        sizes = "--num-layers 1 --num-heads 2 --hidden-dim 32 --learning-rate 0.01"
+        end = "--measure none --export all --sample-epochs 4"
         assert run([*fit.split(), *sizes.split(), *end.split()]) == 0
     return folder
 

@@ -61,6 +61,12 @@ setup(
         "text": ["tokenizers>=0.21", "sacrebleu>=2.5"],
         "serve": SERVE,
         "bench": ["torch==2.13.*"],
+        "docs": [
+            "mkdocs>=1.6,<2",
+            "mkdocs-material>=9.7,<10",
+            "mkdocstrings-python>=2.0,<3",
+            "ruff>=0.17",
+        ],
         "test": [
             "pytest>=8.4",
             "scikit-image>=0.25",

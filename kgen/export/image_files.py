@@ -1,4 +1,4 @@
-"""Signatures that take and return image files: kilobytes, and no lists of numbers."""
+"""Signatures that take and return image files: kilobytes, not lists of numbers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from kgen.export.image_decoding import decode_images
 from kgen.models.shared.signatures import Signature
 
 PNG_CHANNELS = (1, 3, 4)
-# The share of the pixels that may be off by one: those that lie between two levels.
+# Largest share of pixels that are off by one: values that lie between two levels.
 TOLERANCE = 0.01
 
 
 def with_image_files(signatures: list[Signature]) -> list[Signature]:
-    """Adds to signatures of images those of files, such as `generate_png`.
+    """Adds to signatures that return images their variants for files: `generate_png`.
 
-    Images among the inputs are replaced by `images_bytes`, PNG or JPEG files of the
-    size that the model takes; those among the outputs, such as `images`, by
-    `images_bytes`, PNG files. Both are strings, [batch]. TensorFlow Serving sends and
-    takes strings whose names end in `_bytes` in base 64.
+    Images among the inputs and outputs, such as `images`, are replaced by files,
+    `images_bytes`: strings, [batch], which TensorFlow Serving sends and takes in base
+    64 because of their ending. Outputs are PNG files; inputs are PNG or JPEG files of
+    the size that the model takes, see `decode_images`. Other outputs stay.
     """
     return [
         made
@@ -30,84 +31,65 @@ def with_image_files(signatures: list[Signature]) -> list[Signature]:
     ]
 
 
+def image_inputs(signature: Signature) -> list[str]:
+    """Names of the inputs that are images."""
+    return [name for name in signature.inputs if name == "images"]
+
+
 def _of_files(signature: Signature) -> Signature | None:
-    """The signature with files in place of images; None where it returns no images."""
-    [(output, kind), *others] = signature.outputs.items()
-    if kind != "image" or others or "saved_model" not in signature.runtimes:
+    """The signature with files in place of images; None where PNG cannot hold them."""
+    given = image_inputs(signature)
+    made = [name for name, kind in signature.outputs.items() if kind == "image"]
+    if not made or "saved_model" not in signature.runtimes:
         return None
     graph = tf.function(signature.function).get_concrete_function(**signature.inputs)
-    if graph.structured_outputs[output].shape[-1] not in PNG_CHANNELS:
+    shapes = {name: signature.inputs[name].shape[1:] for name in given}
+    channels = [graph.structured_outputs[name].shape[-1] for name in made]
+    channels += [shape[-1] for shape in shapes.values()]
+    if not {*channels} <= {*PNG_CHANNELS}:
         return None
-    spec = signature.inputs.get("images")
 
     def function(**inputs):
-        if spec is not None:
-            inputs["images"] = _read_files(inputs.pop("images_bytes"), spec.shape[1:])
-        images = signature.function(**inputs)[output]
-        return {f"{output}_bytes": _files_of(images)}
+        for name, shape in shapes.items():
+            inputs[name] = decode_images(inputs.pop(f"{name}_bytes"), shape)
+        return _files_for(made, signature.function(**inputs))
 
     def example(num_rows):
-        values = signature.example(num_rows)
-        if spec is not None:
-            values["images_bytes"] = _files_of(values.pop("images")).numpy()
-        return values
+        values = _files_for(given, signature.example(num_rows))
+        return {name: np.asarray(value) for name, value in values.items()}
 
-    inputs = dict(signature.inputs)
-    if spec is not None:
-        del inputs["images"]
-        inputs = {"images_bytes": tf.TensorSpec([None], tf.string)} | inputs
+    inputs = {
+        f"{name}_bytes" if name in given else name: (
+            tf.TensorSpec([None], tf.string) if name in given else spec
+        )
+        for name, spec in signature.inputs.items()
+    }
+    outputs = {
+        f"{name}_bytes" if name in made else name: "png" if name in made else kind
+        for name, kind in signature.outputs.items()
+    }
     return dataclasses.replace(
         signature,
         name=f"{signature.name}_png",
         function=function,
         inputs=inputs,
-        outputs={f"{output}_bytes": "png"},
+        outputs=outputs,
         example=example,
         runtimes=("saved_model",),
-        tolerance=TOLERANCE,
     )
+
+
+def _files_for(names: list[str], values: dict) -> dict:
+    """The values, with PNG files in place of the named images."""
+    return {
+        **{name: value for name, value in values.items() if name not in names},
+        **{f"{name}_bytes": tf.io.encode_png(as_bytes(values[name])) for name in names},
+    }
 
 
 def as_bytes(images: tf.Tensor) -> tf.Tensor:
     """uint8 images of float ones in [0, 1]."""
     return tf.cast(tf.round(images * 255.0), tf.uint8)
-
-
-def _files_of(images: tf.Tensor) -> tf.Tensor:
-    return tf.io.encode_png(as_bytes(images))
-
-
-def _read_files(files: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
-    """Images, float32 in [0, 1], [batch, height, width, channels], from files."""
-    height, width, channels = shape
-
-    def read(file):
-        is_png = tf.strings.substr(file, 0, 4) == b"\x89PNG"
-        is_jpeg = tf.strings.substr(file, 0, 2) == b"\xff\xd8"
-        known = tf.debugging.Assert(
-            (is_png & (tf.strings.length(file) > 24)) | is_jpeg,
-            ["`images_bytes` must be PNG or JPEG files."],
-        )
-        with tf.control_dependencies([known]):
-            file = tf.identity(file)
-        # The size first: a small file can unpack to more than the memory holds.
-        size = tf.cond(
-            is_png,
-            lambda: tf.io.decode_raw(
-                tf.strings.substr(file, 16, 8), tf.int32, little_endian=False
-            )[::-1],
-            lambda: tf.image.extract_jpeg_shape(file)[:2],
-        )
-        message = f"`images_bytes` must be images of {height} x {width} pixels."
-        fits = tf.debugging.Assert(tf.reduce_all(size == [height, width]), [message])
-        with tf.control_dependencies([fits]):
-            file = tf.identity(file)
-        image = tf.io.decode_image(file, channels=channels, expand_animations=False)
-        return tf.ensure_shape(image, shape)
-
-    pixels = tf.map_fn(read, files, fn_output_signature=tf.uint8)
-    pixels = tf.ensure_shape(pixels, [None, *shape])
-    return tf.cast(pixels, tf.float32) / 255.0
 
 
 def share_of_pixels_off(received: np.ndarray, expected: np.ndarray) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 import kgen
-from kgen.export.image_files import TOLERANCE, as_bytes
+from kgen.export.image_files import as_bytes, image_inputs
 from kgen.export.manifest import write_sums
 from kgen.export.verification import (
     Export,
@@ -180,7 +180,7 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
         )
     first, is_uint8 = layout == "nchw", dtype == "uint8"
     images = [name for name, kind in signature.outputs.items() if kind == "image"]
-    given = [name for name in signature.inputs if name == "images"]
+    given = image_inputs(signature)
     how = {
         "image_layout": layout.upper(),
         "image_range": "[0, 255]" if is_uint8 else "[0, 1]",
@@ -233,7 +233,6 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
         inputs=inputs,
         outputs=signature.outputs | pixels,
         example=example,
-        tolerance=TOLERANCE if images and is_uint8 else signature.tolerance,
     )
 
 

@@ -1,5 +1,6 @@
 """Exports: what they hold, what they compute, and what a failed one leaves behind."""
 
+import contextlib
 import logging
 import os
 import resource
@@ -313,23 +314,28 @@ def test_onnx_leaves_the_environment_and_the_loggers_as_they_were(
 # -- the file system ----------------------------------------------------------
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """No file may grow beyond 100 bytes: writing fails as it does on a full disk."""
+    """No file may grow beyond 100 bytes: writing fails as it does on a full disk.
+
+    A fixture would last until pytest has written its dot, perhaps into a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_nothing_of_a_saved_model(full_disk, tmp_path):
-    with pytest.raises(OSError, match="could not be written"):
+def test_a_full_disk_leaves_nothing_of_a_saved_model(tmp_path):
+    with full_disk(), pytest.raises(OSError, match="could not be written"):
         to_saved_model(OneSignature(plus_one), tmp_path / "run")
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_leaves_nothing_of_an_onnx_file(full_disk, tmp_path):
-    with pytest.raises(OSError):
+def test_a_full_disk_leaves_nothing_of_an_onnx_file(tmp_path):
+    with full_disk(), pytest.raises(OSError):
         to_onnx(OneSignature(plus_one), tmp_path / "run" / "model.onnx")
     assert os.listdir(tmp_path) == []
 

@@ -1,19 +1,26 @@
 """Signatures that take and return image files."""
 
 import io
+import struct
+import types
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from kgen.data.image_folders import decode_image
+from kgen.export import to_saved_model
+from kgen.export.image_decoding import decode_images
 from kgen.export.image_files import share_of_pixels_off, with_image_files
-from kgen.models import GAN, GPT, VAE
+from kgen.models import GAN, GPT, VAE, Signature
 
 
-def file_of(pixels, file_format="PNG"):
+def file_of(image, file_format="PNG", **options):
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, file_format)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, file_format, **options)
     return file.getvalue()
 
 
@@ -69,24 +76,195 @@ def test_files_hold_the_images(vae, signatures):
     assert none.shape == (0,)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_images_are_read_from_files(vae, signatures, mode):
+def test_images_are_read_from_files(vae, signatures):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
-    images = [Image.fromarray(one).convert(mode) for one in pixels]
-    shown = np.array([np.array(one.convert("RGB")) for one in images])
-    files = tf.constant([file_of(np.array(one)) for one in images])
-    labels = tf.constant([0, 1])
+    files, labels = tf.constant([file_of(one) for one in pixels]), tf.constant([0, 1])
     function = signatures["reconstruct_png"].function
     [received] = function(images_bytes=files, labels=labels).values()
-    expected = np.round(255 * vae.reconstruct(shown, labels.numpy()))
+    expected = np.round(255 * vae.reconstruct(pixels, labels.numpy()))
     for file, image in zip(received.numpy(), expected, strict=True):
         np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(file))), image)
 
 
-def test_a_jpeg_is_read(signatures):
-    file = file_of(np.zeros((5, 4, 3), np.uint8), "JPEG")
-    call = {"images_bytes": tf.constant([file]), "labels": tf.constant([0])}
-    assert signatures["reconstruct_png"].function(**call)
+# -- A file is the same picture as in training ---------------------------------
+
+
+RGBA = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
+RGB, GREY = Image.fromarray(RGBA[..., :3]), Image.fromarray(RGBA[..., 0])
+GREY_16 = (np.arange(35).reshape(5, 7) * 1871 + 100).astype(np.uint16)
+COLOUR = tuple(map(int, RGBA[0, 0, :3]))
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def turned(orientation, file_format="JPEG", **tags):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"  # A tag before the orientation, as cameras write it.
+    exif[0x0112] = orientation
+    return file_of(RGB, file_format, exif=exif, **tags)
+
+
+def shades(count):
+    return RGB.quantize(count)
+
+
+def png(depth, colour, *rows, transparent=b""):
+    """A PNG file of the kinds that Pillow cannot write, from the bytes of its rows."""
+
+    def chunk(kind, content):
+        sum_of = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + sum_of
+
+    width = len(rows[0]) * 8 // (depth * {0: 1, 2: 3, 6: 4}[colour])
+    header = struct.pack(">IIBBBBB", width, len(rows), depth, colour, 0, 0, 0)
+    content = zlib.compress(b"".join(b"\0" + row for row in rows))
+    extra = chunk(b"tRNS", transparent) if transparent else b""
+    parts = chunk(b"IHDR", header) + extra + chunk(b"IDAT", content)
+    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
+
+
+def with_exif(tiff):
+    """A JPEG file with a hand-made Exif segment."""
+    content = b"Exif\0\0" + tiff
+    size = (len(content) + 2).to_bytes(2, "big")
+    return b"\xff\xd8\xff\xe1" + size + content + file_of(RGB, "JPEG")[2:]
+
+
+FILES = {
+    "rgb": file_of(RGB),
+    "grey": file_of(GREY),
+    "rgb with alpha": file_of(RGBA),
+    "grey with alpha": file_of(Image.fromarray(RGBA[..., :2], "LA")),
+    "every colour with every alpha": file_of(
+        np.stack(
+            np.broadcast_arrays(*[np.arange(256)[:, None]] * 3, np.arange(256)), 2
+        ).astype(np.uint8)
+    ),
+    "a transparent colour": file_of(RGB, transparency=COLOUR),
+    "a transparent grey": file_of(GREY, transparency=COLOUR[0]),
+    "1 bit": file_of(GREY.convert("1")),
+    "1 bit, transparent": file_of(GREY.convert("1"), transparency=0),
+    "4 bits": png(4, 0, b"\x01\x23", b"\xef\x80"),
+    "16 bits of grey": file_of(Image.fromarray(GREY_16)),
+    "16 bits of colours": png(16, 2, bytes(RGBA[0, :3].ravel()), bytes(range(12))),
+    "16 bits with alpha": png(16, 6, bytes(RGBA[0, :4].ravel()), bytes(range(16))),
+    **{f"palette of {n}": file_of(shades(n)) for n in (2, 4, 16, 200)},
+    **{f"palette, {n} t": file_of(shades(n), transparency=0) for n in (2, 4, 16, 200)},
+    "palette with alpha": file_of(shades(9), transparency=bytes(range(0, 252, 28))),
+    "interlaced": file_of(RGB, interlace=1),
+    **{f"jpeg {q}": file_of(RGB, "JPEG", quality=q) for q in (30, 75, 100)},
+    "jpeg in full colour": file_of(RGB, "JPEG", subsampling=0),
+    "grey jpeg": file_of(GREY, "JPEG"),
+    "progressive jpeg": file_of(RGB, "JPEG", progressive=True),
+    **{f"turned {n}": turned(n) for n in range(10)},
+    **{f"turned png {n}": turned(n, "PNG") for n in range(1, 9)},
+    "a whole number of 32 bits": with_exif(
+        b"MM\0*\0\0\0\x08\0\x01" + b"\x01\x12\0\x04\0\0\0\x01\0\0\0\x06" + bytes(4)
+    ),
+    "a byte, which Pillow does not take": with_exif(
+        b"II*\0\x08\0\0\0\x01\0" + b"\x12\x01\x01\0\x01\0\0\0\x08\0\0\0" + bytes(4)
+    ),
+    "little-endian": with_exif(
+        b"II*\0\x08\0\0\0\x01\0" + b"\x12\x01\x03\0\x01\0\0\0\x08\0\0\0" + bytes(4)
+    ),
+    "an empty directory": with_exif(b"II*\0\x08\0\0\0\0\0" + bytes(4)),
+    "turned by xmp": file_of(RGB, "JPEG", xmp=XMP),
+    "turned by exif rather than xmp": turned(3, xmp=XMP),
+}
+
+
+@pytest.fixture(scope="module")
+def decoders():
+    """Compiled once for files of any size."""
+    spec = [tf.TensorSpec([], tf.string)]
+    return {
+        channels: tf.function(
+            lambda file, channels=channels: decode_images(
+                file[None], tf.TensorShape([None, None, channels])
+            )[0],
+            input_signature=spec,
+        )
+        for channels in (1, 3, 4)
+    }
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_the_picture_that_training_sees(decoders, tmp_path, name, channels):
+    (tmp_path / "image").write_bytes(FILES[name])
+    trained = decode_image(tmp_path / "image").convert("L" if channels == 1 else "RGB")
+    served = decoders[channels](FILES[name]).numpy()
+    expected = np.asarray(trained).reshape(trained.height, trained.width, channels)
+    np.testing.assert_allclose(255 * served, expected, rtol=0, atol=1e-4)
+
+
+def test_inks_are_off_by_one_level_at_most(decoders, tmp_path):
+    """TensorFlow's decoder rounds the product of two inks down, Pillow to nearest."""
+    file = file_of(Image.fromarray(RGBA, "CMYK"), "JPEG", quality=100)
+    (tmp_path / "image").write_bytes(file)
+    trained = np.asarray(decode_image(tmp_path / "image")).astype(int)
+    assert np.abs(255 * decoders[3](file).numpy() - trained).max() < 1.01
+
+
+def test_four_channels_keep_their_alpha(decoders):
+    served = decoders[4](FILES["rgb with alpha"]).numpy()
+    np.testing.assert_array_equal(np.round(255 * served), RGBA)
+
+
+def text_chunk(keyword):
+    info = PngImagePlugin.PngInfo()
+    if keyword == "XML:com.adobe.xmp":
+        info.add_itxt(keyword, XMP.decode(), zip=True)
+    else:
+        info.add_text(keyword, "\nexif\n 8\n00", zip=True)
+    return file_of(RGB, pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (text_chunk("Raw profile type exif"), "Exif data in an eXIf chunk"),
+        (text_chunk("XML:com.adobe.xmp"), "XMP uncompressed"),
+        (png(4, 0, b"\x01\x23", transparent=b"\0\x01"), "PNG files of 8 bits only"),
+        (png(16, 0, b"\x01\x23", transparent=b"\x01\x23"), "of 8 bits only"),
+        (file_of(np.zeros((1, 1), np.uint8))[:16] + b"\0\0\x17\0" * 3, "33,554,432"),
+    ],
+)
+def test_a_file_that_cannot_be_read_as_in_training_is_refused(decoders, file, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        decoders[3](file)
+
+
+def test_images_of_any_size_are_exported_with_every_output(tmp_path):
+    """One request has images of one size; two images and a score come back."""
+
+    def function(images):
+        darkness = 1 - tf.reduce_mean(images, [1, 2, 3])[:, None]
+        return {"negatives": 1 - images, "copies": images, "darkness": darkness}
+
+    def example(count):
+        return {"images": np.linspace(0, 1, count * 6).reshape(count, 2, 1, 3)}
+
+    spec = tf.TensorSpec([None, None, None, 3], tf.float32)
+    outputs = {"negatives": "image", "copies": "image", "darkness": "latent"}
+    signature = Signature("invert", function, {"images": spec}, outputs, (), example)
+    model = types.SimpleNamespace(signatures=lambda: [signature])
+    model.float32_clone = lambda: model
+    export = to_saved_model(model, tmp_path / "run")
+    serve = tf.saved_model.load(export).signatures["invert_png"]
+    pixels = RGBA[..., :3]
+    answer = serve(images_bytes=tf.constant([file_of(pixels)] * 2))
+    assert {*answer} == {"negatives_bytes", "copies_bytes", "darkness"}
+    for file in answer["negatives_bytes"].numpy():
+        np.testing.assert_array_equal(tf.io.decode_png(file), 255 - pixels)
+    expected = 1 - pixels.mean() / 255
+    np.testing.assert_allclose(answer["darkness"], [[expected]] * 2, rtol=1e-5)
+    unequal = [file_of(pixels), file_of(pixels[1:])]
+    for files, message in ((unequal, "of one size"), ([], "at least one")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            serve(images_bytes=tf.constant(files, tf.string))
+
+
+# -- Files that are refused ----------------------------------------------------
 
 
 @pytest.mark.parametrize(

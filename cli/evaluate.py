@@ -1,4 +1,4 @@
-"""`kgen evaluate RUN`: measures a trained model."""
+"""`kgen evaluate RUN`: metrics of a trained model."""
 
 import dataclasses
 import sys
@@ -7,13 +7,15 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from kgen.recipes import read_record, recipe_of_run
+
 from .errors import Interrupted
 from .options import RunFolder, debug_option
-from .startup import load_tensorflow
+from .startup import load_model, load_tensorflow
 
 
 @click.command("evaluate")
-@click.argument("run", type=RunFolder())
+@click.argument("run", type=RunFolder(trained=True))
 @click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
@@ -24,13 +26,13 @@ from .startup import load_tensorflow
 @click.option(
     "--num-samples",
     type=click.IntRange(min=1),
-    help="Importance samples for each image's likelihood, of a model that has one; "
-    "default: 5000.",
+    help="Importance samples for the likelihood of each image, for models that have "
+    "one; default: 5000.",
 )
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
-    help="Measure on the first images, people or windows of text only, this many.",
+    help="Measure on so many images, users or windows of text only.",
 )
 @click.option("--data", help="Where the data are now, if they have been moved.")
 @click.option(
@@ -49,40 +51,41 @@ def command(
 ) -> None:
     """Measure RUN on held-out data and write its metrics.json.
 
-    Likelihoods of images can take an hour. If it is interrupted, the same command goes
-    on where it was.
+    Likelihoods of images can take an hour. After an interruption the same command
+    resumes.
     """
     path = run / "metrics.json"
     if protocols:
         _print_protocols(path)
         return
+    recipe = recipe_of_run(run)
+    if data is not None:
+        recipe = dataclasses.replace(recipe, data=data)
+    options = {} if num_samples is None else {"num_samples": num_samples}
+    if options and "num_samples" not in recipe.extra_options:
+        raise click.UsageError(
+            f"The {recipe.recipe_name} model of {run} has no likelihood, and takes no "
+            "--num-samples."
+        )
+    if recipe.task == "items" and split == "train":
+        raise click.UsageError(
+            "No items of training users are held out: use --split test or validation."
+        )
     load_tensorflow()
     import rich.console
     import rich.progress
 
-    import kgen
     from kgen.evaluation import table, write_records
-    from kgen.recipes import read_record, recipe_of_run
 
-    # The likelihoods of the images that are done.
-    unfinished = run / "evaluate-unfinished.npz"
-    recipe = recipe_of_run(run)
-    if data is not None:
-        recipe = dataclasses.replace(recipe, data=data)
+    unfinished = run / "evaluate-unfinished.npz"  # likelihoods computed so far
     opened = recipe.open_data()
     if opened.fingerprint != read_record(run)["data"]["fingerprint"]:
         raise click.UsageError(
-            f"The data of {run} are not those it was trained on (their fingerprint has "
-            "changed), so what is held out of them now may have been trained on. Name "
-            "the right ones by --data, or train anew with kgen fit."
+            f"The data of {run} are not its training data (their fingerprint has "
+            "changed), so their test split may hold rows that it was trained on. Name "
+            "the right data by --data, or train again with kgen fit."
         )
-    model = kgen.load(run)
-    options = {} if num_samples is None else {"num_samples": num_samples}
-    if options and not hasattr(model, "log_likelihood"):
-        raise click.UsageError(
-            f"A {type(model).__name__} has no likelihood. Received: --num-samples "
-            f"{num_samples}. Leave it out."
-        )
+    model = load_model(run)
     with rich.progress.Progress(
         console=rich.console.Console(stderr=True),
         transient=True,

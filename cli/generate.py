@@ -1,4 +1,4 @@
-"""`kgen generate RUN`: draws images from a trained model, writes text, fills masks."""
+"""`kgen generate RUN`: images, text or filled masks from a trained model."""
 
 import inspect
 import itertools
@@ -8,112 +8,101 @@ from typing import Any
 
 import click
 
-from .options import IntegerRanges, RunFolder, debug_option, is_run
-from .startup import load_tensorflow
+from kgen.recipes import read_record, recipe_of_run
 
-# Row i depends on its own seed alone, so the batch size changes speed and memory only.
-BATCH_SIZE = 256
+from .options import IntegerRanges, RunFolder, debug_option, is_run
+from .startup import load_model
 
 
 @click.command("generate")
-@click.argument("run", type=RunFolder())
+@click.argument("run", type=RunFolder(trained=True))
 @click.option(
     "--seeds",
     type=IntegerRanges(),
-    help="One image, or text, for each, always the same one; default: 0-63, or 0.",
+    help="One image or text for each seed; default: 0-63 for images, 0 for text.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0, max=100),
-    help="How far the noise spreads; the model's default is 1.",
+    help="Scale of the noise; 0: the most likely text; default: 1.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Images: X.png: one picture with all of them; X.npy: their values, float32 in "
-    "[0, 1]; anything else: a folder, with one PNG for each seed. Text: a file.",
+    help="Images: X.png: one picture of all; X.npy: an array, float32 in [0, 1]; any "
+    "other name: a folder with a PNG for each seed; default: RUN.png in the current "
+    "folder, never in place of a file that kgen did not write. Text: a file, replaced "
+    "if it exists; default: the terminal.",
 )
 @click.option(
     "--labels",
     type=IntegerRanges(),
-    help="The classes of images, for a conditional model: one for all seeds, or "
-    "several that the seeds take in turn; default: all of them in turn.",
+    help="Classes of images, for a conditional model; repeated until each seed has "
+    "one; default: all classes.",
 )
 @click.option(
     "--prompt",
-    help="What text goes on from; default: a new line. For a BERT a text with [MASK] "
-    "in it, which is filled.",
+    help="Beginning of the text; default: a new line. For a BERT: a text with [MASK] "
+    "where tokens are to be filled in.",
 )
-@click.option("--stream", is_flag=True, help="Show text while it is written.")
-@click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), help="How long; default: 500."
-)
+@click.option("--stream", is_flag=True, help="Print text while it is generated.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Default: 500.")
 @click.option(
     "--top-k",
     type=click.IntRange(min=0),
-    help="Draw from so many tokens; 0: from all. For a BERT: how many guesses to show.",
+    help="Sample from so many tokens; 0: from all. For a BERT: predictions to print.",
 )
 @click.option(
     "--top-p",
     type=click.FloatRange(min=0, max=1, min_open=True),
-    help="Draw from the likeliest tokens with this probability together.",
+    help="Sample from the most likely tokens that have this total probability.",
 )
 @click.option(
     "--min-p",
     type=click.FloatRange(min=0, max=1),
-    help="Draw from tokens with this share of the probability of the likeliest.",
+    help="Sample from tokens with this share of the highest probability.",
 )
 @click.option(
     "--repetition-penalty",
     type=click.FloatRange(min=0, min_open=True),
-    help="Divides the scores of tokens that are there already.",
+    help="Divisor of the logits of tokens that occurred before.",
 )
 @click.option(
     "--num-beams",
     type=click.IntRange(min=1),
-    help="Search for the likeliest text with so many beams, in place of drawing.",
+    help="Beam search with so many beams instead of sampling.",
 )
-@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@click.option("--stop", multiple=True, help="Stop sequence; may be repeated.")
 @debug_option
-def command(
-    run: Path,
-    seeds: tuple[int, ...] | None,
-    temperature: float | None,
-    out: Path | None,
-    **others: Any,
-) -> None:
-    """Draw images from RUN, or write text, for each seed; or fill masks in a text."""
-    given = {name: value for name, value in others.items() if value not in (None, ())}
-    if not given["stream"]:
-        del given["stream"]
-    if temperature is not None:
-        given["temperature"] = temperature
+def command(run: Path, seeds: tuple[int, ...] | None, **typed: Any) -> None:
+    """Generate images or text from RUN, one for each seed; or fill masks in a text."""
+    out = typed.pop("out")
+    given = {
+        name: value
+        for name, value in typed.items()
+        if value is not None and value is not False and value != ()
+    }
     if out is not None and not out.parent.is_dir():
         raise click.UsageError(f"--out: the folder {out.parent} does not exist.")
-    load_tensorflow()
-    import kgen
-
-    model = kgen.load(run)
-    if hasattr(model, "recommend"):
+    recipe = recipe_of_run(run)
+    if recipe.task not in GENERATORS:
         raise click.UsageError(
-            f"{type(model).__name__} generates nothing. It recommends: kgen recommend."
+            f"{run} generates nothing. It recommends items: kgen recommend {run}"
         )
-    generate: Callable[..., None] = _draw_images
-    if hasattr(model, "stream"):
-        generate = _write_text
-    elif hasattr(model, "fill_mask"):
-        generate = _fill_masks
-    known = {*inspect.signature(generate).parameters}
-    if generate is _draw_images:
-        known &= {"labels", *inspect.signature(model.generate).parameters}
+    generate = GENERATORS[recipe.task]
+    known = set(inspect.signature(generate).parameters)
+    if generate is _generate_images:
+        known &= {"labels", *recipe.extra_options}
     unknown = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if unknown:
-        raise click.UsageError(f"{type(model).__name__} takes no {', '.join(unknown)}.")
-    generate(model, seeds, out, **given)
+        raise click.UsageError(
+            f"The {recipe.recipe_name} model of {run} takes no {', '.join(unknown)}."
+        )
+    generate(run, seeds, out, **given)
 
 
-def _write_text(
-    model: Any,
+def _generate_text(
+    run: Path,
     seeds: tuple[int, ...] | None,
     out: Path | None,
     *,
@@ -128,31 +117,37 @@ def _write_text(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
 ) -> None:
-    """Prints the prompt and what follows it, for each seed."""
-    if out is not None and (out.is_dir() or is_run(out.parent)):
-        raise click.UsageError(f"--out is a folder, or in that of a run: {out}")
-    seeds = seeds or (0,)
-    settings = {
+    """Print or write the prompt and its continuation, for each seed."""
+    sampling = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    options: dict[str, Any] = {
-        name: value for name, value in settings.items() if value is not None
-    }
-    options |= {"max_new_tokens": max_new_tokens, "stop": stop}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    seeds = seeds or (0,)
+    if out is not None and (out.is_dir() or is_run(out.parent)):
+        raise click.UsageError(f"--out is a folder, or in that of a run: {out}")
+    if not prompt or "" in stop:
+        raise click.UsageError("--prompt and --stop must not be empty.")
+    if num_beams > 1 and sampling:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sampling)
+        raise click.UsageError(
+            f"A beam search does not sample. Received: --num-beams {num_beams} and "
+            f"{names}. Leave one out."
+        )
+    if stream and (out is not None or len(seeds) > 1 or num_beams > 1):
+        raise click.UsageError(
+            "--stream prints one text: without --out, --num-beams, and a second seed."
+        )
+    options = {"max_new_tokens": max_new_tokens, "stop": stop, **sampling}
+    model = load_model(run)
     if stream:
-        if out is not None or len(seeds) > 1 or num_beams > 1:
-            raise click.UsageError(
-                "--stream shows one text: without --out, --num-beams, and a second "
-                "seed."
-            )
-        pieces = model.stream(prompt, seed=seeds[0], **options)
-        first = next(pieces, "")  # What is wrong is said before anything is shown.
-        for piece in itertools.chain([prompt, first], pieces):
-            click.echo(piece, nl=False)
+        chunks = model.stream(prompt, seed=seeds[0], **options)
+        first = next(chunks, "")  # Errors are raised before anything is printed.
+        for chunk in itertools.chain([prompt, first], chunks):
+            click.echo(chunk, nl=False)
         click.echo()
         return
     texts = model.generate(
@@ -171,64 +166,93 @@ def _write_text(
 
 
 def _fill_masks(
-    model: Any,
+    run: Path,
     seeds: tuple[int, ...] | None,
     out: Path | None,
     *,
-    prompt: str | None = None,
+    prompt: str = "",
     top_k: int | None = None,
 ) -> None:
-    """Prints the prompt with its masks filled, and what else may stand at each."""
+    """Print the prompt with its masks filled, and the best predictions for each."""
     if seeds or out:
-        raise click.UsageError(f"{type(model).__name__} takes no --seeds and no --out.")
-    if prompt is None:
-        raise click.UsageError("A text is missing: --prompt 'to be or n[MASK]t to be'.")
+        raise click.UsageError(
+            f"The masks of a text are filled without --seeds and --out. Model: {run}"
+        )
+    if "[MASK]" not in prompt:
+        raise click.UsageError(
+            f"A text with [MASK] in it is needed: --prompt 'to be or n[MASK]t to be'. "
+            f"Received: {prompt!r}"
+        )
+    model = load_model(run)
     most = model.vocab_size
     if top_k is not None and not 1 <= top_k <= most:
         raise click.UsageError(f"--top-k must be 1 to {most}, the number of tokens.")
-    guesses = model.fill_mask(prompt, k=top_k or min(5, most))
-    for best, *_ in guesses:
+    predictions = model.fill_mask(prompt, k=top_k or min(5, most))
+    for best, *_ in predictions:
         prompt = prompt.replace("[MASK]", best.text, 1)
     click.echo(prompt)
-    for best in guesses:
+    for best in predictions:
         click.echo("  ".join(f"{one.text!r} {one.probability:.2f}" for one in best))
 
 
-def _draw_images(
-    model: Any,
+def _generate_images(
+    run: Path,
     seeds: tuple[int, ...] | None,
     out: Path | None,
     *,
     labels: tuple[int, ...] | None = None,
     temperature: float | None = None,
 ) -> None:
-    """Writes an image for each seed."""
-    import numpy as np
-
+    """Write an image for each seed."""
     if out is None:
-        raise click.UsageError("Images need a place: --out images.png, or a folder.")
+        out = Path(f"{run.resolve().name}.png")
+        if out.exists() and not _is_ours(out):
+            raise click.UsageError(
+                f"{out} exists, and kgen did not write it. Choose another place: --out"
+            )
     _check_destination(out)
+    classes = read_record(run).get("class_names")
+    if labels is not None and not classes:
+        raise click.UsageError(
+            f"The model of {run} has no classes: leave out --labels."
+        )
+    if labels is not None and max(labels) >= len(classes):
+        raise click.UsageError(
+            f"--labels must be from 0 to {len(classes) - 1}. Received: {max(labels)}"
+        )
     seeds = seeds or tuple(range(64))
-    if labels is None and getattr(model, "num_classes", None):
-        labels = tuple(range(model.num_classes))
-    if labels is not None:
+    if classes:
+        labels = labels or tuple(range(len(classes)))
         labels = tuple(itertools.islice(itertools.cycle(labels), len(seeds)))
-    options: dict[str, Any] = {}
-    if temperature is not None:
-        options["temperature"] = temperature
-    batches = []
-    for start in range(0, len(seeds), BATCH_SIZE):
-        rows = slice(start, start + BATCH_SIZE)
-        if labels is not None:
-            options["labels"] = labels[rows]
-        batches.append(np.asarray(model.generate(seeds[rows], **options)))
-    _write_images(np.concatenate(batches), seeds, out)
+    options = {"labels": labels, "temperature": temperature}
+    options = {name: value for name, value in options.items() if value is not None}
+    _write_images(load_model(run).generate(seeds, **options), seeds, out)
     noun = "image" if len(seeds) == 1 else "images"
     click.echo(f"{len(seeds)} {noun}: {out}")
 
 
+GENERATORS: dict[str, Callable[..., None]] = {
+    "images": _generate_images,
+    "text": _generate_text,
+    "filled masks": _fill_masks,
+}
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a picture is one that kgen wrote."""
+    from PIL import Image
+
+    from kgen.pictures import SOFTWARE
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except OSError:  # not a picture
+        return False
+
+
 def _check_destination(out: Path) -> None:
-    """Fails now rather than after the model has been loaded and has worked."""
+    """Refuse a place that images cannot be written to."""
     if is_run(out):
         raise click.UsageError(f"--out is the folder of a run: {out}")
     if out.is_dir():

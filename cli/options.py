@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import json
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,9 +111,16 @@ def _is_number(text: str) -> bool:
 
 
 class RunFolder(click.ParamType):
-    """A run: the path of its folder, or its name under saved_models/."""
+    """A run: the path of its folder, or its name under saved_models/.
+
+    Args:
+        trained: Whether it must hold a model.
+    """
 
     name = "run"
+
+    def __init__(self, *, trained: bool = False) -> None:
+        self.trained = trained
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -121,6 +130,13 @@ class RunFolder(click.ParamType):
             return value
         for folder in (Path(value), RUNS_FOLDER / value):
             if is_run(folder):
+                if self.trained and not (folder / "model.keras").is_file():
+                    self.fail(
+                        f"{folder} holds no model.keras yet: its training has not "
+                        "finished. Go on with kgen fit RECIPE --resume.",
+                        param,
+                        ctx,
+                    )
                 return folder
         names = [folder.name for folder in runs_in(RUNS_FOLDER)]
         hint = "" if names else " Train one: kgen fit vae."
@@ -135,6 +151,16 @@ class RunFolder(click.ParamType):
 def is_run(folder: Path) -> bool:
     """Whether `kgen fit` wrote this folder."""
     return (folder / "recipe.json").is_file()
+
+
+def model_config(run: Path) -> dict[str, Any]:
+    """Return the constructor arguments of a run's model, without loading TensorFlow."""
+    file = run / "model.keras"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return json.loads(archive.read("config.json"))["config"]
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def runs_in(folder: Path) -> list[Path]:

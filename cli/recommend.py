@@ -1,69 +1,85 @@
-"""`kgen recommend RUN`: items for somebody who likes some."""
+"""`kgen recommend RUN`: items for a user, from the ids of items that the user likes."""
 
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .options import RunFolder, aligned, debug_option
-from .startup import load_tensorflow
+from kgen.recipes import recipe_of_run
+
+from .options import RunFolder, aligned, debug_option, model_config
+from .startup import load_model
 
 
 @click.command("recommend")
-@click.argument("run", type=RunFolder())
+@click.argument("run", type=RunFolder(trained=True))
 @click.option(
     "--items",
     default="",
-    help="Ids of the items that the person likes, with commas between them, in quotes "
-    "where an id has a comma; without any, the most popular items are recommended.",
+    help="Ids of items that the user likes, separated by commas, in quotes where an id "
+    "has a comma; default: none, and the most popular items are recommended.",
 )
 @click.option(
     "-k",
     "--count",
     type=click.IntRange(min=1),
-    help="How many items to recommend; default: 10, or as many as there are.",
+    help="Items to recommend; default: 10, or as many as there are.",
 )
 @click.option(
     "--remove-seen/--no-remove-seen",
     default=True,
     show_default=True,
-    help="Whether items that the person likes already are left out.",
+    help="Whether the items of --items are left out.",
 )
 @debug_option
 def command(run: Path, items: str, count: int | None, remove_seen: bool) -> None:
-    """Recommend items by RUN to a person who likes --items."""
-    load_tensorflow()
-    import kgen
-    from kgen.recipes import recipe_of_run
-
-    model = kgen.load(run)
-    if not hasattr(model, "recommend"):
+    """Recommend items by RUN to a user who likes --items."""
+    recipe = recipe_of_run(run)
+    if recipe.task != "items":
         raise click.UsageError(
-            f"A {type(model).__name__} recommends nothing. Use kgen generate."
+            f"The {recipe.recipe_name} model of {run} recommends nothing. Use: kgen "
+            f"generate {run}"
         )
-    typed = csv.reader([items], skipinitialspace=True)
-    history: list[int | str] = [part.strip() for row in typed for part in row]
-    history = [item for item in history if item]
-    if not model.catalogue.is_text:
-        history = [_whole_number(item) for item in history]
-    titles = _titles(recipe_of_run(run))
-    count = count or min(10, model.catalogue.num_items)
-    try:
-        best = model.recommend([history], k=count, remove_seen=remove_seen)
-    except ValueError as error:
-        text = str(error).replace("`histories`", "--items").replace("`k`", "-k")
-        raise click.UsageError(text.replace("k=", "-k ")) from error
+    known = model_config(run)["item_ids"]
+    history = _history(items, known)
+    if count is not None and count > len(known):
+        raise click.UsageError(
+            f"-k must be at most {len(known)}, the number of items. Received: -k "
+            f"{count}."
+        )
+    model = load_model(run)
+    best = model.recommend(
+        [history], k=count or min(10, len(known)), remove_seen=remove_seen
+    )
+    titles = _titles(recipe)
     if not history:
-        click.echo("Without --items: what most people like.")
+        click.echo("Without --items: the most popular.")
     found = zip(best.item_ids[0].tolist(), best.scores[0].tolist(), strict=True)
     rows = [
-        (str(place), str(item), f"{score:.3f}", titles.get(item, ""))
-        for place, (item, score) in enumerate(found, start=1)
+        (str(rank), str(item), f"{score:.3f}", titles.get(item, ""))
+        for rank, (item, score) in enumerate(found, start=1)
         if score > -float("inf")
     ]
     for line in aligned([("", "item", "score", "title"), *rows]):
         click.echo(line)
+
+
+def _history(text: str, known: list[Any]) -> list[int | str]:
+    """Return the typed ids, each an item of the model."""
+    parts = [part for row in csv.reader([text], skipinitialspace=True) for part in row]
+    history: list[int | str] = [part.strip() for part in parts if part.strip()]
+    if not isinstance(known[0], str):
+        history = [_whole_number(item) for item in history]
+    ids = {*known}
+    unknown = [item for item in history if item not in ids]
+    if unknown:
+        raise click.UsageError(
+            f"--items must hold items that the model was trained on, {len(known):,} of "
+            f"them. Received: {', '.join(map(str, unknown))}."
+        )
+    return history
 
 
 def _whole_number(text: str | int) -> int:
@@ -76,7 +92,7 @@ def _whole_number(text: str | int) -> int:
 
 
 def _titles(recipe) -> dict[int | str, str]:
-    """The titles of the items, where the run's data are still there and have some."""
+    """Return the titles of the items, if the data of the run still exist."""
     try:
         data = recipe.open_data(download=False)
     except (OSError, ValueError) as error:

@@ -5,6 +5,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # Read by TensorFlow when it is loaded; a value that the user has set stays. 2 shows
 # errors only: as a warning TensorFlow logs every exception of an op a second time, with
@@ -38,6 +40,14 @@ def load_tensorflow() -> None:
 
         # Looked up now, for the look-up is what complains about a missing driver.
         tensorflow.config.list_physical_devices()
+
+
+def load_model(run: Path) -> Any:
+    """Load the model of a run, and TensorFlow before it."""
+    load_tensorflow()
+    import kgen
+
+    return kgen.load(run)
 
 
 @contextlib.contextmanager

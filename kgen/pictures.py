@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from kgen.files import replacing
 
+SOFTWARE = "kgen"  # value of the text "Software" in each PNG file
 SEPARATOR = 2  # Pixels of white between two images of a grid.
 MIN_CELL_SIZE = 32  # Smaller images are enlarged, or nobody sees what is on them.
 
@@ -102,5 +103,7 @@ def _as_bytes(images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 def _write_png(pixels: npt.NDArray[Any], path: Path) -> None:
     if pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
+    about = PngImagePlugin.PngInfo()
+    about.add_text("Software", SOFTWARE)
     with replacing(path) as file:
-        Image.fromarray(pixels).save(file, format="PNG")
+        Image.fromarray(pixels).save(file, format="PNG", pnginfo=about)

@@ -42,10 +42,15 @@ class Recipe:
 
     Attributes:
         recipe_name: What `kgen fit` knows it by.
+        task: Output of its model: "images", "text", "filled masks" or "items".
+        extra_options: Options of `kgen generate` and `kgen evaluate` that its model
+            takes and others of the task do not.
         next_command: A command that uses a trained run, which `{run}` stands for.
     """
 
     recipe_name: ClassVar[str]
+    task: ClassVar[str]
+    extra_options: ClassVar[tuple[str, ...]] = ()
     next_command: ClassVar[str]
 
     data: str = option("digits", "Data set: a name, or the path of a folder or file.")

@@ -22,6 +22,7 @@ class BERTRecipe(TextRecipe):
     """
 
     recipe_name: ClassVar[str] = "bert"
+    task: ClassVar[str] = "filled masks"
     next_command: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
     evaluation: ClassVar[str] = "evaluate_masked_language_model"
 

@@ -13,7 +13,8 @@ from kgen.recipes.base import Recipe, option
 class ImageRecipe(Recipe):
     """A recipe whose data are images and whose model generates images from seeds."""
 
-    next_command: ClassVar[str] = "kgen generate {run} --seeds 0-63 --out images.png"
+    task: ClassVar[str] = "images"
+    next_command: ClassVar[str] = "kgen generate {run}"
 
     image_size: int | None = option(
         None,

@@ -14,6 +14,7 @@ NUM_SHOWN = 5  # people, and as many items of each
 class RecommenderRecipe(Recipe):
     """A recipe whose data are ratings and whose model recommends items to people."""
 
+    task: ClassVar[str] = "items"
     next_command: ClassVar[str] = "kgen recommend {run} --items ID,ID,ID -k 10"
 
     data: str = option(

@@ -17,6 +17,7 @@ class TextRecipe(Recipe):
         evaluation: The function of `kgen.evaluation` for its model.
     """
 
+    task: ClassVar[str] = "text"
     next_command: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
     evaluation: ClassVar[str] = "evaluate_language_model"
 

@@ -1,0 +1,120 @@
+"""Wrong usage is answered before TensorFlow, or anything as slow, is imported."""
+
+import json
+import sys
+import zipfile
+
+import pytest
+
+from kgen_cli.main import kgen, run
+
+HEAVY = ("tensorflow", "keras", "kgen.data", "kgen.models", "kgen.training")
+
+
+def write_run(folder, recipe, config, **record):
+    folder.mkdir(parents=True)
+    text = json.dumps({"recipe": recipe, "options": {}} | record)
+    (folder / "recipe.json").write_text(text)
+    with zipfile.ZipFile(folder / "model.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"config": config}))
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    """A run of each kind; whatever imports something heavy fails."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "saved_models"
+    for recipe in ("vae", "gan", "gpt", "bert"):
+        write_run(folder / recipe, recipe, {})
+    write_run(folder / "classes", "vae", {}, class_names=["a", "b", "c"])
+    write_run(folder / "multvae", "multvae", {"item_ids": [10, 20, 30]})
+    write_run(folder / "named", "recvae", {"item_ids": ["a", "b", "c d"]})
+    write_run(folder / "begun", "vae", {})
+    (folder / "begun" / "model.keras").unlink()
+    write_run(folder / "damaged", "multvae", {})
+    (folder / "damaged" / "model.keras").write_bytes(b"PK")
+    (tmp_path / "gan.png").write_text("not an image of ours")
+    (tmp_path / "file").touch()
+    for name in HEAVY:
+        monkeypatch.setitem(sys.modules, name, None)
+    for verb in ("evaluate", "export", "fit", "startup"):
+        monkeypatch.setattr(f"kgen_cli.{verb}.load_tensorflow", loads)
+
+
+def loads():
+    raise AssertionError("TensorFlow would be loaded now.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("generate nothing", "There is no run 'nothing'"),
+        ("generate begun", "training has not finished"),
+        ("generate multvae", "kgen recommend"),
+        ("generate vae --prompt a", "takes no --prompt"),
+        ("generate vae --stream", "takes no --stream"),
+        ("generate vae --top-k 0", "takes no --top-k"),
+        ("generate gan --temperature 0", "takes no --temperature"),
+        ("generate vae --labels 0", "has no classes"),
+        ("generate classes --labels 1,3", "--labels must be from 0 to 2"),
+        ("generate vae --seeds 5-1", "Write 1-5"),
+        ("generate vae --out x.jpg", "must end in .png or .npy"),
+        ("generate vae --out no/x.png", "the folder no does not exist"),
+        ("generate vae --out file", "is a file, not a folder"),
+        ("generate vae --out saved_models/gan", "is the folder of a run"),
+        ("generate gan", "gan.png exists, and kgen did not write it"),
+        ("generate gpt --labels 0", "takes no --labels"),
+        ("generate gpt --out no/t.txt", "the folder no does not exist"),
+        ("generate gpt --out .", "--out is a folder"),
+        ("generate gpt --out saved_models/gpt/t.txt", "in that of a run"),
+        ("generate gpt --prompt=", "must not be empty"),
+        ("generate gpt --stop=", "must not be empty"),
+        ("generate gpt --num-beams 2 --top-k 0", "--num-beams 2 and --top-k"),
+        ("generate gpt --stream --seeds 0,1", "--stream prints one text"),
+        ("generate gpt --stream --num-beams 2", "--stream prints one text"),
+        ("generate gpt --top-p 0", "0<x<=1"),
+        ("generate gpt --temperature -1", "0<=x<=100"),
+        ("generate bert", "A text with [MASK] in it is needed"),
+        ("generate bert --prompt a", "A text with [MASK] in it is needed"),
+        ("generate bert --prompt [MASK] --seeds 1", "without --seeds and --out"),
+        ("generate bert --prompt [MASK] --stream", "takes no --stream"),
+        ("recommend vae", "Use: kgen generate"),
+        ("recommend begun", "training has not finished"),
+        ("recommend multvae --items 10,77", "Received: 77."),
+        ("recommend multvae --items 1_0", "--items must be whole numbers"),
+        ("recommend named --items a,10", "Received: 10."),
+        ("recommend multvae -k 4", "-k must be at most 3"),
+        ("recommend multvae -k 0", "0 is not in the range"),
+        ("evaluate begun", "training has not finished"),
+        ("evaluate gan --num-samples 3", "takes no --num-samples"),
+        ("evaluate multvae --split train", "use --split test or validation"),
+        ("evaluate vae --limit 0", "0 is not in the range"),
+        ("evaluate vae --split all", "'all' is not one of"),
+        ("evaluate vae --protocols", "metrics.json does not exist yet"),
+        ("evaluate vae --protocols --limit 3", "takes no --limit"),
+        ("export nothing", "There is no run 'nothing'"),
+        ("export vae --format saved_model --layout nchw", "of ONNX files alone"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(arguments, message, capsys):
+    assert run(arguments.split()) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_damaged_model_is_named(capsys):
+    assert run(["recommend", "damaged"]) == 1
+    assert "damaged/model.keras is damaged" in capsys.readouterr().err
+
+
+def test_right_usage_does_load_tensorflow():
+    for arguments in (
+        "generate vae --temperature 0.5 --out x.png",
+        "generate classes --labels 2",
+        "generate gpt --stream --seeds 3 --temperature 0 --top-k 0",
+        "generate gpt --num-beams 3 --stop a --stop b --out t.txt",
+        "generate bert --prompt a[MASK] --top-k 3",
+        "recommend named -k 3",
+        "evaluate vae --num-samples 5",
+    ):
+        with pytest.raises(AssertionError, match="would be loaded now"):
+            kgen.main(arguments.split(), standalone_mode=False)

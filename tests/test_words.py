@@ -32,7 +32,6 @@ EXCUSED: set[str] = {
     "cli/errors.py",
     "cli/options.py",
     "kgen/data/image_rows.py",
-    "kgen/data/image_sets.py",
     "kgen/data/rating_splits.py",
     "kgen/data/stop_sequences.py",
     "kgen/data/text_files.py",

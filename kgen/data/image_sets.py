@@ -1,4 +1,4 @@
-"""Sets of images: opened from any source, split, and read as batches."""
+"""Image data sets: opened from any source, split, and read in batches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.celeba import find_celeba_files
+from kgen.data.dataset import SPLITS, DataSet
 from kgen.data.image_arrays import (
     find_idx_files,
     open_digits,
@@ -24,13 +25,12 @@ from kgen.data.image_folders import find_image_files, open_image_files
 from kgen.data.image_rows import Size, Source, Split, is_in_memory, size_text
 from kgen.data.named_builders import NAME
 from kgen.data.named_images import open_named_images
-from kgen.data.pipeline import SPLIT_STREAM, Batch, Pipeline, permutation
+from kgen.data.pipeline import SPLIT_STREAM, Batch, Read, permutation
 from kgen.data.stacked_images import stack_channels
 from kgen.data.zip_files import open_root
 from kgen.nn import random
 
-SPLITS = ("train", "validation", "test")
-CARVED_LIMIT = 5000  # 5,000 rows estimate a mean error rate of 2 % to 0.2 %
+SPLIT_LIMIT = 5000  # 5,000 rows estimate a mean error rate of 2 % to 0.2 %
 
 _CACHES = ("auto", "memory", "disk", "none")
 _BINARIZE_STREAMS = {
@@ -38,7 +38,7 @@ _BINARIZE_STREAMS = {
     "static": random.STREAM_BINARIZE_ONCE,
 }
 
-_BYTES_PER_READ = 2**22  # of images in memory: few calls, and a short first one
+_BYTES_PER_READ = 2**22  # of images in memory: few calls, the first of them short
 
 Binarization = Literal["dynamic", "static"] | None
 
@@ -47,15 +47,12 @@ def images(
     source: Any,
     *,
     split: str = "train",
-    batch_size: int = 128,
-    image_size: int | tuple[int, int] | None = None,
-    channels: int | None = None,
+    batch_size: int | None = None,
     binarize: Binarization = None,
     seed: int = 0,
     shuffle: bool | None = None,
     drop_remainder: bool | None = None,
-    data_dir: str | os.PathLike | None = None,
-    cache: str = "auto",
+    **options: Any,
 ) -> tf.data.Dataset:
     """Returns batches of images from a name, a path or an array.
 
@@ -65,17 +62,15 @@ def images(
     Args:
         source: See `open_images`.
         split: "train", "validation" or "test".
-        batch_size: Images in a batch.
-        image_size: See `open_images`.
-        channels: See `open_images`.
-        binarize: None, "dynamic" or "static"; see `ImageSet.pipeline`.
-        seed: Integer in [0, 2**63), keys the order and the binarisation.
+        batch_size: Images in a batch. None: 128, lowered with a warning where there are
+            fewer images to train on.
+        binarize: None, "dynamic" or "static"; see `ImageSet`.
+        seed: Integer in [0, 2**63), keys the order and the binarization.
         shuffle: Whether each pass has an order of its own. By default only in
             training.
         drop_remainder: Whether a last, smaller batch is left out. By default only in
             training.
-        data_dir: See `open_images`.
-        cache: See `open_images`.
+        **options: image_size, channels, data_dir, cache and download of `open_images`.
 
     Returns:
         A dataset of dicts: "images", uint8 [batch, height, width, channels] in 0..255,
@@ -91,19 +86,14 @@ def images(
         >>> batches.element_spec["images"].shape
         TensorShape([64, 8, 8, 1])
     """
-    training = split == "train"
-    opened = open_images(
-        source, image_size=image_size, channels=channels, data_dir=data_dir, cache=cache
-    )
-    pipeline = opened.pipeline(
+    return open_images(source, **options).batches(
         split,
         batch_size=batch_size,
-        seed=seed,
         binarize=binarize,
-        shuffle=training if shuffle is None else shuffle,
-        drop_remainder=training if drop_remainder is None else drop_remainder,
+        seed=seed,
+        shuffle=shuffle,
+        drop_remainder=drop_remainder,
     )
-    return pipeline.dataset()
 
 
 def open_images(
@@ -117,11 +107,11 @@ def open_images(
 ) -> ImageSet:
     """Opens a set of images.
 
-    A source keeps the validation and test splits it has. A split it does not have is
-    carved out of its training images: a tenth of them, at least 1 and at most 5,000,
-    the first rows (test before validation) of one fixed permutation, in their old
-    order. So MNIST is 55,000 / 5,000 / 10,000 images, and a set of 1,000 without splits
-    800 / 100 / 100, the same ones on every machine and for every seed.
+    Validation and test splits of the source are kept. A missing split is taken from
+    the training images: a tenth of them, at least 1 and at most 5,000, the first rows
+    (test before validation) of one fixed permutation, in their old order. So MNIST is
+    55,000 / 5,000 / 10,000 images, and a set of 1,000 without splits 800 / 100 / 100,
+    the same ones on every machine and for every seed.
 
     Args:
         source: One of
@@ -255,22 +245,31 @@ def _image_size(image_size: int | tuple[int, int] | None) -> Size | None:
     return size[0], size[1]
 
 
-class ImageSet:
-    """Images of one size with their splits, as `open_images` found them.
+class ImageSet(DataSet):
+    """Images of one size with their splits; see `open_images`.
+
+    A batch is a dict: "images", uint8 [batch, height, width, channels], and, where
+    there are labels, "labels", int32 [batch].
+
+    `pipeline` and `batches` take the option `binarize`. None leaves the images as they
+    are. Otherwise each pixel becomes 255 with probability pixel / 255 (to 32 bits; 0
+    and 255 stay as they are) and 0 else: "dynamic", drawn again for each pass, batch
+    and position in the batch (without shuffling, the same in each pass); "static",
+    drawn once for each image of the split and seed.
 
     Args:
-        source: What a source holds.
+        source: The images and labels of a source.
 
     Attributes:
-        name: What the set is called.
+        name: Name of the data set.
         image_shape: (height, width, channels).
-        class_names: One name per label, or None where there are no labels.
+        class_names: One name per label, or None without labels.
         num_classes: Number of labels, or None.
         splits: Number of images in "train", "validation" and "test".
-        notes: What was seen at the source but not used, in words.
+        notes: Content of the source that is not used, in words.
 
     Raises:
-        ValueError: There are too few images to carve out the splits that are missing.
+        ValueError: There are too few images to split off the missing splits.
     """
 
     def __init__(self, source: Source):
@@ -315,64 +314,23 @@ class ImageSet:
             max(int(array.max()) for array in arrays),
         )
 
-    def describe(self) -> str:
-        """Returns one line: size, channels, range of values, classes and counts."""
+    def _content(self) -> str:
         low, high = self.value_range or (0, 255)
         kind = f"{self.num_classes} classes" if self.num_classes else "no labels"
-        counts = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
-        notes = "".join(f"; {note}" for note in self.notes)
         return (
-            f"{self.name}: {sum(self.splits.values()):,} images "
-            f"{size_text(self.image_shape)}, uint8 in {low}..{high}, {kind}; "
-            f"{counts}{notes}"
+            f"{sum(self.splits.values()):,} images {size_text(self.image_shape)}, "
+            f"uint8 in {low}..{high}, {kind}; "
         )
 
-    def __str__(self) -> str:
-        return self.describe()
-
-    def pipeline(
-        self,
-        split: str,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        binarize: Binarization = None,
-        shuffle: bool = False,
-        drop_remainder: bool = False,
-    ) -> Pipeline:
-        """Returns the pipeline that reads one split.
-
-        Args:
-            split: "train", "validation" or "test".
-            batch_size: Images in a global batch.
-            seed: Integer in [0, 2**63), keys the order and the binarisation.
-            binarize: None leaves the images as they are. Otherwise each pixel is 255
-                with probability pixel / 255 (to 32 bits; 0 and 255 stay as they are)
-                and 0 else: "dynamic", drawn again for each pass, batch and place in
-                the batch; "static", drawn once for each image of the split and seed.
-            shuffle: Whether each epoch has an order of its own. Without, each pass has
-                the same order and the same dynamic draws.
-            drop_remainder: Whether a last, smaller batch is left out.
-
-        Returns:
-            A pipeline of dicts: "images", uint8 [batch, height, width, channels], and,
-            where there are labels, "labels", int32 [batch].
-
-        Raises:
-            ValueError: An unknown split or binarisation, or a batch size above the
-                number of images when the remainder is dropped.
-        """
-        if split not in self._splits:
-            raise ValueError(
-                f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}"
-            )
+    def _reader(
+        self, split: str, seed: int, shuffle: bool, binarize: Binarization = None
+    ) -> tuple[Read, int]:
         if binarize not in (None, *_BINARIZE_STREAMS):
             raise ValueError(
                 "`binarize` must be None, 'dynamic' or 'static'. Received: "
                 f"binarize={binarize!r}"
             )
         rows = self._splits[split]
-        row_bytes = math.prod(self.image_shape)
         in_memory = is_in_memory(rows.images)
         with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
             labels = None if rows.labels is None else tf.constant(rows.labels)
@@ -382,7 +340,7 @@ class ImageSet:
                 # Here, not in the graph: a hash makes an iterator 2 ms slower to open.
                 key = random.keys(seed, _BINARIZE_STREAMS[binarize])
 
-        def read(numbers: tf.Tensor, epoch: tf.Tensor, places: tf.Tensor) -> Batch:
+        def read(numbers: tf.Tensor, epoch: tf.Tensor, positions: tf.Tensor) -> Batch:
             if in_memory:
                 batch = tf.gather(pixels, numbers)
             else:
@@ -391,36 +349,29 @@ class ImageSet:
                 )
                 batch = tf.ensure_shape(batch, [numbers.shape[0], *self.image_shape])
             if binarize == "dynamic":
-                batch = _binarize(batch, key, epoch, places)
+                batch = _binarize(batch, key, epoch, positions)
             elif binarize == "static":
                 batch = _binarize(batch, key, numbers)
             if labels is None:
                 return {"images": batch}
             return {"images": batch, "labels": tf.gather(labels, numbers)}
 
-        return Pipeline(
-            self.splits[split],
-            read,
-            batch_size=batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_remainder=drop_remainder,
-            rows_per_read=_BYTES_PER_READ // row_bytes if in_memory else 1,
-        )
+        row_bytes = math.prod(self.image_shape)
+        return read, _BYTES_PER_READ // row_bytes if in_memory else 1
 
 
 def _with_all_splits(source: Source) -> dict[str, Split]:
-    """Returns the three splits; what the source has not is carved out of train."""
+    """Returns the three splits; the missing ones are split off the training images."""
     splits = dict(source.splits)
     missing = [split for split in ("test", "validation") if split not in splits]
     train = splits["train"]
     num_rows = train.images.shape[0]
-    size = min(max(num_rows // 10, 1), CARVED_LIMIT)
+    size = min(max(num_rows // 10, 1), SPLIT_LIMIT)
     if num_rows <= size * len(missing):
         raise ValueError(
-            f"There must be at least {len(missing) + 1} training images to carve a "
-            f"{' and a '.join(missing)} split out of them. Received: {num_rows} in "
-            f"{source.name}. Add images, or give the source splits of its own."
+            f"There must be at least {len(missing) + 1} training images to split off "
+            f"{' and '.join(missing)} images. Received: {num_rows} in {source.name}. "
+            "Add images, or give the source splits of its own."
         )
     if missing:
         order = permutation(num_rows, 0, SPLIT_STREAM)
@@ -433,7 +384,7 @@ def _with_all_splits(source: Source) -> dict[str, Split]:
 
 @tf.function(jit_compile=True)
 def _binarize(pixels: tf.Tensor, key: tf.Tensor, *position: tf.Tensor) -> tf.Tensor:
-    """Draws black or white for each pixel, by noise that follows from key and position.
+    """Draws black or white for each pixel, by noise keyed by `key` and `position`.
 
     XLA turns it into one pass over the memory: this is most of what an epoch of a small
     model costs outside its step.

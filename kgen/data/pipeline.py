@@ -1,4 +1,4 @@
-"""Rows of a finite collection, in an order that is a function of (seed, epoch)."""
+"""Batches of a finite collection, in an order that is a function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# What an order is for. Part of its key, so that no two purposes share random bits.
+# The purpose of an order is part of its key: no two purposes share random bits.
 ORDER_STREAM, SPLIT_STREAM = 0, 3
 USERS_STREAM, HIDDEN_STREAM, LAST_STREAM, PAIRS_STREAM, ITEMS_STREAM = 4, 5, 6, 7, 8
 
@@ -21,48 +21,56 @@ Read = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Batch]
 
 
 def permutation(num_rows: int, seed: int, stream: int, epoch: int = 0) -> np.ndarray:
-    """Returns int64 [num_rows], the order of rows that belongs to (seed, epoch)."""
+    """Returns int64 [num_rows], the order of the rows for (seed, epoch)."""
     key = np.array([seed, stream * 2**56 + epoch * 2**32], np.uint64)
-    # NumPy keeps these raw bits the same in all versions, which it does not promise of
-    # its shuffles. To sort them with the rows in their low bits is seven times as fast
-    # as `argsort`; equal draws keep the order of their rows.
+    # NumPy keeps these raw bits the same in all versions, unlike its shuffles. Sorting
+    # them with the rows in their low bits is seven times as fast as `argsort`; equal
+    # draws keep the order of their rows.
     draws = np.random.Philox(key=key).random_raw(num_rows)
     low_bits = np.uint64(2 ** num_rows.bit_length() - 1)
     rows = np.arange(num_rows, dtype=np.uint64)
     return (np.sort((draws & ~low_bits) | rows) & low_bits).astype(np.int64)
 
 
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless the seed is an integer in [0, 2**63)."""
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ValueError(
+            f"`seed` must be an integer in [0, 2**63). Received: seed={seed}"
+        )
+
+
 class Pipeline:
     """Reads the rows of a finite collection in batches, in a reproducible order.
 
     The order of a pass is a pure function of (seed, epoch): one permutation, sliced
-    into batches, and the batches into the shares of the replicas. What was opened or
-    read before makes no difference, so a position is two numbers, (epoch, batch), and
-    `dataset(skip=batch)` takes it up again.
+    into batches, and the batches into the shares of the replicas. It does not depend on
+    earlier reads, so a position is two numbers, (epoch, batch), and
+    `dataset(skip=batch)` resumes there.
 
     Args:
         num_rows: Rows in the collection, at least 1.
-        read: Function `read(rows, epoch, places)` that returns a dict of tensors with
-            leading dimension n for `rows`, int64 [n], some of them ragged perhaps. It
-            is traced into the tf.data graph and may be slow (decoding): several calls
-            run at once, their results come in order. `epoch`, an int64 scalar, and
-            `places`, int64 [n], the places of the rows in the pass, are what random
-            draws are keyed by.
+        read: Function `read(rows, epoch, positions)` that returns a dict of tensors
+            with leading dimension n for `rows`, int64 [n], possibly ragged. It is
+            traced into the tf.data graph and may be slow (decoding): several calls run
+            at once, and their results keep their order. Random draws are keyed by
+            `epoch`, an int64 scalar, and `positions`, int64 [n], the positions of the
+            rows in the pass.
         batch_size: Rows in a global batch, over all ranks and replicas.
         seed: Integer in [0, 2**63). Keys the order and the noise.
         shuffle: Whether each epoch has an order (and noise) of its own. If False every
-            pass reads the rows as they come, and is epoch 0.
+            pass is epoch 0 and reads the rows in the order of their numbers.
         drop_remainder: Whether a last batch of fewer than `batch_size` rows is left
             out. For training only: an evaluation sees every row.
-        rows_per_read: About how many rows `read` is called for at a time, in whole
-            batches, where all are full. More than a batch pays where reading takes
-            less time than a call. 1 for ragged tensors.
+        rows_per_read: Approximate number of rows in a call of `read`, in whole batches,
+            where all batches are full. More than a batch pays where reading takes less
+            time than a call. 1 for ragged tensors.
 
     Attributes:
         epoch: None or an integer. None: each dataset counts its own passes, and the
-            k-th pass that is read has epoch k; an iterator that was opened but never
-            asked for an element does not count. An integer: the epoch of every pass
-            that is begun from now on. Without effect when `shuffle` is False.
+            k-th pass that is read has epoch k; an iterator without a request for an
+            element does not count. An integer: the epoch of every pass that begins from
+            now on. Without effect when `shuffle` is False.
 
     Raises:
         ValueError: An argument is out of its range, or `drop_remainder` would drop
@@ -70,7 +78,7 @@ class Pipeline:
 
     Example:
         >>> squares = tf.range(10) ** 2
-        >>> def read(rows, epoch, places):
+        >>> def read(rows, epoch, positions):
         ...     return {"squares": tf.gather(squares, rows)}
         >>> pipeline = Pipeline(10, read, batch_size=4, seed=1, shuffle=True)
         >>> [int(tf.shape(batch["squares"])[0]) for batch in pipeline.dataset()]
@@ -98,10 +106,7 @@ class Pipeline:
                 "`batch_size` must be an integer of at least 1. "
                 f"Received: batch_size={batch_size}"
             )
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-            raise ValueError(
-                f"`seed` must be an integer in [0, 2**63). Received: seed={seed}"
-            )
+        check_seed(seed)
         if drop_remainder and batch_size > num_rows:
             raise ValueError(
                 "`batch_size` must not exceed the number of rows when the last, "
@@ -147,14 +152,14 @@ class Pipeline:
 
         Global batch i of a pass is `order[i * batch_size : (i + 1) * batch_size]`. It
         is cut into num_ranks * replicas consecutive shares, and this dataset yields the
-        shares of its rank's replicas one after the other: what
+        shares of its rank's replicas one after the other, as
         `strategy.distribute_datasets_from_function` expects of a worker. An incomplete
-        last batch is dealt as evenly as it goes; a share of it can be empty.
+        last batch is divided as evenly as possible; a share of it can be empty.
 
         Args:
-            skip: Global batches at the start of each pass to leave out. 0 to
+            skip: Global batches to leave out at the start of each pass. 0 to
                 `steps_per_epoch`.
-            rank: Which worker this is, 0 to num_ranks - 1.
+            rank: Index of this worker, 0 to num_ranks - 1.
             num_ranks: Number of workers.
             replicas: Replicas on this worker.
 
@@ -188,7 +193,7 @@ class Pipeline:
         passes = itertools.count()
 
         def begin_pass() -> tuple[np.int64, np.ndarray]:
-            # Runs in Python once a pass, when its first element is asked for.
+            # Runs in Python once a pass, when its first element is requested.
             epoch = next(passes) if self.epoch is None else int(self.epoch)
             if not 0 <= epoch < _EPOCH_LIMIT:
                 raise ValueError(
@@ -221,13 +226,15 @@ class Pipeline:
             start = elements // replicas * self.batch_size
             if rows_per_share is not None:
                 first, num_rows = share * rows_per_share, rows_per_share
-            else:  # One element, of a batch that is dealt as evenly as it goes.
+            else:  # One element of a batch that is divided as evenly as possible.
                 length = tf.minimum(self.num_rows - start, self.batch_size)
                 first = share * length // shares
                 num_rows = ((share + 1) * length // shares - first)[0]
-            places = (start + first)[:, None] + tf.range(num_rows, dtype=tf.int64)
-            places = tf.reshape(places, [-1])  # [elements, rows] -> [elements * rows]
-            values = self._read(tf.gather(order, places), epoch, places)
+            positions = (start + first)[:, None] + tf.range(num_rows, dtype=tf.int64)
+            positions = tf.reshape(
+                positions, [-1]
+            )  # [elements, rows] -> [elements * rows]
+            values = self._read(tf.gather(order, positions), epoch, positions)
             if elements_per_read == 1:
                 return values
             return {
@@ -239,15 +246,15 @@ class Pipeline:
             }
 
         options = tf.data.Options()
-        # Autotuning gains nothing over a call for each core, and makes a pass wait, up
-        # to seconds, for the tuner of the pass before to end.
+        # Autotuning gains nothing over a call for each core, and makes a pass wait for
+        # seconds until the tuner of the previous pass ends.
         options.autotune.enabled = False
-        # The batches that are read at once keep the cores busy; operations that spread
-        # over all of them get in the way of the step.
+        # Parallel reads keep the cores busy; operations with several threads each would
+        # slow the training step down.
         options.threading.max_intra_op_parallelism = 1
-        # A pass begins with its first element, not with the iterator.
+        # A pass begins with its first element, not with its iterator.
         options.experimental_warm_start = False
-        # These rows are already dealt; sharding them again would lose some.
+        # These rows are already distributed; sharding them again would lose some.
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.OFF
         )

@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ import numpy as np
 import scipy.sparse
 import tensorflow as tf
 
+from kgen.data.dataset import SPLITS, DataSet
 from kgen.data.named_builders import NAME
 from kgen.data.named_ratings import read_named_ratings
-from kgen.data.pipeline import Batch, Pipeline
+from kgen.data.pipeline import Batch, Read, check_seed
 from kgen.data.rating_columns import RatingTable
 from kgen.data.rating_files import read_rating_arrays, read_rating_files
 from kgen.data.rating_splits import (
-    SPLITS,
     Part,
     leave_one_out,
     positive_pairs,
@@ -41,18 +42,13 @@ def ratings(
     source: Any,
     *,
     split: str = "train",
-    batch_size: int = 128,
-    min_rating: float | None = 4.0,
-    min_items: int = 5,
-    split_strategy: str = "strong",
+    batch_size: int | None = None,
     seed: int = 0,
-    held_out_users: int | None = None,
-    hidden_fraction: float = 0.2,
     shuffle: bool | None = None,
     drop_remainder: bool | None = None,
-    data_dir: str | os.PathLike | None = None,
+    **options: Any,
 ) -> tf.data.Dataset:
-    """Returns batches of users, each as the items the user likes.
+    """Returns batches of users, each with the items the user likes.
 
     Every iteration is one pass. The order of the k-th pass is a pure function of
     (seed, k); without shuffling all passes are alike.
@@ -60,19 +56,16 @@ def ratings(
     Args:
         source: See `open_ratings`.
         split: "train", "validation" or "test".
-        batch_size: Users in a batch.
-        min_rating: See `open_ratings`.
-        min_items: See `open_ratings`.
-        split_strategy: See `open_ratings`.
+        batch_size: Users in a batch. None: 128, lowered with a warning where there are
+            fewer users to train on.
         seed: Integer in [0, 2**63), keys the split and the order. The splits of one
             experiment are disjoint only if all are read with the same seed.
-        held_out_users: See `open_ratings`.
-        hidden_fraction: See `open_ratings`.
         shuffle: Whether each pass has an order of its own. By default only in
             training.
         drop_remainder: Whether a last, smaller batch is left out. By default only in
             training.
-        data_dir: See `open_ratings`.
+        **options: min_rating, min_items, split_strategy, held_out_users,
+            hidden_fraction, data_dir and download of `open_ratings`.
 
     Returns:
         A dataset of dicts: "items", ragged int32 [batch, None], ascending positions in
@@ -88,26 +81,13 @@ def ratings(
         >>> batches.element_spec["items"].shape
         TensorShape([64, None])
     """
-    _check_split(split)
-    training = split == "train"
-    opened = open_ratings(
-        source,
-        min_rating=min_rating,
-        min_items=min_items,
-        split_strategy=split_strategy,
-        seed=seed,
-        held_out_users=held_out_users,
-        hidden_fraction=hidden_fraction,
-        data_dir=data_dir,
-    )
-    pipeline = opened.pipeline(
+    return open_ratings(source, seed=seed, **options).batches(
         split,
         batch_size=batch_size,
         seed=seed,
-        shuffle=training if shuffle is None else shuffle,
-        drop_remainder=training if drop_remainder is None else drop_remainder,
+        shuffle=shuffle,
+        drop_remainder=drop_remainder,
     )
-    return pipeline.dataset()
 
 
 def open_ratings(
@@ -200,17 +180,16 @@ def open_ratings(
     Reference: Liang et al., 2018, Variational Autoencoders for Collaborative Filtering
     (the "strong" split; there the catalogue is that of the training users alone).
     """
-    options: dict[str, Any] = {
-        "min_rating": min_rating,
-        "min_items": min_items,
-        "split_strategy": split_strategy,
-        "seed": seed,
-        "held_out_users": held_out_users,
-        "hidden_fraction": hidden_fraction,
-    }
-    _check_options(**options)  # before a large file is read
+    options = RatingOptions(  # checked before a large file is read
+        min_rating=min_rating,
+        min_items=min_items,
+        split_strategy=split_strategy,
+        seed=seed,
+        held_out_users=held_out_users,
+        hidden_fraction=hidden_fraction,
+    )
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    return RatingSet(_read(source, folder, download), **options)
+    return RatingSet(_read(source, folder, download), options)
 
 
 def _read(source: Any, data_dir: Path | None, download: bool) -> RatingTable:
@@ -224,96 +203,83 @@ def _read(source: Any, data_dir: Path | None, download: bool) -> RatingTable:
     return read_named_ratings(source, data_dir, download)
 
 
-def _check_options(
-    *,
-    min_rating: float | None,
-    min_items: int,
-    split_strategy: str,
-    seed: int,
-    held_out_users: int | None,
-    hidden_fraction: float,
-) -> None:
-    if min_rating is not None and not math.isfinite(min_rating):
-        raise ValueError(
-            f"`min_rating` must be a finite number or None. Received: {min_rating}"
-        )
-    if not isinstance(min_items, (int, np.integer)) or min_items < 1:
-        raise ValueError(
-            "`min_items` must be an integer of at least 1. Received: "
-            f"min_items={min_items}"
-        )
-    if split_strategy not in SPLIT_STRATEGIES:
-        raise ValueError(
-            f"`split_strategy` must be one of {', '.join(SPLIT_STRATEGIES)}. Received: "
-            f"split_strategy={split_strategy!r}"
-        )
-    if held_out_users is not None and split_strategy != "strong":
-        raise ValueError(
-            "`held_out_users` is for split_strategy='strong' only. Received: "
-            f"held_out_users={held_out_users} and split_strategy={split_strategy!r}"
-        )
-    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise ValueError(
-            f"`seed` must be an integer in [0, 2**63). Received: seed={seed}"
-        )
-    if not 0 < hidden_fraction < 1:
-        raise ValueError(
-            "`hidden_fraction` must be between 0 and 1, both excluded. Received: "
-            f"hidden_fraction={hidden_fraction}"
-        )
+@dataclass(frozen=True, kw_only=True)
+class RatingOptions:
+    """Options of `open_ratings` that choose and split the pairs; checked at once."""
+
+    min_rating: float | None = 4.0
+    min_items: int = 5
+    split_strategy: str = "strong"
+    seed: int = 0
+    held_out_users: int | None = None
+    hidden_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an option out of its range."""
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise ValueError(
+                "`min_rating` must be a finite number or None. Received: "
+                f"min_rating={self.min_rating}"
+            )
+        if not isinstance(self.min_items, (int, np.integer)) or self.min_items < 1:
+            raise ValueError(
+                "`min_items` must be an integer of at least 1. Received: "
+                f"min_items={self.min_items}"
+            )
+        if self.split_strategy not in SPLIT_STRATEGIES:
+            raise ValueError(
+                f"`split_strategy` must be one of {', '.join(SPLIT_STRATEGIES)}. "
+                f"Received: split_strategy={self.split_strategy!r}"
+            )
+        if self.held_out_users is not None and self.split_strategy != "strong":
+            raise ValueError(
+                "`held_out_users` is for split_strategy='strong' only. Received: "
+                f"held_out_users={self.held_out_users} and "
+                f"split_strategy={self.split_strategy!r}"
+            )
+        check_seed(self.seed)
+        if not 0 < self.hidden_fraction < 1:
+            raise ValueError(
+                "`hidden_fraction` must be between 0 and 1, both excluded. Received: "
+                f"hidden_fraction={self.hidden_fraction}"
+            )
 
 
-class RatingSet:
-    """The items that each user likes, with splits; see `open_ratings`.
+class RatingSet(DataSet):
+    """Liked items of each user, with splits; see `open_ratings`.
+
+    A batch is a dict: "items", the history, ragged int32 [batch, None] of ascending
+    positions in `item_ids`; for validation and test "targets" likewise; and, where not
+    all items are ranked, "candidates", the same for each row. Unshuffled, row i is row
+    i of `history(split)`.
 
     Args:
-        table: What a source holds.
-        min_rating: See `open_ratings`, as all others.
-        min_items: Positive pairs that a user must have.
-        split_strategy: See `open_ratings`.
-        seed: Keys the split.
-        held_out_users: Users in validation and in test, or None.
-        hidden_fraction: Share of a user's items, or of all pairs, that is hidden.
+        table: The ratings of a source.
+        options: See `open_ratings`.
 
     Attributes:
-        name: What the set is called.
+        name: Name of the data set.
         split_strategy: The way the pairs are split.
         num_users: Number of users.
         num_items: Number of items.
         num_pairs: Number of positive pairs.
         user_ids: int64 or str [num_users], ascending.
         item_ids: int64 or str [num_items], ascending.
-        item_titles: A title for each item, "" where it is unknown; or None.
+        item_titles: A title for each item, "" for an unknown one; or None.
         item_genres: The genres of each item; or None.
         splits: Number of users in "train", "validation" and "test".
-        notes: What was left out or is out of the ordinary, in words.
+        notes: Remarks on what was left out or is out of the ordinary.
 
     Raises:
-        ValueError: An argument out of range; too few users, items or pairs to split.
+        ValueError: Too few users, items or pairs to split.
     """
 
-    def __init__(
-        self,
-        table: RatingTable,
-        *,
-        min_rating: float | None = 4.0,
-        min_items: int = 5,
-        split_strategy: str = "strong",
-        seed: int = 0,
-        held_out_users: int | None = None,
-        hidden_fraction: float = 0.2,
-    ):
-        _check_options(
-            min_rating=min_rating,
-            min_items=min_items,
-            split_strategy=split_strategy,
-            seed=seed,
-            held_out_users=held_out_users,
-            hidden_fraction=hidden_fraction,
-        )
+    def __init__(self, table: RatingTable, options: RatingOptions):
         self.name = table.name
-        self.split_strategy = split_strategy
-        self._rated = "" if table.ratings is None else _rated(min_rating)
+        self.split_strategy = strategy = options.split_strategy
+        min_rating, min_items = options.min_rating, options.min_items
+        rated = table.ratings is not None and min_rating is not None
+        self._rated = f" rated {min_rating:g} or more" if rated else ""
         self._pairs, users, items, left_out = positive_pairs(
             table, min_rating, min_items
         )
@@ -328,13 +294,18 @@ class RatingSet:
             self.item_titles = [table.titles[item] for item in items]
             self.item_genres = [table.genres[item] for item in items]
         held_items: dict[str, np.ndarray] = {}
-        if split_strategy == "strong":
+        seed, hidden_fraction = options.seed, options.hidden_fraction
+        if strategy == "strong":
             parts = split_users(
-                self._pairs, self.num_users, seed, held_out_users, hidden_fraction
+                self._pairs,
+                self.num_users,
+                seed,
+                options.held_out_users,
+                hidden_fraction,
             )
-        elif split_strategy == "leave-one-out":
+        elif strategy == "leave-one-out":
             parts = leave_one_out(self._pairs, self.num_users, seed)
-        elif split_strategy == "random":
+        elif strategy == "random":
             parts = split_pairs(self.num_pairs, seed, hidden_fraction)
         else:
             parts, held_items = split_items(self._pairs, self.num_items, seed)
@@ -346,7 +317,7 @@ class RatingSet:
         if empty:
             raise ValueError(
                 f"Each split must have a user. Received: none in {' and '.join(empty)} "
-                f"of {self.name}, split {split_strategy!r}, with {self.num_users} "
+                f"of {self.name}, split {strategy!r}, with {self.num_users} "
                 f"users and {self.num_pairs} pairs. Take more data, or another split."
             )
         notes = list(table.notes)
@@ -356,7 +327,7 @@ class RatingSet:
             notes.append(
                 f"left out, users with fewer than {min_items} items: {left_out:,}"
             )
-        if table.times is None and split_strategy == "leave-one-out":
+        if table.times is None and strategy == "leave-one-out":
             notes.append("no times: the last item of a user is a random one")
         trained = np.unique(self._pairs.items[parts["train"].history])
         if len(trained) < self.num_items:
@@ -373,19 +344,13 @@ class RatingSet:
                 complete &= np.bincount(users, minlength=self.num_users) > 0
         return np.flatnonzero(complete)
 
-    def describe(self) -> str:
-        """Returns one line: users, items, pairs, the splits, and the notes."""
+    def _content(self) -> str:
         share = 100 * self.num_pairs / (self.num_users * self.num_items)
-        counts = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
-        notes = "".join(f"; {note}" for note in self.notes)
         return (
-            f"{self.name}: {self.num_users:,} users, {self.num_items:,} items, "
+            f"{self.num_users:,} users, {self.num_items:,} items, "
             f"{self.num_pairs:,} pairs{self._rated} ({share:.3g} % of all); "
-            f"{self.split_strategy} split, users: {counts}{notes}"
+            f"{self.split_strategy} split, users: "
         )
-
-    def __str__(self) -> str:
-        return self.describe()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -403,7 +368,7 @@ class RatingSet:
 
     def user_rows(self, split: str) -> np.ndarray:
         """Returns int64 [users of the split], ascending positions in `user_ids`."""
-        _check_split(split)
+        self._check_split(split)
         return self._user_rows[split]
 
     def history(self, split: str) -> scipy.sparse.csr_array:
@@ -419,7 +384,7 @@ class RatingSet:
         Raises:
             ValueError: There is no such split.
         """
-        _check_split(split)
+        self._check_split(split)
         return self._matrix(split, self._parts[split].history)
 
     def targets(self, split: str) -> scipy.sparse.csr_array | None:
@@ -434,7 +399,7 @@ class RatingSet:
         Raises:
             ValueError: There is no such split.
         """
-        _check_split(split)
+        self._check_split(split)
         mask = self._parts[split].targets
         return None if mask is None else self._matrix(split, mask)
 
@@ -454,7 +419,7 @@ class RatingSet:
         Raises:
             ValueError: There is no such split.
         """
-        _check_split(split)
+        self._check_split(split)
         mask = self._parts[split].history
         places = self._pairs.users[mask], self._pairs.items[mask]
         return scipy.sparse.csr_array(
@@ -470,7 +435,7 @@ class RatingSet:
         Raises:
             ValueError: There is no such split.
         """
-        _check_split(split)
+        self._check_split(split)
         return self._candidates.get(split)
 
     def item_counts(self) -> np.ndarray:
@@ -496,35 +461,7 @@ class RatingSet:
         starts = np.concatenate([[0], np.cumsum(counts)])
         return starts, self._pairs.items[chosen]
 
-    def pipeline(
-        self,
-        split: str,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        drop_remainder: bool = False,
-    ) -> Pipeline:
-        """Returns the pipeline that reads one split.
-
-        Args:
-            split: "train", "validation" or "test".
-            batch_size: Users in a global batch.
-            seed: Integer in [0, 2**63), keys the order.
-            shuffle: Whether each epoch has an order of its own.
-            drop_remainder: Whether a last, smaller batch is left out.
-
-        Returns:
-            A pipeline of dicts: "items", the history, a ragged int32 tensor [batch,
-            None] of ascending positions in `item_ids`; and, for validation and test,
-            "targets" likewise; and, where not all items are ranked, "candidates", the
-            same for each row. Unshuffled, row i is row i of `history(split)`.
-
-        Raises:
-            ValueError: An unknown split, or a batch size above the number of users
-                when the remainder is dropped.
-        """
-        _check_split(split)
+    def _reader(self, split: str, seed: int, shuffle: bool) -> tuple[Read, int]:
         part = self._parts[split]
         masks = {"items": part.history}
         if part.targets is not None:
@@ -537,7 +474,7 @@ class RatingSet:
 
         candidates = self.candidates(split)
 
-        def read(rows: tf.Tensor, epoch: tf.Tensor, places: tf.Tensor) -> Batch:
+        def read(rows: tf.Tensor, epoch: tf.Tensor, positions: tf.Tensor) -> Batch:
             batch = {}
             for name, (starts, items) in rows_of.items():
                 wanted = tf.ragged.range(
@@ -553,14 +490,7 @@ class RatingSet:
                 )
             return batch
 
-        return Pipeline(
-            self.splits[split],
-            read,
-            batch_size=batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_remainder=drop_remainder,
-        )
+        return read, 1
 
     def item_features(self) -> tuple[scipy.sparse.csr_array, list[str]]:
         """Returns what the titles and genres say about the items.
@@ -644,14 +574,3 @@ def _as_id(value: Any, kind: type) -> int | str | None:
         return int(value) if float(value) == int(value) else None
     except (TypeError, ValueError):
         return None
-
-
-def _rated(min_rating: float | None) -> str:
-    return "" if min_rating is None else f" rated {min_rating:g} or more"
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(
-            f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}"
-        )

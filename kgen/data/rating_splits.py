@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kgen.data.dataset import SPLITS
 from kgen.data.pipeline import (
     HIDDEN_STREAM,
     ITEMS_STREAM,
@@ -19,7 +20,6 @@ from kgen.data.pipeline import (
 )
 from kgen.data.rating_columns import RatingTable
 
-SPLITS = ("train", "validation", "test")
 # As many as Liang et al. (2018) hold out of MovieLens 20M, in validation and in test.
 HELD_OUT_LIMIT = 10_000
 

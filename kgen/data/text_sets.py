@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kgen.data.dataset import SPLITS, DataSet
 from kgen.data.named_builders import NAME
 from kgen.data.named_texts import (
     PYTHON_MANUAL,
     read_named_texts,
     read_python_manual,
 )
-from kgen.data.pipeline import Batch, Pipeline
+from kgen.data.pipeline import Batch, Read
 from kgen.data.text_files import Documents, read_text_files, read_text_list
 from kgen.data.tokenizers import (
     BPETokenizer,
@@ -32,10 +34,9 @@ from kgen.data.tokenizers import (
 )
 from kgen.nn import random
 
-SPLITS = ("train", "validation", "test")
 SEPARATOR = "\n\n"  # between documents
 
-_TOKENS_PER_READ = 2**18  # few calls, and a short first one
+_TOKENS_PER_READ = 2**18  # few calls, the first of them short
 
 Source = str | os.PathLike | Sequence[str]
 
@@ -44,17 +45,11 @@ def text(
     source: Source,
     *,
     split: str = "train",
-    batch_size: int = 64,
-    tokenizer: str | Tokenizer | dict[str, Any] = "char",
-    vocab_size: int | None = None,
-    context: int = 256,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.0,
-    text_key: str = "text",
+    batch_size: int | None = None,
     seed: int = 0,
     shuffle: bool | None = None,
     drop_remainder: bool | None = None,
-    data_dir: str | os.PathLike | None = None,
+    **options: Any,
 ) -> tf.data.Dataset:
     """Returns batches of windows of a text, as tokens.
 
@@ -64,23 +59,18 @@ def text(
     Args:
         source: See `open_text`.
         split: "train", "validation" or "test".
-        batch_size: Windows in a batch.
-        tokenizer: See `open_text`.
-        vocab_size: See `open_text`.
-        context: See `open_text`.
-        validation_fraction: See `open_text`.
-        test_fraction: See `open_text`.
-        text_key: See `open_text`.
+        batch_size: Windows in a batch. None: 64, lowered with a warning where there are
+            fewer windows to train on.
         seed: Integer in [0, 2**63), keys where the windows begin, and their order.
         shuffle: Whether each pass has windows and an order of its own. By default only
             in training.
         drop_remainder: Whether a last, smaller batch is left out. By default only in
             training.
-        data_dir: See `open_text`.
+        **options: tokenizer, vocab_size, context, validation_fraction, test_fraction,
+            text_key, data_dir and download of `open_text`.
 
     Returns:
-        A dataset of dicts: "tokens", int32 [batch, context + 1]; see
-        `TextSet.pipeline`.
+        A dataset of dicts: "tokens", int32 [batch, context + 1]; see `TextSet`.
 
     Raises:
         FileNotFoundError: See `open_text`.
@@ -93,25 +83,13 @@ def text(
         >>> batches.element_spec["tokens"].shape
         TensorShape([64, 257])
     """
-    training = split == "train"
-    opened = open_text(
-        source,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        context=context,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
-        text_key=text_key,
-        data_dir=data_dir,
-    )
-    pipeline = opened.pipeline(
+    return open_text(source, **options).batches(
         split,
         batch_size=batch_size,
         seed=seed,
-        shuffle=training if shuffle is None else shuffle,
-        drop_remainder=training if drop_remainder is None else drop_remainder,
+        shuffle=shuffle,
+        drop_remainder=drop_remainder,
     )
-    return pipeline.dataset()
 
 
 def open_text(
@@ -185,16 +163,15 @@ def open_text(
         >>> print(kgen.data.open_text("input.txt"))
         input.txt: 1,115,394 characters, char tokenizer with 65 ids, ...
     """
-    _check_options(tokenizer, vocab_size, context, validation_fraction, test_fraction)
-    folder = None if data_dir is None else Path(data_dir).expanduser()
-    return TextSet(
-        _read(source, folder, text_key, download),
+    options = TextOptions(  # checked before a large file is read
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         context=context,
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
     )
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    return TextSet(_read(source, folder, text_key, download), options)
 
 
 def _read(
@@ -216,85 +193,88 @@ def _read(
     return read_named_texts(source, data_dir, text_key, download)
 
 
-def _check_options(
-    tokenizer: Any,
-    vocab_size: int | None,
-    context: int,
-    validation_fraction: float,
-    test_fraction: float,
-) -> None:
-    if isinstance(tokenizer, str):
-        if tokenizer not in ("char", "byte", "bpe"):
-            raise ValueError(
-                "`tokenizer` must be char, byte, bpe or a tokenizer. Received: "
-                f"tokenizer={tokenizer!r}"
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """Options of `open_text` that split the text and make tokens; checked at once."""
+
+    tokenizer: str | Tokenizer | dict[str, Any] = "char"
+    vocab_size: int | None = None
+    context: int = 256
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError or TypeError for an option of another kind or range."""
+        tokenizer, vocab_size = self.tokenizer, self.vocab_size
+        if isinstance(tokenizer, str):
+            if tokenizer not in ("char", "byte", "bpe"):
+                raise ValueError(
+                    "`tokenizer` must be char, byte, bpe or a tokenizer. Received: "
+                    f"tokenizer={tokenizer!r}"
+                )
+        elif not isinstance(tokenizer, (Tokenizer, dict)):
+            raise TypeError(
+                "`tokenizer` must be a name, a tokenizer or its `config()`. Received: "
+                f"{type(tokenizer).__name__}"
             )
-    elif not isinstance(tokenizer, (Tokenizer, dict)):
-        raise TypeError(
-            "`tokenizer` must be a name, a tokenizer or its `config()`. Received: "
-            f"{type(tokenizer).__name__}"
-        )
-    if (vocab_size is None) == (tokenizer == "bpe"):
-        raise ValueError(
-            "`vocab_size` must be given for tokenizer='bpe', and for no other. "
-            f"Received: vocab_size={vocab_size}, tokenizer={tokenizer!r:.100}."
-            f"{' Try 1024.' if vocab_size is None else ''}"
-        )
-    if not isinstance(context, (int, np.integer)) or context < 1:
-        raise ValueError(
-            f"`context` must be an integer of at least 1. Received: context={context}"
-        )
-    fractions = (validation_fraction, test_fraction)
-    if not all(0 <= share < 1 for share in fractions) or not sum(fractions) < 1:
-        raise ValueError(
-            "`validation_fraction` and `test_fraction` must be in [0, 1), and leave "
-            f"something to train on. Received: {validation_fraction} and "
-            f"{test_fraction}"
-        )
+        if (vocab_size is None) == (tokenizer == "bpe"):
+            raise ValueError(
+                "`vocab_size` must be given for tokenizer='bpe', and for no other. "
+                f"Received: vocab_size={vocab_size}, tokenizer={tokenizer!r:.100}."
+                f"{' Try 1024.' if vocab_size is None else ''}"
+            )
+        if not isinstance(self.context, (int, np.integer)) or self.context < 1:
+            raise ValueError(
+                "`context` must be an integer of at least 1. Received: "
+                f"context={self.context}"
+            )
+        fractions = (self.validation_fraction, self.test_fraction)
+        if not all(0 <= share < 1 for share in fractions) or not sum(fractions) < 1:
+            raise ValueError(
+                "`validation_fraction` and `test_fraction` must be in [0, 1), and "
+                "leave something to train on. Received: "
+                f"{self.validation_fraction} and {self.test_fraction}"
+            )
 
 
-class TextSet:
+class TextSet(DataSet):
     """A text as tokens, with splits; see `open_text`.
 
+    A batch is a dict: "tokens", int32 [batch, context + 1], one window a row. Row i
+    holds the tokens i * context to (i + 1) * context, both included: the inputs are
+    `tokens[:, :-1]` and the targets `tokens[:, 1:]`, and each token but the first is a
+    target once. A last window that is shorter is padded with -1.
+
+    Shuffled, the windows of an epoch begin at an offset that is a pure function of
+    (seed, epoch), below `context` and as far as the text reaches; all are full, of the
+    same number in each epoch, and the tokens before and after them are not read.
+
     Args:
-        documents: What a source holds.
-        tokenizer: See `open_text`, as all others.
-        vocab_size: Number of ids of "bpe".
-        context: Tokens that a model sees at most.
-        validation_fraction: Share of the characters.
-        test_fraction: Share of the characters.
+        documents: The documents of a source.
+        options: See `open_text`.
 
     Attributes:
-        name: What the set is called.
+        name: Name of the data set.
         tokenizer: The tokenizer.
         context: Tokens that a model sees at most.
         splits: Number of tokens in "train", "validation" and "test", as far as they
             exist.
-        notes: What was left out or is out of the ordinary, in words.
+        notes: Remarks on what was left out or is out of the ordinary.
 
     Raises:
-        ValueError: An argument out of range; a split of fewer than context + 1 tokens;
-            characters that the tokenizer does not know.
+        ValueError: A split of fewer than context + 1 tokens; characters that the
+            tokenizer does not know.
     """
 
-    def __init__(
-        self,
-        documents: Documents,
-        *,
-        tokenizer: str | Tokenizer | dict[str, Any] = "char",
-        vocab_size: int | None = None,
-        context: int = 256,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.0,
-    ):
-        _check_options(
-            tokenizer, vocab_size, context, validation_fraction, test_fraction
-        )
+    default_batch_size = 64
+    _split_hint = ". The share of a split is an option of `open_text`."
+
+    def __init__(self, documents: Documents, options: TextOptions):
         self.name = documents.name
-        self.context = int(context)
+        self.context = int(options.context)
         whole = SEPARATOR.join(documents.texts)
-        texts = _split(whole, validation_fraction, test_fraction)
-        self.tokenizer = _make_tokenizer(tokenizer, vocab_size, whole, texts["train"])
+        texts = _split(whole, options.validation_fraction, options.test_fraction)
+        self.tokenizer = _make_tokenizer(options, whole, texts["train"])
         self._characters = {split: len(part) for split, part in texts.items()}
         self._tokens = {
             split: self._stored(self.tokenizer.encode(part))
@@ -313,26 +293,20 @@ class TextSet:
         notes = list(documents.notes)
         if len(documents.texts) > 1:
             notes.append(f"joined by blank lines: {len(documents.texts):,} documents")
-        if vocab_size is not None and self.tokenizer.vocab_size < vocab_size:
-            notes.append(f"no more pairs to make {vocab_size:,} tokens of")
+        if self.tokenizer.vocab_size < (options.vocab_size or 0):
+            notes.append(f"too few pairs to make {options.vocab_size:,} tokens")
         self.notes = tuple(notes)
 
     def _stored(self, ids: np.ndarray) -> np.ndarray:
         """Returns the ids in the smallest type that holds them all."""
         return ids.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1))
 
-    def describe(self) -> str:
-        """Returns one line: characters, tokenizer, the splits, and the notes."""
-        counts = ", ".join(f"{split} {count:,}" for split, count in self.splits.items())
-        notes = "".join(f"; {note}" for note in self.notes)
+    def _content(self) -> str:
         return (
-            f"{self.name}: {sum(self._characters.values()):,} characters, "
+            f"{sum(self._characters.values()):,} characters, "
             f"{self.tokenizer.kind} tokenizer with {self.tokenizer.vocab_size:,} ids, "
-            f"context {self.context:,}; tokens: {counts}{notes}"
+            f"context {self.context:,}; tokens: "
         )
-
-    def __str__(self) -> str:
-        return self.describe()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -364,62 +338,26 @@ class TextSet:
         self._check_split(split)
         return self._tokens[split].astype(np.int32)
 
-    def _check_split(self, split: str) -> None:
-        if split not in self.splits:
-            raise ValueError(
-                f"`split` must be one of {', '.join(self.splits)}. Received: "
-                f"split={split!r}. The share of a split is given to `open_text`."
-            )
-
-    def pipeline(
-        self,
-        split: str,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        drop_remainder: bool = False,
-    ) -> Pipeline:
-        """Returns the pipeline that reads one split as windows.
-
-        Row i is the tokens i * context to (i + 1) * context, both included: the inputs
-        are `tokens[:, :-1]` and the targets `tokens[:, 1:]`, and each token but the
-        first is a target once. A last window that is shorter is padded with -1.
-
-        Shuffled, the windows of an epoch begin at an offset that is a pure function of
-        (seed, epoch), below `context` and as far as the text reaches; all are full, of
-        the same number in each epoch, and what is before and after them is not read.
-
-        Args:
-            split: "train", "validation" or "test".
-            batch_size: Windows in a global batch.
-            seed: Integer in [0, 2**63), keys the offsets and the order.
-            shuffle: Whether each epoch has an offset and an order of its own.
-            drop_remainder: Whether a last, smaller batch is left out.
-
-        Returns:
-            A pipeline of dicts: "tokens", int32 [batch, context + 1].
-
-        Raises:
-            ValueError: An unknown split, or a batch size above the number of windows
-                when the remainder is dropped.
-        """
+    def num_rows(self, split: str, *, shuffle: bool = False) -> int:
+        """Returns the number of windows; see `DataSet.num_rows`."""
         self._check_split(split)
-        num_tokens, context = self.splits[split], self.context
         if shuffle:
-            # One window less than there is room for, so that the offset is free; but
+            # One window fewer than there is room for, so that the offset is free; but
             # at least one.
-            num_windows = max(num_tokens // context - 1, 1)
+            return max(self.splits[split] // self.context - 1, 1)
+        return math.ceil((self.splits[split] - 1) / self.context)
+
+    def _reader(self, split: str, seed: int, shuffle: bool) -> tuple[Read, int]:
+        num_tokens, context = self.splits[split], self.context
+        num_offsets = 1
+        if shuffle:
+            num_windows = self.num_rows(split, shuffle=True)
             num_offsets = min(num_tokens - num_windows * context, context)
-        else:
-            num_windows = math.ceil((num_tokens - 1) / context)
-            num_offsets = 1
         with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
             tokens = tf.constant(self._tokens[split])
-            # A seed out of range is refused below, in words.
-            key = random.keys(seed % 2**63, random.STREAM_WINDOWS)
+            key = random.keys(seed, random.STREAM_WINDOWS)
 
-        def read(rows: tf.Tensor, epoch: tf.Tensor, places: tf.Tensor) -> Batch:
+        def read(rows: tf.Tensor, epoch: tf.Tensor, positions: tf.Tensor) -> Batch:
             offset = random.fold_in(key, epoch) % num_offsets
             within = tf.range(context + 1, dtype=tf.int64)
             wanted = offset + rows[:, None] * context + within  # [n, context + 1]
@@ -427,15 +365,7 @@ class TextSet:
             found = tf.cast(found, tf.int32)
             return {"tokens": tf.where(wanted < num_tokens, found, -1)}
 
-        return Pipeline(
-            num_windows,
-            read,
-            batch_size=batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_remainder=drop_remainder,
-            rows_per_read=_TOKENS_PER_READ // (context + 1),
-        )
+        return read, _TOKENS_PER_READ // (context + 1)
 
 
 def _split(
@@ -460,12 +390,8 @@ def _split(
     }
 
 
-def _make_tokenizer(
-    tokenizer: str | Tokenizer | dict[str, Any],
-    vocab_size: int | None,
-    whole: str,
-    training: str,
-) -> Tokenizer:
+def _make_tokenizer(options: TextOptions, whole: str, training: str) -> Tokenizer:
+    tokenizer = options.tokenizer
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     if isinstance(tokenizer, dict):
@@ -474,4 +400,4 @@ def _make_tokenizer(
         return CharTokenizer.of_text(whole)
     if tokenizer == "byte":
         return ByteTokenizer()
-    return BPETokenizer.train([training], vocab_size or 0)
+    return BPETokenizer.train([training], options.vocab_size or 0)

@@ -258,7 +258,7 @@ def test_characters_are_those_of_the_whole_text_and_bpe_is_of_training_alone():
     opened = open_text([whole], tokenizer="bpe", vocab_size=300, context=4)
     assert opened.tokenizer == BPETokenizer.train(["ab" * 45], 300)
     size = opened.tokenizer.vocab_size
-    assert size < 300 and opened.notes == ("no more pairs to make 300 tokens of",)
+    assert size < 300 and opened.notes == ("too few pairs to make 300 tokens",)
 
 
 def test_a_tokenizer_or_its_config_is_taken_as_it_is():

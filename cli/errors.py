@@ -1,4 +1,4 @@
-"""What a user reads when a command fails: one line."""
+"""Error messages of failed commands, one line each."""
 
 import errno
 import re
@@ -11,21 +11,22 @@ _PYTHON_ERROR = re.compile(
     r"(?:^|\n|\}\} )[A-Z]\w*Error: (.+?)(?=\nTraceback|\n\n|\n\t|$)",
     re.DOTALL,
 )
-# What TensorFlow adds to the text of an error: the node before, the op behind it.
+# Added by TensorFlow to the text of an error: the node before it, the op after it.
 _GRAPH_DETAILS = re.compile(r"\{\{.*?\}\} |\s*\[Op:.*")
 
-# The other end of a broken connection, or one that heartbeats no longer come from.
-_GONE = re.compile(
+# The task at the other end of a broken connection, or without heartbeats.
+_LOST_TASK = re.compile(
     r"(?:remote target |sending heartbeats\):\s*)/job:(\w+)/replica:0/task:(\d+)"
 )
+_MAKE_ROOM = ". Free some space; kgen fit continues with --resume."
 
 
 class Interrupted(Exception):
-    """Ctrl-C, with the line that says what to type next."""
+    """Interruption by Ctrl-C, with the command that resumes."""
 
 
 def as_options(text: str, names: Iterable[str]) -> str:
-    """Writes the arguments of these names as they are typed: --image-size 16."""
+    """Replace argument names in a message by options: --image-size 16."""
     for name in names:
         flag = f"--{name.replace('_', '-')}"
         text = text.replace(f"`{name}`", flag)
@@ -34,33 +35,31 @@ def as_options(text: str, names: Iterable[str]) -> str:
 
 
 def describe(error: Exception) -> str:
-    """Returns the one line that says what went wrong.
+    """Return the message of an error as one line.
 
-    Errors that kgen raised, and those of the file system, are complete sentences and
-    stand alone. Any other is named with its type and the way to the traceback.
+    Errors of kgen and of the file system are complete sentences. Others are shown with
+    their type and the option that prints the traceback.
     """
     if type(error).__module__.startswith("tensorflow"):
         if type(error).__name__ == "UnavailableError":  # Of collectives, no other op.
             return (
-                "All workers must go on to the end, and one has stopped or cannot be "
-                f"reached; what it printed says why. Received: {_unavailable(error)} "
-                "Start all of them again with --resume: they go on from the last "
-                "checkpoint."
+                "A worker has stopped or cannot be reached, and its output says why. "
+                f"Received: {_unavailable(error)} Start all workers again with "
+                "--resume: they continue from the last checkpoint."
             )
-        if "File too large" in str(error):  # No OSError, where TensorFlow writes.
-            return f"{_one_line(str(error))}. Make room; a fit goes on with --resume."
+        if "File too large" in str(error):  # TensorFlow raises no OSError.
+            return f"{_one_line(str(error))}{_MAKE_ROOM}"
         raised_in_graph = _PYTHON_ERROR.search(str(error))
         if raised_in_graph:
             return _one_line(raised_in_graph.group(1))
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = ". Make room; a fit goes on with --resume." if full else ""
-        return f"{error.strerror}{place}{advice}"
+        return f"{error.strerror}{place}{_MAKE_ROOM if full else ''}"
     if isinstance(error, OSError) or _is_raised_by_kgen(error):
         return _one_line(str(error))
     lines = str(error).strip().split("\n")
-    # From inside a traced function: its traceback first, then what went wrong.
+    # In a traced function: the traceback first, the message last.
     line = lines[-1] if lines[0] == "in user code:" else lines[0]
     name = type(error).__name__
     line = _GRAPH_DETAILS.sub("", line.strip().removeprefix(f"{name}: "))
@@ -68,13 +67,13 @@ def describe(error: Exception) -> str:
 
 
 def _unavailable(error: Exception) -> str:
-    """Returns what TensorFlow knows of the worker that is gone: its task, at best."""
-    task = _GONE.search(str(error))
+    """Return the task of the lost worker if TensorFlow names it."""
+    task = _LOST_TASK.search(str(error))
     return f"{task[1]} {task[2]} is gone." if task else "a lost connection."
 
 
 def _is_raised_by_kgen(error: Exception) -> bool:
-    """Whether the error is one of kgen's own, as opposed to a library's or a bug's."""
+    """Whether kgen raised the error, not a library or a bug."""
     if type(error).__module__.startswith("kgen"):
         return True
     known = ValueError | TypeError | FloatingPointError | ImportError

@@ -1,4 +1,4 @@
-"""The `kgen` command: its verbs, and what every one of them has in common."""
+"""The `kgen` command: its verbs, exit codes and error messages."""
 
 import sys
 import traceback
@@ -8,7 +8,7 @@ import click
 
 from kgen import __version__
 
-from . import evaluate, export, fit, generate, list, recommend, serve
+from . import evaluate, export, fit, generate, list_runs, recommend, serve
 from .errors import Interrupted, as_options, describe
 from .options import Settings, SuggestingGroup, debug_option
 
@@ -21,31 +21,31 @@ from .options import Settings, SuggestingGroup, debug_option
 @click.version_option(__version__, prog_name="kgen")
 @debug_option
 def kgen() -> None:
-    """Train generative models, look at what they make, measure and export them.
+    """Train, sample, measure, export and serve generative models.
 
     Start with `kgen fit vae`: it needs no download and takes under a minute.
     """
 
 
-for module in (fit, generate, recommend, evaluate, export, serve, list):
+for module in (fit, generate, recommend, evaluate, export, serve, list_runs):
     kgen.add_command(module.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits: 0 done, 1 failed run, 2 wrong usage.
+    """Run the command line and exit: 0 done, 1 failed run, 2 wrong usage.
 
     Args:
-        arguments: What follows `kgen`; by default what was typed.
+        arguments: Words after `kgen`; default: those of the process.
     """
     code = run(arguments)
-    # Whatever finalisers have to say now (thread pools of a broken strategy do, once in
-    # a while) would stand below the last line, which says what to do.
+    # Finalisers (of the thread pools of a broken strategy) would print below the last
+    # line, which says what to do.
     sys.unraisablehook = lambda unraisable: None
     sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = [*(sys.argv[1:] if arguments is None else arguments)]
     settings = Settings(arguments)
     try:

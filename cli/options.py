@@ -1,4 +1,4 @@
-"""Options, argument types and the kind of group that several verbs share."""
+"""Options, argument types and the command group shared by the verbs."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ RUNS_FOLDER = Path("saved_models")
 
 @dataclasses.dataclass
 class Settings:
-    """What was typed, and what an option set for the whole command."""
+    """Words of the command line, and options of the whole command."""
 
     arguments: list[str] = dataclasses.field(default_factory=list)
     debug: bool = False
@@ -32,7 +32,7 @@ debug_option = click.option(
     "--debug",
     is_flag=True,
     expose_value=False,
-    # Before the other options, so that their errors already show the traceback.
+    # Parsed before the other options, so that their errors show the traceback too.
     is_eager=True,
     callback=_set_debug,
     help="Show the whole traceback of an error.",
@@ -40,7 +40,7 @@ debug_option = click.option(
 
 
 class SuggestingGroup(click.Group):
-    """A group that answers an unknown command with the nearest known ones."""
+    """A command group that suggests the nearest name for an unknown one."""
 
     def __init__(self, *args: Any, kind: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,7 +49,7 @@ class SuggestingGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command, or fails with the names that there are."""
+        """Find the command, or fail with the known names."""
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
             ctx.fail(unknown(self.kind, args[0], known))
@@ -57,7 +57,7 @@ class SuggestingGroup(click.Group):
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    """Returns the sentence for a name that does not exist."""
+    """Return the error message for an unknown name."""
     nearest = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"Did you mean {nearest[0]}? " if nearest else ""
     listed = f"Known: {', '.join(known)}." if known else "There are none yet."
@@ -65,16 +65,16 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> str:
 
 
 class IntegerRanges(click.ParamType):
-    """Whole numbers written as `0,1,4-6`: both ends of a range belong to it."""
+    """Whole numbers written as `0,1,4-6`, with both ends of a range included."""
 
     name = "ranges"
-    # A slip of the keyboard (0-6300000000) should not fill the memory.
+    # A typing error (0-6300000000) must not fill the memory.
     limit = 1_000_000
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """Turns the text into numbers, in the order in which they were written."""
+        """Parse the text into numbers, in the order of the text."""
         if isinstance(value, tuple):
             return value
         ranges = [self._range(part, param, ctx) for part in value.split(",")]
@@ -125,7 +125,7 @@ class RunFolder(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
-        """Finds the folder, or fails with the runs that there are."""
+        """Find the folder, or fail with the existing runs."""
         if isinstance(value, Path):
             return value
         for folder in (Path(value), RUNS_FOLDER / value):
@@ -164,20 +164,20 @@ def model_config(run: Path) -> dict[str, Any]:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Returns the folders of the runs under `folder`, by name."""
+    """Return the folders of the runs under `folder`, sorted by name."""
     if not folder.is_dir():
         return []
     return sorted(child for child in folder.iterdir() if is_run(child))
 
 
 def name_of_run(folder: Path) -> str:
-    """Returns the shortest text that a RUN argument finds this folder by."""
+    """Return the shortest RUN argument for a folder."""
     inside = folder.resolve().parent == RUNS_FOLDER.resolve()
     return folder.name if inside else os.fspath(folder)
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the rows as lines whose columns stand under each other."""
+    """Return rows as lines with aligned columns."""
     rows = [list(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -1,4 +1,4 @@
-"""Loading TensorFlow without what it prints about itself."""
+"""Import of TensorFlow without its start-up messages."""
 
 import contextlib
 import os
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Read by TensorFlow when it is loaded; a value that the user has set stays. 2 shows
-# errors only: as a warning TensorFlow logs every exception of an op a second time, with
-# a traceback of its own. Python's warnings are another matter and all shown.
+# Read by TensorFlow when it is imported; a value set by the user is kept. 2 shows
+# errors only: as warnings TensorFlow logs every exception of an op a second time, with
+# a traceback of its own. Python's warnings are all shown.
 ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 
-# The level above is obeyed only once TensorFlow is loaded. While it loads, all is
-# printed (https://github.com/tensorflow/tensorflow/issues/100442), also what is logged
-# as a warning or an error and is neither:
+# TensorFlow ignores the level above while it is imported
+# (https://github.com/tensorflow/tensorflow/issues/100442), and logs as warnings or
+# errors:
 # - plug-ins that the wheel itself contains twice
 #   (https://github.com/tensorflow/tensorflow/issues/62075);
-# - on a machine without an NVIDIA driver, that there is none: error 303.
+# - error 303, on a machine without an NVIDIA driver.
 NOISE = re.compile(
     rb"I\d{4} \d\d:\d\d"
     rb"|\d{4}-\d\d-\d\d [\d:.]+: I "
@@ -30,7 +30,7 @@ NOISE = re.compile(
 
 
 def load_tensorflow() -> None:
-    """Imports TensorFlow and finds the devices; only real messages reach stderr."""
+    """Import TensorFlow and find the devices; `NOISE` does not reach stderr."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "tensorflow" in sys.modules or not hasattr(os, "fork"):
@@ -38,7 +38,7 @@ def load_tensorflow() -> None:
     with _filtered_stderr():
         import tensorflow
 
-        # Looked up now, for the look-up is what complains about a missing driver.
+        # The first look-up logs a missing driver.
         tensorflow.config.list_physical_devices()
 
 
@@ -52,11 +52,11 @@ def load_model(run: Path) -> Any:
 
 @contextlib.contextmanager
 def _filtered_stderr() -> Iterator[None]:
-    """Passes what is written to stderr through `NOISE`, line by line.
+    """Drop lines that match `NOISE` from stderr.
 
-    C++ code writes past Python's sys.stderr, so the file descriptor is what has to be
-    replaced. The filter is a process of its own: when TensorFlow aborts while loading
-    (it does on a processor that is too old), the last words still come through.
+    C++ code bypasses sys.stderr, so the file descriptor is replaced. The filter is a
+    process of its own, not a temporary file to be copied afterwards: when TensorFlow
+    aborts on import (on a processor without AVX), its last message says why.
     """
     sys.stderr.flush()
     reading, writing = os.pipe()
@@ -79,10 +79,10 @@ def _filtered_stderr() -> Iterator[None]:
 
 
 def _copy_lines(reading: int, writing: int) -> None:
-    """Runs in the filter process, until nobody can write to it any more."""
+    """Copy lines until the writing end is closed: the filter process."""
     import signal
 
-    # Ctrl-C is for the process that works; this one ends with it.
+    # Ctrl-C is for the main process; this one ends when that closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(reading, "rb") as lines:
         for line in lines:

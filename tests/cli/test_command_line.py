@@ -1,4 +1,4 @@
-"""Exit codes, one-line errors and the arguments that several verbs share."""
+"""Exit codes, one-line errors and the arguments shared by the verbs."""
 
 import click
 import pytest
@@ -10,13 +10,13 @@ from kgen_cli.main import kgen, run
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
-    """Each test starts in a folder without runs."""
+    """Start each test in a folder without runs."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def failing(monkeypatch):
-    """A verb that raises what it is given."""
+    """A verb that raises a chosen error."""
     state = {}
 
     @click.command("fail")
@@ -47,7 +47,7 @@ def test_an_unknown_option_is_wrong_usage(capsys):
     assert "--colour" in capsys.readouterr().err
 
 
-def test_an_unknown_run_names_the_runs_there_are(tmp_path, capsys):
+def test_an_unknown_run_names_the_known_runs(tmp_path, capsys):
     (tmp_path / "saved_models" / "digits").mkdir(parents=True)
     (tmp_path / "saved_models" / "digits" / "recipe.json").write_text("{}")
     assert run(["evaluate", "digit"]) == 2
@@ -55,7 +55,7 @@ def test_an_unknown_run_names_the_runs_there_are(tmp_path, capsys):
     assert "There is no run 'digit'. Did you mean digits? Known: digits." in error
 
 
-def test_an_error_in_a_traced_function_is_told_by_its_last_line(failing, capsys):
+def test_an_error_in_a_traced_function_shows_its_last_line(failing, capsys):
     failing(
         TypeError(
             'in user code:\n\n    File "vae.py", line 3, in step\n\n'
@@ -69,7 +69,7 @@ def test_an_error_in_a_traced_function_is_told_by_its_last_line(failing, capsys)
     )
 
 
-def test_a_library_error_names_its_type_and_the_way_to_the_traceback(failing, capsys):
+def test_a_library_error_names_its_type_and_the_debug_option(failing, capsys):
     failing(KeyError("missing"))
     assert run(["fail"]) == 1
     assert capsys.readouterr().err == (
@@ -88,16 +88,16 @@ def test_debug_shows_the_traceback_before_and_after_the_verb(
     assert "the rule" in error
 
 
-def test_a_file_system_error_is_the_reason_and_the_place(failing, capsys):
+def test_a_file_system_error_names_the_reason_and_the_file(failing, capsys):
     failing(OSError(28, "No space left on device", "run/model.keras"))
     assert run(["fail"]) == 1
     assert capsys.readouterr().err == (
-        "Error: No space left on device: run/model.keras. Make room; a fit goes on "
-        "with --resume.\n"
+        "Error: No space left on device: run/model.keras. Free some space; kgen "
+        "fit continues with --resume.\n"
     )
 
 
-def test_our_own_error_stands_alone_on_one_line():
+def test_an_error_of_kgen_is_one_line_without_its_type():
     text = "`size` must be even.\n  Received: size=3"
     code = compile(f"raise ValueError({text!r})", "made_up", "exec")
     with pytest.raises(ValueError) as caught:
@@ -105,7 +105,7 @@ def test_our_own_error_stands_alone_on_one_line():
     assert describe(caught.value) == "`size` must be even. Received: size=3"
 
 
-def test_a_value_error_of_a_library_is_not_taken_for_ours():
+def test_a_value_error_of_a_library_keeps_its_type():
     with pytest.raises(ValueError) as caught:
         int("x")
     assert describe(caught.value).startswith("ValueError: invalid literal")
@@ -127,7 +127,7 @@ def test_an_error_inside_a_graph_shows_its_python_text():
 @pytest.mark.parametrize(
     ("text", "received"),
     [
-        # As TensorFlow 2.21 says it: a killed worker, and one that is silent.
+        # Messages of TensorFlow 2.21: a killed worker, and one without heartbeats.
         (
             "Graph execution error:\n\nDetected at node x, device /job:worker/replica:0"
             "/task:1\n\nCollective ops is aborted by: Socket closed\nAdditional GRPC "
@@ -144,14 +144,14 @@ def test_an_error_inside_a_graph_shows_its_python_text():
         ("Socket closed", "a lost connection."),
     ],
 )
-def test_a_lost_worker_is_named_with_the_way_to_go_on(text, received):
+def test_a_lost_worker_is_named_with_the_option_that_resumes(text, received):
     unavailable = type("UnavailableError", (Exception,), {"__module__": "tensorflow.x"})
     line = describe(unavailable(text))
-    assert f"Received: {received} Start all of them again with --resume" in line
+    assert f"Received: {received} Start all workers again with --resume" in line
     assert "\n" not in line
 
 
-def test_an_interruption_exits_130_and_says_how_to_go_on(failing, capsys):
+def test_an_interruption_exits_130_and_says_how_to_resume(failing, capsys):
     failing(Interrupted("Interrupted. To go on: kgen fit vae --resume"))
     assert run(["fail"]) == 130
     assert "kgen fit vae --resume" in capsys.readouterr().err
@@ -169,7 +169,7 @@ def test_an_interruption_exits_130_and_says_how_to_go_on(failing, capsys):
         (str(2**63 - 1), (2**63 - 1,)),
     ],
 )
-def test_ranges_are_numbers_in_the_order_written(text, numbers):
+def test_ranges_are_numbers_in_the_order_of_the_text(text, numbers):
     assert options.IntegerRanges().convert(text, None, None) == numbers
 
 
@@ -188,7 +188,7 @@ def test_ranges_are_numbers_in_the_order_written(text, numbers):
         ("0-6300000000", "at most 1000000"),
     ],
 )
-def test_what_is_no_range_is_refused(text, message):
+def test_wrong_ranges_are_refused(text, message):
     with pytest.raises(click.BadParameter, match=message):
         options.IntegerRanges().convert(text, None, None)
 
@@ -205,6 +205,6 @@ def test_a_run_is_found_by_path_and_by_name(tmp_path):
     assert options.name_of_run(elsewhere) == str(elsewhere)
 
 
-def test_columns_stand_under_each_other():
+def test_columns_are_aligned():
     assert options.aligned([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]
     assert options.aligned([]) == []

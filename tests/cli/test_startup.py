@@ -1,4 +1,4 @@
-"""A normal command prints nothing that TensorFlow says about itself."""
+"""TensorFlow's start-up messages do not reach stderr."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ with _filtered_stderr():
     os.write(2, b"E0000 00:00:17.5 1 real.cc:1] broken\\n")
     print("from Python", file=sys.stderr)
     if "KILLED" in os.environ:
-        os.write(2, b"last words")
+        os.write(2, b"last message")
         os.abort()
 os.write(2, b"I0000 00:00:17.5 1 port.cc:153] afterwards\\n")
 """
@@ -67,10 +67,10 @@ def test_real_messages_pass_while_tensorflow_loads():
     ]
 
 
-def test_the_last_words_of_a_crash_pass():
+def test_the_last_message_of_a_crash_passes():
     process = run(FILTER, KILLED="1")
     assert process.returncode != 0
-    assert process.stderr.endswith("last words")
+    assert process.stderr.endswith("last message")
 
 
 @pytest.mark.parametrize(
@@ -85,5 +85,5 @@ def test_the_last_words_of_a_crash_pass():
         b"Traceback (most recent call last):",
     ],
 )
-def test_what_a_user_has_to_know_is_not_noise(line):
+def test_messages_for_the_user_are_not_noise(line):
     assert not NOISE.match(line)

@@ -1,4 +1,4 @@
-"""`kgen list`: the recipes, and the runs made from them."""
+"""`kgen list`: recipes and runs."""
 
 import csv
 from datetime import datetime
@@ -35,7 +35,7 @@ def command(folder: Path | None) -> None:
 
 
 def _describe(run: Path) -> tuple[str, ...]:
-    """Returns what is known of a run; a damaged file is named, not fatal."""
+    """Return the table row of a run; a damaged file is named in it."""
     try:
         recipe = read_record(run)
         epochs, loss = _progress(run / "history.csv")
@@ -54,7 +54,7 @@ def _describe(run: Path) -> tuple[str, ...]:
 
 
 def _progress(history: Path) -> tuple[str, str]:
-    """Returns how many epochs are done, and the last one's validation loss."""
+    """Return the number of finished epochs and the last validation loss."""
     if not history.is_file():
         return "0", ""
     with history.open(encoding="utf-8", newline="") as file:

@@ -1,9 +1,7 @@
-"""What the conformance suite computes in processes of its own, and who starts them.
+"""Trained models of the conformance suite, and computations in other processes.
 
 Logical devices and TF_CONFIG have to be there before TensorFlow starts, and only a
 fresh process shows what a file holds. Each process serves all rows at once.
-
-Usage: python conformance_processes.py devices|worker|reload FOLDER COUNT ROW...
 """
 
 from __future__ import annotations
@@ -11,12 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 import kgen.models
+import processes
 from conformance_rows import BATCH_SIZE, ROWS, SEEDS, Row
 from kgen import training
 from kgen.models import GenerativeModel
 from kgen.nn import optimizers
-from kgen.training.strategies import is_chief, num_processes
+from kgen.training.strategies import num_processes
 
 Arrays = dict[str, np.ndarray]
 
@@ -71,11 +65,12 @@ class Shared:
         """What a fresh process finds in the saved models, and generates with them."""
         for row in self.rows:
             self.trained(row).save(self.model_file(row))
-        return self._results("reload", 1, self.rows, [{}])
+        files = {row.name: str(self.model_file(row)) for row in self.rows}
+        return processes.run(reload_models, files)
 
     def train_on_devices(self, count: int, rows: Sequence[Row]) -> Arrays:
         """One device and `count` replicas."""
-        return self._results("devices", count, rows, [{}])
+        return processes.run(train_on_devices, count, _names(rows), devices=count)
 
     def train_with_workers(self, count: int, rows: Sequence[Row]) -> Arrays:
         """So many processes that train together; the results of the chief."""
@@ -88,75 +83,31 @@ class Shared:
         cluster = {"worker": [f"localhost:{port}" for port in ports]}
         tasks = [{"type": "worker", "index": index} for index in range(count)]
         configs = [json.dumps({"cluster": cluster, "task": task}) for task in tasks]
-        return self._results(
-            "worker", count, rows, [{"TF_CONFIG": config} for config in configs]
-        )
+        with contextlib.ExitStack() as stack:
+            workers = [
+                stack.enter_context(
+                    processes.Process(
+                        train_as_worker,
+                        count,
+                        _names(rows),
+                        environ={"TF_CONFIG": config},
+                    )
+                )
+                for config in configs
+            ]
+            return processes.wait_together(workers, 200 + 60 * len(rows))[0]
 
     def model_file(self, row: Row) -> Path:
         """Where the model of a row is saved."""
-        return model_file(self.folder, row)
-
-    def _results(
-        self,
-        task: str,
-        count: int,
-        rows: Sequence[Row],
-        environments: Sequence[dict[str, str]],
-    ) -> Arrays:
-        indices = [str(ROWS.index(row)) for row in rows]
-        arguments = [task, str(self.folder), str(count), *indices]
-        run_processes(arguments, environments, limit_seconds=200 + 60 * len(rows))
-        with np.load(self.folder / f"{task}.npz") as arrays:
-            return dict(arrays)
+        return self.folder / f"{ROWS.index(row)}.keras"
 
 
-def model_file(folder: Path, row: Row) -> Path:
-    return folder / f"{ROWS.index(row)}.keras"
+def _names(rows: Sequence[Row]) -> list[str]:
+    return [row.name for row in rows]
 
 
-def run_processes(
-    arguments: list[str],
-    environments: Sequence[dict[str, str]],
-    limit_seconds: float,
-) -> None:
-    """Runs this file, once for each environment, all at the same time.
-
-    When one fails or time is up, all are stopped: a worker whose partner is gone would
-    wait for ever.
-    """
-    common = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
-    processes: list[subprocess.Popen] = []
-    deadline = time.monotonic() + limit_seconds
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        try:
-            for environment in environments:
-                processes.append(
-                    subprocess.Popen(
-                        # -P: the folders beside this file are no modules.
-                        [sys.executable, "-P", __file__, *arguments],
-                        env=common | environment,
-                        stdout=output,
-                        stderr=output,
-                    )
-                )
-            while None in (codes := [process.poll() for process in processes]):
-                if any(codes) or time.monotonic() > deadline:
-                    break
-                time.sleep(0.05)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        if any(codes) or None in codes:
-            output.seek(0)
-            raise AssertionError(
-                f"{arguments}: exit codes {codes} (None: stopped from here, after "
-                f"{limit_seconds:.0f} s or because of the other):\n"
-                f"{output.read()[-5000:]}"
-            )
+def _rows(names: Sequence[str]) -> list[Row]:
+    return [row for row in ROWS if row.name in names]
 
 
 class Records(keras.callbacks.Callback):
@@ -205,43 +156,38 @@ def train_sixteen_steps(
     return weights | {"logs": np.array(records.rows), "moved": np.array(moved)}
 
 
-def train_on_devices(folder: Path, count: int, rows: Sequence[Row]) -> Arrays:
+def train_on_devices(count: int, names: Sequence[str]) -> Arrays:
     """One device, and `count` replicas: with SGD, and two once more with Adam."""
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * count
-    )
     strategies = {name: training.make_strategy(name) for name in ("none", "mirrored")}
     kinds: dict[str, Any] = {"sgd": None}
     if count == 2:
         kinds["adam"] = functools.partial(optimizers.Adam, 1e-3)
     return {
         f"{row.name}/{name}/{kind}/{key}": value
-        for row in rows
+        for row in _rows(names)
         for name, strategy in strategies.items()
         for kind, optimizer in kinds.items()
         for key, value in train_sixteen_steps(row, strategy, count, optimizer).items()
     }
 
 
-def train_as_worker(folder: Path, count: int, rows: Sequence[Row]) -> Arrays | None:
+def train_as_worker(count: int, names: Sequence[str]) -> Arrays:
     """One of `count` processes, as TF_CONFIG says."""
     strategy = training.make_strategy("auto")
     if num_processes(strategy) != count:
         raise RuntimeError(f"{num_processes(strategy)} processes instead of {count}")
-    results = {
+    return {
         f"{row.name}/{key}": value
-        for row in rows
+        for row in _rows(names)
         for key, value in train_sixteen_steps(row, strategy, count).items()
     }
-    return results if is_chief(strategy) else None
 
 
-def reload_models(folder: Path, count: int, rows: Sequence[Row]) -> Arrays:
+def reload_models(files: dict[str, str]) -> Arrays:
     """Everything in the saved models, and what they generate."""
     results = {}
-    for row in rows:
-        model = kgen.models.load(model_file(folder, row))
+    for row in _rows(list(files)):
+        model = kgen.models.load(Path(files[row.name]))
         for index, value in enumerate(state(model)):
             results[f"{row.name}/state/{index:03d}"] = value
         results[f"{row.name}/generated"] = row.generate(model, range(len(SEEDS)))
@@ -252,22 +198,3 @@ def state(model: GenerativeModel) -> list[np.ndarray]:
     """The weights, the step among them, and the variables of all optimizers."""
     variables = [variable for o in model.optimizers for variable in o.variables]
     return [variable.numpy() for variable in [*model.weights, *variables]]
-
-
-TASKS: dict[str, Any] = {
-    "devices": train_on_devices,
-    "worker": train_as_worker,
-    "reload": reload_models,
-}
-
-
-def main(task: str, folder: str, count: str, *indices: str) -> None:
-    """Runs a task on these rows and writes its arrays to FOLDER/TASK.npz."""
-    rows = [ROWS[int(index)] for index in indices]
-    results = TASKS[task](Path(folder), int(count), rows)
-    if results is not None:
-        np.savez(Path(folder) / f"{task}.npz", **results)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

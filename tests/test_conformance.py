@@ -13,7 +13,7 @@ from conformance import (
     rows_stand_alone,
     within,
 )
-from conformance_processes import Shared, run_processes
+from conformance_processes import Shared
 from conformance_rows import ROWS
 
 
@@ -95,8 +95,3 @@ def test_a_model_whose_rows_depend_on_their_batch_fails():
 
     with pytest.raises(AssertionError, match="rows: 0.312"):
         rows_stand_alone(Mixing(), NothingTrained())
-
-
-def test_a_process_that_fails_stops_the_others(tmp_path):
-    with pytest.raises(AssertionError, match="KeyError: 'no such task'"):
-        run_processes(["no such task", str(tmp_path), "1"], [{}], limit_seconds=100)

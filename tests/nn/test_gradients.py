@@ -10,17 +10,14 @@ gradients of 5 and 25: summed 30, one too small and one too large by themselves.
 Float16 runs with rows / 8 and rate 6.4: the gradient is 15 / 64 and the step the same.
 """
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import processes
 from kgen.nn import gradients
+from two_replicas import take_steps
 
 ROWS = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
 
@@ -144,14 +141,7 @@ def test_a_step_compiles_under_xla():
 
 @pytest.fixture(scope="module")
 def two_replicas():
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("two_replicas.py"))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return processes.run(take_steps, devices=2)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,14 @@
 """Layers of our own against NumPy and against those of Keras they stand for."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import processes
+from kgen.models import GAN
 from kgen.nn import layers
+from two_replicas_normalise import normalise
 
 IMAGES = np.random.default_rng(0).normal(1.0, 2.0, (6, 5, 4, 3)).astype(np.float32)
 
@@ -51,11 +49,7 @@ def test_batch_normalization_is_keras_s(training):
 
 def test_replicas_normalise_by_the_rows_of_all():
     """Two replicas with two rows and four give what one gives with six."""
-    script = Path(__file__).with_name("two_replicas_normalise.py")
-    result = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, check=True
-    )
-    found = json.loads(result.stdout.splitlines()[-1])
+    found = processes.run(normalise, devices=2)
     for name, (one, two) in found.items():
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5, err_msg=name)
 
@@ -117,21 +111,26 @@ def test_penalties_have_the_gradient_they_have_with_keras_s_layer():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * abs(other).max())
 
 
-@pytest.mark.parametrize("penalty", ["", "r1_weight=1.0, r2_weight=1.0"])
-def test_a_gan_trains_without_complaint(penalty):
-    """TensorFlow's graph optimizer gives up on Keras's layer, with a line on stderr."""
-    program = f"""
-import numpy as np
-from kgen.models import GAN
-gan = GAN(image_shape=(8, 8, 1), latent_dim=2, base_channels=4, network="dcgan",
-    adversarial_loss="relativistic", discriminator_normalization="none", {penalty})
-gan.compile()
-gan.fit(np.ones([4, 8, 8, 1]), batch_size=2, verbose=0)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+def train_gan(penalties):
+    gan = GAN(
+        image_shape=(8, 8, 1),
+        latent_dim=2,
+        base_channels=4,
+        network="dcgan",
+        adversarial_loss="relativistic",
+        discriminator_normalization="none",
+        **penalties,
     )
-    assert "remapper" not in result.stderr
+    gan.compile()
+    gan.fit(np.ones([4, 8, 8, 1]), batch_size=2, verbose=0)
+
+
+@pytest.mark.parametrize("penalties", [{}, {"r1_weight": 1.0, "r2_weight": 1.0}])
+def test_a_gan_trains_without_complaint(penalties):
+    """TensorFlow's graph optimizer gives up on Keras's layer, with a line on stderr."""
+    with processes.Process(train_gan, penalties) as process:
+        process.result()
+        assert "remapper" not in process.output
 
 
 # -- spectral norm --------------------------------------------------------------

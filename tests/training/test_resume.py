@@ -2,48 +2,72 @@
 
 import os
 import random
-import subprocess
-import sys
-import threading
-from pathlib import Path
 
+import keras
 import numpy as np
 
-SCRIPT = Path(__file__).with_name("killed_run.py")
-STEPS_PER_EPOCH, EPOCHS = 11, 6
-LIMIT_SECONDS = 240
+import processes
+from kgen.recipes import VAERecipe
+
+STEPS_PER_EPOCH = 11  # 1,439 training rows in batches of 128, the rest dropped
+EPOCHS = 6
 
 
-def run_and_kill(folder: Path, steps_per_execution: int, kill_after: int) -> list[int]:
-    """Runs until a step is reached and kills the process; returns the steps it took."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(SCRIPT), str(folder), str(steps_per_execution)],
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "CUDA_VISIBLE_DEVICES": "-1",
-        },
-        stdout=subprocess.PIPE,
-        text=True,
+class WatchedRecipe(VAERecipe):
+    """The recipe of `kgen fit vae`, which sends the step after each execution."""
+
+    sender = None  # the end of a pipe
+
+    def make_model(self, data, steps_per_epoch):
+        model = super().make_model(data, steps_per_epoch)
+        fit = model.fit
+
+        def watched(*args, callbacks, **options):
+            send = keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs: self.sender.send(
+                    int(model.step.numpy())
+                )
+            )
+            return fit(*args, callbacks=[*callbacks, send], **options)
+
+        model.fit = watched
+        return model
+
+
+def train(folder, steps_per_execution, sender=None):
+    """Starts the run in this folder, or goes on with it."""
+    WatchedRecipe.sender = sender
+    recipe = (WatchedRecipe if sender else VAERecipe)(
+        epochs=EPOCHS,
+        batch_size=128,
+        latent_dim=4,
+        hidden_units=(16,),
+        steps_per_execution=steps_per_execution,
+        checkpoint_seconds=0,
+        sample_epochs=EPOCHS,
+        measure="none",
+        export="none",
+        folder=str(folder.parent),
+        name=folder.name,
     )
-    timer = threading.Timer(LIMIT_SECONDS, process.kill)
-    timer.start()
-    steps = []
-    try:
-        for line in process.stdout:
-            steps.append(int(line))
-            if steps[-1] >= kill_after:
-                break
-    finally:
-        timer.cancel()
-        process.kill()  # SIGKILL
-        process.wait()
-        process.stdout.close()
-    assert process.returncode == -9
-    return steps
+    recipe.run(resume=True, report=lambda line: None)
 
 
-def final_state(folder: Path) -> dict[str, np.ndarray]:
+def train_and_kill(folder, steps_per_execution, kill_after):
+    """Kills the process after a step; returns the steps it took."""
+    receiver, sender = processes.pipe()
+    with processes.Process(train, folder, steps_per_execution, sender) as process:
+        sender.close()
+        steps = [0]
+        while steps[-1] < kill_after:
+            assert receiver.poll(processes.LIMIT_SECONDS), process.output
+            steps.append(receiver.recv())
+        process.kill()
+        assert process.wait() == -9
+    return steps[1:]
+
+
+def final_state(folder):
     """Weights, step, and the variables of the optimizer after the last epoch."""
     with np.load(folder / "checkpoint" / "state.npz") as arrays:
         return dict(arrays)
@@ -60,23 +84,17 @@ def test_a_run_killed_at_random_steps_ends_as_if_never_stopped(tmp_path):
     second = draw.randint(first + 5, total - 15)
 
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    steps = run_and_kill(killed, steps_per_execution, first)
+    steps = train_and_kill(killed, steps_per_execution, first)
     print(f"killed at {steps[-1]}, with {steps_per_execution} steps per execution")
     assert steps[0] <= steps_per_execution
-    resumed = run_and_kill(killed, steps_per_execution, second)
+    resumed = train_and_kill(killed, steps_per_execution, second)
     print(f"resumed at {resumed[0]}, killed at {resumed[-1]}")
     # A checkpoint follows each execution: one execution may be lost, and no more.
     assert resumed[0] >= steps[-1]
     assert not (killed / "model.keras").exists()
 
-    # The rest runs here: a process of its own for each costs as much again.
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        from killed_run import run
-    finally:
-        sys.path.pop(0)
-    run(killed, steps_per_execution)
-    run(whole, steps_per_execution)
+    train(killed, steps_per_execution)
+    train(whole, steps_per_execution)
 
     ours, theirs = final_state(killed), final_state(whole)
     assert ours.keys() == theirs.keys()

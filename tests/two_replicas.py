@@ -1,38 +1,37 @@
-"""What `test_gradients.py` runs in a process of its own: two logical CPU devices.
+"""Steps of optimizers on two replicas, for `test_gradients.py`.
 
-Devices must be made before TensorFlow starts. Prints one JSON object of results.
+To be run in a process with two logical CPU devices.
 """
 
-import json
+import functools
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 2,
-)
-
-import keras  # noqa: E402
-
-from kgen.models.shared.model import GenerativeModel  # noqa: E402
-from kgen.nn import gradients, optimizers, random  # noqa: E402
+from kgen.models.shared.model import GenerativeModel
+from kgen.nn import gradients, optimizers, random
 
 # The loss is the mean of (weight * row)^2 over [1, 2 | 3, 4]: see test_gradients.py.
 ROWS = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@functools.cache
+def strategy():
+    """Two devices; made when first used, since TensorFlow's runtime starts here."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def distribute(values):
     """Gives each replica its row of an array."""
-    return strategy.experimental_distribute_values_from_function(
+    return strategy().experimental_distribute_values_from_function(
         lambda context: tf.constant(values[context.replica_id_in_sync_group])
     )
 
 
 def step(optimizer, rows=ROWS, transform=None, dtype="float32"):
     """One step from weight 1: the weight on each replica, afterwards."""
-    with strategy.scope():
+    with strategy().scope():
         weight = keras.Variable(1.0)
         optimizer.build([weight])
 
@@ -43,27 +42,27 @@ def step(optimizer, rows=ROWS, transform=None, dtype="float32"):
 
         gradients.minimize(compute_loss, [weight], optimizer, transform)
 
-    tf.function(strategy.run)(replica_step, args=(distribute(rows),))
+    tf.function(strategy().run)(replica_step, args=(distribute(rows),))
     return copies(weight.value)
 
 
 def copies(variable):
     """A variable's value on each replica."""
-    return [float(copy) for copy in strategy.experimental_local_results(variable)]
+    return [float(copy) for copy in strategy().experimental_local_results(variable)]
 
 
 def sgd(**options):
-    with strategy.scope():
+    with strategy().scope():
         return keras.optimizers.SGD(0.1, **options)
 
 
 def adam():
-    with strategy.scope():
+    with strategy().scope():
         return optimizers.Adam(0.1)
 
 
 def loss_scaled_sgd(rate):
-    with strategy.scope():
+    with strategy().scope():
         return keras.optimizers.LossScaleOptimizer(
             keras.optimizers.SGD(rate), initial_scale=1024.0
         )
@@ -71,7 +70,7 @@ def loss_scaled_sgd(rate):
 
 def seen_by(optimizer, **options):
     """The gradients that a transform is shown, one of each replica."""
-    with strategy.scope():
+    with strategy().scope():
         seen = tf.Variable(
             0.0,
             trainable=False,
@@ -113,7 +112,7 @@ def noise_keys():
     How many rows a replica has is known when the step is traced, or, as in a last,
     incomplete batch, only when it runs.
     """
-    with strategy.scope():
+    with strategy().scope():
         model = GenerativeModel()
 
     def keys_of(rows):
@@ -123,8 +122,8 @@ def noise_keys():
         return keys_of(tf.boolean_mask(taken, taken))
 
     def on_two(function, values):
-        keys = tf.function(strategy.run)(function, args=(distribute(values),))
-        parts = strategy.experimental_local_results(keys)
+        keys = tf.function(strategy().run)(function, args=(distribute(values),))
+        parts = strategy().experimental_local_results(keys)
         return [part.numpy().tolist() for part in parts]
 
     def first(*shares):
@@ -139,10 +138,11 @@ def noise_keys():
     }
 
 
-def main():
+def take_steps():
+    """Results by the name of the case."""
     clip = gradients.clip_by_global_norm(3.0)
     small = ROWS / 8
-    results = {
+    return {
         "plain": step(sgd()),
         "adam": step(adam()),
         "clipped": step(sgd(), transform=clip),
@@ -162,8 +162,3 @@ def main():
         },
         "noise keys": noise_keys(),
     }
-    print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()

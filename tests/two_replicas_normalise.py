@@ -1,17 +1,10 @@
-"""What `test_layers.py` runs in a process of its own: two logical CPU devices.
-
-Prints one JSON object: by name, what one device computes from six rows, and what two
-compute from two and four of them.
-"""
-
-import json
-
-from two_replicas import distribute, strategy  # isort: skip  # makes the devices
+"""Batch normalization on two replicas, for `test_layers.py`."""
 
 import numpy as np
 import tensorflow as tf
 
 from kgen.nn.layers import BatchNormalization
+from two_replicas import distribute, strategy
 
 IMAGES = np.random.default_rng(0).normal(1.0, 2.0, (6, 5, 4, 3)).astype(np.float32)
 
@@ -39,6 +32,11 @@ def measure(strategy, share):
     return {"outputs": outputs, "gradients": gradients, "averages": averages}
 
 
-one = measure(tf.distribute.get_strategy(), tf.constant([0, 6]))
-two = measure(strategy, distribute(np.array([[0, 2], [2, 6]])))
-print(json.dumps({name: (one[name], two[name]) for name in one}))
+def normalise():
+    """By name: the value on one device with six rows, and on two with two and four.
+
+    To be run in a process with two logical CPU devices.
+    """
+    one = measure(tf.distribute.get_strategy(), tf.constant([0, 6]))
+    two = measure(strategy(), distribute(np.array([[0, 2], [2, 6]])))
+    return {name: (one[name], two[name]) for name in one}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -187,9 +188,6 @@ def _classed_files(folder: ImageFile, others: Counter[str]) -> ClassedFiles:
 
 def walk(path: ImageFile, others: Counter[str]) -> list[ImageFile]:
     """Returns all image files at or below a path, by name; counts the others."""
-    if isinstance(path, Path) and path.is_symlink():
-        if path.resolve() in [parent.resolve() for parent in path.parents]:
-            return []  # a link to a folder that it lies in
     if path.is_dir():
         return [file for child in visible(path) for file in walk(child, others)]
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -270,7 +268,7 @@ class ImageFiles:
 
     def _probe(self, file: ImageFile) -> Shape:
         """Returns the shape an image will have, from the header of its file."""
-        with open_image(file) as image:
+        with _opened(file) as image:
             height, width = image.height, image.width
             if image.getexif().get(0x0112) in _TURNED:
                 height, width = width, height
@@ -310,27 +308,31 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1)
 
 
-def open_image(file: ImageFile) -> Image.Image:
-    """Returns the Pillow image of a file; its pixels are not read yet.
+@contextlib.contextmanager
+def _opened(file: ImageFile) -> Iterator[Image.Image]:
+    """Opens the image of a file; an error of Pillow becomes one that names the file.
 
     Raises:
-        ValueError: The file is no image, or one of a kind that is not read.
+        ValueError: The file is no image, is damaged, or of an unknown kind.
     """
+    source = io.BytesIO(file.read_bytes()) if isinstance(file, ZipEntry) else file
     try:
-        if isinstance(file, ZipEntry):
-            image = Image.open(io.BytesIO(file.read_bytes()))
-        else:
-            image = Image.open(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Cannot read the image {file}: {_reason(error)}") from error
-    if image.mode not in _CHANNELS:
-        image.close()
+        with Image.open(source) as image:
+            known = image.mode in _CHANNELS
+            if known:
+                yield image
+    except Exception as error:  # Pillow's readers raise many types
+        # Pillow's message for a file that it cannot identify repeats the path.
+        reason = f"{error}" or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "it is not an image, or its beginning is damaged."
+        raise ValueError(f"Cannot read the image {file}: {reason}") from error
+    if not known:
         raise ValueError(
             f"Images must have 8 or 16 bits per channel in grey, RGB, CMYK or a "
             f"palette. Received: {file} with Pillow mode {image.mode}. Convert it to "
             "8-bit grey or RGB first."
         )
-    return image
 
 
 def decode_image(file: ImageFile) -> Image.Image:
@@ -339,29 +341,17 @@ def decode_image(file: ImageFile) -> Image.Image:
     16-bit grey is scaled to 8 bits, transparent pixels are laid over white.
 
     Raises:
-        ValueError: The file is no image, is damaged, or of a kind that is not read.
+        ValueError: The file is no image, is damaged, or of an unknown kind.
     """
-    with open_image(file) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(
-                f"Cannot read the image {file}: {_reason(error)}"
-            ) from error
-    mode = "L" if _CHANNELS[upright.mode] == 1 else "RGB"
-    if upright.mode.startswith("I;16"):
-        # 65535 / 257 = 255: the whole range on the whole range.
-        values = np.asarray(upright).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if upright.has_transparency_data:
-        coloured = upright.convert("RGBA")
-        white = Image.new("RGBA", coloured.size, "white")
-        upright = Image.alpha_composite(white, coloured)
-    return upright if upright.mode == mode else upright.convert(mode)
-
-
-def _reason(error: BaseException) -> str:
-    # Pillow's message for what it cannot identify repeats the path.
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "it is not an image, or its beginning is damaged."
-    return f"{error}"
+    with _opened(file) as image:
+        upright = ImageOps.exif_transpose(image)
+        mode = "L" if _CHANNELS[upright.mode] == 1 else "RGB"
+        if upright.mode.startswith("I;16"):
+            # 65535 / 257 = 255: the whole range on the whole range.
+            values = np.asarray(upright).astype(np.uint32)
+            return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if upright.has_transparency_data:
+            coloured = upright.convert("RGBA")
+            white = Image.new("RGBA", coloured.size, "white")
+            upright = Image.alpha_composite(white, coloured)
+        return upright if upright.mode == mode else upright.convert(mode)

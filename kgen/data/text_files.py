@@ -91,19 +91,28 @@ def filled(
 
 
 def decode_utf8(content: bytes, origin: str) -> str:
-    """Returns the text of bytes, newlines as they are.
+    """Returns the text of bytes, newlines unchanged.
 
     Raises:
-        ValueError: They are no UTF-8. The message names the byte.
+        ValueError: The bytes are no UTF-8, or hold a zero byte, as tar archives and
+            UTF-16 do. The message names the byte.
     """
     try:
-        return content.decode()
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"A text must be in UTF-8. Received: {origin}, with the byte "
             f"0x{content[error.start]:02x} at {error.start} ({error.reason}). Convert "
             "it to UTF-8, or leave it out if it is no text."
         ) from error
+    if "\0" in text:
+        raise ValueError(
+            "A text must be in UTF-8, without zero bytes. Received: "
+            f"{origin}, with the byte 0x00 at {content.index(0)}. Convert UTF-16 to "
+            "UTF-8, unpack an archive and pass the folder, or leave it out if it is no "
+            "text."
+        )
+    return text
 
 
 def check_unicode(text: str, origin: str = "the text") -> None:
@@ -136,7 +145,7 @@ def _read_file(file: TextFile, text_key: str) -> list[str]:
         name = file.name.lower()
         if name.endswith(".gz"):
             content = gzip.decompress(content)
-    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
             f"Cannot read {file}: it is damaged, or of another kind than its name says "
             f"({error}). Copy or download it again."

@@ -11,133 +11,87 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 _ENCRYPTED = 1  # a bit of a member's flags
-_LEFT_BEHIND = ("thumbs.db", "desktop.ini", "__macosx")  # by systems, not by people
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _HEADER_SIZE = 30  # of a member, before its name; ends with the sizes of name and extra
 
 
 class ZipEntry:
-    """A file or a folder in a zip archive: what a reader needs of a `pathlib.Path`.
+    """A file or a folder in a zip archive, with the needed part of `pathlib.Path`.
 
-    Nothing is unpacked to disk. Each read opens the archive for itself, so that threads
-    and forked processes share neither a position nor a lock, and costs the bytes of one
-    member, however many there are. (`zipfile.ZipFile` shares its position, and to open
-    one for each thread reads the whole directory each time.)
+    Nothing is unpacked to disk. Each read opens the archive anew, so that threads and
+    forked processes share neither a position nor a lock, and costs the bytes of one
+    member, however many there are. (`zipfile.ZipFile` shares its position, and one for
+    each thread would read the whole directory each time.)
     """
 
     def __init__(self, archive: Path, place: PurePosixPath):
+        self.name, self.stem, self.suffix = place.name, place.stem, place.suffix
         self._archive = archive
         self._place = place
-        self._member: zipfile.ZipInfo | None = None
+        self._member: zipfile.ZipInfo | None = None  # None for a folder
         self._children: dict[str, ZipEntry] = {}
 
     def __str__(self) -> str:
         return str(self._archive / self._place)
-
-    @property
-    def name(self) -> str:
-        """The last part of the path in the archive."""
-        return self._place.name
-
-    @property
-    def stem(self) -> str:
-        """The name without its suffix."""
-        return self._place.stem
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of the name, with its dot."""
-        return self._place.suffix
 
     def is_dir(self) -> bool:
         """Returns whether this is a folder."""
         return self._member is None or bool(self._children)
 
     def iterdir(self) -> Iterator[ZipEntry]:
-        """Yields what lies in a folder."""
+        """Yields the files and folders in a folder."""
         return iter(self._children.values())
 
     def identity(self) -> str:
         """Returns the place, size and checksum of a file, on one line."""
-        member = self._file()
+        member = self._member or zipfile.ZipInfo()
         return f"{self._place} {member.file_size} {member.CRC:08x}"
+
+    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
+        """Opens a file to read it piece by piece.
+
+        Raises:
+            zipfile.BadZipFile: The content differs from the packed one; also raised
+                while it is read, as are zlib.error and EOFError.
+            OSError: The archive cannot be read, or does not exist any more.
+        """
+        member = self._member or zipfile.ZipInfo()
+        file = self._archive.open(mode)
+        try:
+            file.seek(member.header_offset)
+            header = file.read(_HEADER_SIZE)
+            file.seek(sum(struct.unpack_from("<HH", header, 26)), os.SEEK_CUR)
+        except (OSError, ValueError, OverflowError, struct.error):
+            header = b""
+        if not header.startswith(b"PK\x03\x04"):
+            file.close()
+            raise zipfile.BadZipFile("no member where the directory says")
+        return zipfile.ZipExtFile(file, "r", member, close_fileobj=True)
 
     def read_bytes(self) -> bytes:
         """Returns the content of a file.
 
         Raises:
-            ValueError: The content is not what was packed. The message is a reason that
-                does not name the file.
-            OSError: The archive cannot be read, or is not there any more.
+            ValueError: The content differs from the packed one, or the archive cannot
+                be read any more. The message names the file.
         """
-        member = self._file()
-        with self._archive.open("rb") as file:
-            file.seek(member.header_offset)
-            header = file.read(_HEADER_SIZE)
-            if len(header) < _HEADER_SIZE or not header.startswith(b"PK\x03\x04"):
-                raise ValueError(_DAMAGED)
-            file.seek(sum(struct.unpack_from("<HH", header, 26)), os.SEEK_CUR)
-            content = file.read(member.compress_size)
-        if member.compress_type == zipfile.ZIP_DEFLATED:
-            try:  # never more than the directory announces, plus one byte to see it
-                inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-                content = inflate.decompress(content, member.file_size + 1)
-            except zlib.error as error:
-                raise ValueError(_DAMAGED) from error
-        if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
-            raise ValueError(_DAMAGED)
-        return content
-
-    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
-        """Opens a file to read it piece by piece, however large it is.
-
-        Slower to open than `read_bytes`: it reads the directory of the archive again.
-
-        Raises:
-            zipfile.BadZipFile: The content is not what was packed. Raised while it is
-                read.
-            OSError: The archive cannot be read, or is not there any more.
-        """
-        member = self._file()
-        with zipfile.ZipFile(self._archive) as archive:
-            return archive.open(member, mode="r")
-
-    def _file(self) -> zipfile.ZipInfo:
-        if self._member is None:
-            raise IsADirectoryError(f"{self} is a folder.")
-        return self._member
-
-    def _add(self, member: zipfile.ZipInfo) -> None:
-        entry = self
-        for name in PurePosixPath(member.filename.lstrip("/")).parts:
-            if name not in entry._children:
-                child = ZipEntry(self._archive, entry._place / name)
-                entry._children[name] = child
-            entry = entry._children[name]
-        if member.filename.endswith("/"):
-            return
-        if member.flag_bits & _ENCRYPTED:
+        size = self._member.file_size if self._member else 0
+        try:
+            with self.open() as file:
+                return file.read(size + 1)  # never inflates more than is announced
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise ValueError(
-                "Zip archives must not be encrypted: they are read without a password. "
-                f"Received: {entry}. Unpack the archive and pass the folder."
-            )
-        if member.compress_type not in _METHODS:
-            raise ValueError(
-                "The files of a zip archive must be stored (method 0) or deflated (8). "
-                f"Received: {entry} with method {member.compress_type}. Unpack the "
-                "archive and pass the folder, or pack it again."
-            )
-        entry._member = member
-
-
-_DAMAGED = "it is not what was packed: the zip is damaged. Copy or download it again."
+                f"Cannot read {self}: the zip is damaged, or not there any more "
+                f"({error}). Copy or download it again."
+            ) from error
 
 
 def open_zip(path: Path) -> ZipEntry:
     """Returns the folder that a zip archive would be unpacked to.
 
     Only the directory of the archive is read. Of files with the same name the last
-    counts, as for all who unpack it.
+    counts, as in unpacking. Backslashes separate folders, as in archives of Windows.
 
     Raises:
         ValueError: The file is no zip archive or not complete, or a member of it is
@@ -153,15 +107,30 @@ def open_zip(path: Path) -> ZipEntry:
         ) from error
     root = ZipEntry(path, PurePosixPath())
     for member in members:
-        root._add(member)
+        name = member.filename.replace("\\", "/").lstrip("/")
+        entry = root
+        for part in PurePosixPath(name).parts:
+            child = ZipEntry(path, entry._place / part)
+            entry = entry._children.setdefault(part, child)
+        if name.endswith("/"):
+            continue
+        encrypted = member.flag_bits & _ENCRYPTED
+        if encrypted or member.compress_type not in _METHODS:
+            raise ValueError(
+                "The files of a zip archive must be stored (method 0) or deflated (8), "
+                f"and not be encrypted. Received: {entry}, "
+                f"{'encrypted' if encrypted else f'method {member.compress_type}'}. "
+                "Unpack the archive and pass the folder, or pack it again."
+            )
+        entry._member = member
     return root
 
 
 def open_root(path: Path) -> Path | ZipEntry:
     """Returns a folder as it is, and a zip as the folder that it unpacks to.
 
-    A folder that is all there is in a zip stands for it: what packs a folder may put
-    the folder itself in, or what is in it.
+    A single folder in a zip stands for the zip: some programs pack a folder, others its
+    content.
     """
     if path.is_dir():
         return path
@@ -171,10 +140,23 @@ def open_root(path: Path) -> Path | ZipEntry:
 
 
 def visible(folder: Path | ZipEntry) -> list[Path | ZipEntry]:
-    """Returns what people put into a folder, by name; nothing that systems left."""
+    """Returns the content of a folder by name.
+
+    Left out are hidden files, files that systems leave behind, and symbolic links to a
+    folder around them.
+    """
     children = [
         child
         for child in folder.iterdir()
-        if not child.name.startswith(".") and child.name.lower() not in _LEFT_BEHIND
+        if not child.name.startswith(".")
+        and child.name.lower() not in _SYSTEM_FILES
+        and not _links_around(child)
     ]
     return sorted(children, key=lambda child: child.name)
+
+
+def _links_around(child: Path | ZipEntry) -> bool:
+    if not isinstance(child, Path) or not child.is_symlink():
+        return False
+    parents = map(os.path.realpath, child.absolute().parents)
+    return os.path.realpath(child) in parents

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -471,21 +472,36 @@ def test_mixed_sizes_and_channels_name_two_files_and_the_way_out(folder, cache):
     assert open_images(folder, cache=cache, channels=1).image_shape == (6, 5, 1)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_a_damaged_image_is_named(tmp_path, suffix):
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+@pytest.mark.parametrize("index", [0, 3])  # the first file gives the shape
+def test_a_damaged_image_is_named(tmp_path, monkeypatch, suffix, cache, zipped, index):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "images"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
-    for index in range(3):
-        save(tmp_path / f"{index}.{suffix}", noise)
-    bad = tmp_path / f"1.{suffix}"
-    bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
-    with pytest.raises(ValueError, match=rf"Cannot read the image .*1\.{suffix}: .+"):
-        open_images(tmp_path)
+    for number in range(4):
+        save(folder / f"{number}.{suffix}", noise)
+    bad = folder / f"{index}.{suffix}"
+    whole = bad.read_bytes()
+
+    def opened():
+        path = folder
+        if zipped:
+            path = shutil.make_archive(str(folder), "zip", folder)
+        sets = open_images(path, cache=cache)
+        # Where no pixels are kept, they are decoded when they are read.
+        return [all_rows(sets, split) for split in sets.splits]
+
+    refused = (ValueError, tf.errors.InvalidArgumentError)
+    name = rf"Cannot read the image .*images.*{index}\.{suffix}: "
+    for length in (0, 3, 30, len(whole) // 2, len(whole) - 50):
+        bad.write_bytes(whole[:length])
+        with pytest.raises(refused, match=f"{name}.+"):
+            opened()
     bad.write_text("no image at all")
-    with pytest.raises(ValueError, match=rf"1\.{suffix}: it is not an image"):
-        open_images(tmp_path)
-    bad.write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"1\.{suffix}"):
-        open_images(tmp_path)
+    with pytest.raises(refused, match=f"{name}it is not an image"):
+        opened()
 
 
 def test_an_image_damaged_after_opening_is_named_when_it_is_read(folder):

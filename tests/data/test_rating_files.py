@@ -100,12 +100,14 @@ EDITIONS = {
 }
 
 
-@pytest.mark.parametrize("packing", ["folder", "zip", "flat zip", "file"])
+@pytest.mark.parametrize(
+    "packing", ["folder", "zip", "flat zip", "windows zip", "file"]
+)
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_movielens_is_read_as_it_is_published(tmp_path, edition, packing):
     files = EDITIONS[edition]
     if packing.endswith("zip"):
-        top = "" if packing == "flat zip" else "set/"
+        top = {"zip": "set/", "flat zip": "", "windows zip": "set\\"}[packing]
         path = write_zip(tmp_path / "set.zip", files, top)
     else:
         path = write(tmp_path / "set", files)
@@ -441,6 +443,16 @@ def test_a_zip_that_was_changed_is_refused(tmp_path):
         archive.writestr("ratings.csv", "1,2,3\n4,5,6\n")
     path.write_bytes(path.read_bytes().replace(b"4,5,6", b"4,5,7"))
     with pytest.raises(ValueError, match=r"Cannot read .*set.zip/ratings.csv: .*CRC"):
+        read_rating_files(path)
+
+
+def test_damaged_titles_of_a_zip_are_named(tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in ml_latest().items():
+            archive.writestr(name, content)
+    path.write_bytes(path.read_bytes().replace(b"GoldenEye", b"GildenEye"))
+    with pytest.raises(ValueError, match=r"Cannot read .*set.zip/movies.csv: .*CRC"):
         read_rating_files(path)
 
 

@@ -2,6 +2,8 @@
 
 import codecs
 import gzip
+import io
+import tarfile
 import zipfile
 
 import numpy as np
@@ -37,7 +39,17 @@ def write(path, *lines):
     return path
 
 
-# What is read
+def tar(content):
+    """A tar archive of one file, called a.txt."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+# Sources
 
 
 def test_a_file_is_one_text_with_its_newlines_and_without_its_mark(tmp_path):
@@ -79,6 +91,25 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path, packed):
         "left out, empty documents: 1",
         "joined by blank lines: 6 documents",
     )
+
+
+def test_a_link_to_a_folder_around_it_is_passed_over(tmp_path):
+    folder = tmp_path / "books"
+    (folder / "inner").mkdir(parents=True)
+    write(folder / "inner" / "a.txt", "abc")
+    (folder / "inner" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "self").symlink_to(folder, target_is_directory=True)
+    write(tmp_path / "elsewhere.txt", "def")
+    (folder / "link.txt").symlink_to(tmp_path / "elsewhere.txt")
+    assert joined(open_whole(folder)) == "abc\n\ndef"
+
+
+def test_backslashes_separate_the_folders_of_a_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("books\\b\\1.txt", "last")
+        archive.writestr("books\\a\\", "")
+        archive.writestr("books\\a\\2.txt", "first")
+    assert joined(open_whole(tmp_path / "a.zip")) == "first\n\nlast"
 
 
 def test_json_lines_hold_a_document_each(tmp_path):
@@ -147,6 +178,11 @@ def test_a_named_set_is_read_by_its_text_feature(tmp_path):
         ("a.txt", b"ab\xe9c", "a.txt, with the byte 0xe9 at 2"),
         ("a.txt", codecs.BOM_UTF8 + b"\xff", "the byte 0xff at 3"),
         ("a.txt", "ab".encode("utf-16"), "the byte 0xff at 0"),
+        ("a.txt", "ab".encode("utf-16-le"), "a.txt, with the byte 0x00 at 1"),
+        ("a.txt", "ab".encode("utf-32-be"), "the byte 0x00 at 0. Convert UTF-16"),
+        ("a.tar", tar(b"hello"), "a.tar, with the byte 0x00 at 5. .*unpack an archive"),
+        ("a.tar.gz", gzip.compress(tar(b"hi")), "a.tar.gz, with the byte 0x00 at 5"),
+        ("a.jsonl", b'{"text": "a\0"}', "the byte 0x00 at 11"),
         ("a.gz", b"ab", "Cannot read .*a.gz: it is damaged"),
         ("a.gz", gzip.compress(b"ab" * 99)[:-9], "Cannot read .*a.gz"),
         ("a.zip", b"ab", "Cannot read .*a.zip"),
@@ -180,7 +216,7 @@ def test_a_broken_file_of_a_folder_or_a_zip_is_named(tmp_path):
         archive.writestr("a.txt", "some text")
     content = path.read_bytes()
     path.write_bytes(content.replace(b"some text", b"same text", 1))
-    with pytest.raises(ValueError, match="books.zip/a.txt: it is damaged"):
+    with pytest.raises(ValueError, match="books.zip/a.txt: the zip is damaged"):
         open_text(path)
 
 

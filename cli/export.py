@@ -51,22 +51,20 @@ def command(run: Path, file_format: str, layout: str, dtype: str, check: bool) -
     other = [] if images == {"layout": "nhwc", "dtype": "float32"} else [layout, dtype]
     if other and file_format == "saved_model":
         raise click.UsageError("--layout and --dtype are of ONNX files alone.")
-    load_tensorflow()
     if check:
         _check(run)
         return
+    load_tensorflow()
     import kgen
     from kgen.export import to_saved_model
-    from kgen.export.tensorflow_serving import curl, model_name
-    from kgen.export.verification import signatures_for
     from kgen.recipes import export_metadata
 
     model, about = kgen.load(run), export_metadata(run)
     if file_format in ("saved_model", "all") and not other:
-        click.echo(to_saved_model(model, run, metadata=about))
+        export = to_saved_model(model, run, metadata=about)
+        click.echo(export)
         click.echo("\nServed by `docker compose up` in this folder, it answers:")
-        served = signatures_for(model, "saved_model")
-        click.echo(f"{curl(model_name(run), served)}\n")
+        click.echo(f"{export.request}\n")
     if file_format != "saved_model":
         _write_onnx(model, run, about, other, file_format == "triton", images)
 

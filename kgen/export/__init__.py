@@ -5,9 +5,9 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
-        "manifest": ["check_sums"],
+        "manifest": ["ExportError", "check_sums"],
         "onnx_file": ["to_onnx"],
-        "verification": ["Export", "ExportError", "Verification"],
+        "verification": ["Export", "Verification"],
         "saved_model": ["to_saved_model"],
         "triton": ["to_triton"],
     },

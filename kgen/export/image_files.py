@@ -11,8 +11,6 @@ from kgen.export.image_decoding import decode_images
 from kgen.models.shared.signatures import Signature
 
 PNG_CHANNELS = (1, 3, 4)
-# Largest share of pixels that are off by one: values that lie between two levels.
-TOLERANCE = 0.01
 
 
 def with_image_files(signatures: list[Signature]) -> list[Signature]:
@@ -90,23 +88,3 @@ def _files_for(names: list[str], values: dict) -> dict:
 def as_bytes(images: tf.Tensor) -> tf.Tensor:
     """uint8 images of float ones in [0, 1]."""
     return tf.cast(tf.round(images * 255.0), tf.uint8)
-
-
-def share_of_pixels_off(received: np.ndarray, expected: np.ndarray) -> float:
-    """The share of uint8 values that are off by one; infinite where one is off by more.
-
-    Args:
-        received: uint8 images, or the bytes of PNG files, [batch].
-        expected: The same, of the same size.
-    """
-    ours, theirs = _pixels(expected), _pixels(received)
-    if ours.shape != theirs.shape:
-        return np.inf
-    gaps = np.abs(ours.astype(int) - theirs)
-    return float(gaps.mean()) if gaps.max(initial=0) <= 1 else np.inf
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    if images.dtype == np.uint8:
-        return images
-    return np.array([tf.io.decode_png(file).numpy() for file in images])

@@ -6,10 +6,13 @@ import hashlib
 import os
 from pathlib import Path
 
-from kgen.export.verification import ExportError
 from kgen.files import replacing
 
 FOLDER_SUMS = "SHA256SUMS"
+
+
+class ExportError(RuntimeError):
+    """A failed export, of which nothing is kept, or one that was changed since."""
 
 
 def sums_of(path: str | os.PathLike[str]) -> Path:

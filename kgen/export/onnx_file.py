@@ -16,16 +16,10 @@ import tensorflow as tf
 
 import kgen
 from kgen.export.image_files import as_bytes, image_inputs
-from kgen.export.manifest import write_sums
-from kgen.export.verification import (
-    Export,
-    ExportError,
-    signatures_for,
-    size_of,
-    staged,
-    trace,
-    verify,
-)
+from kgen.export.manifest import ExportError, write_sums
+from kgen.export.runtime_process import runtime_process
+from kgen.export.staging import size_of, staged
+from kgen.export.verification import Export, signatures_for, trace, verify
 from kgen.files import replacing
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
@@ -82,6 +76,7 @@ def to_onnx(
             f"`path` must name a file, such as {path / 'model.onnx'}. "
             f"Received: the folder {path}"
         )
+    runtime_process("onnx")  # It starts while the graph is converted.
     available = {item.name: item for item in signatures_for(model, "onnx")}
     name = next(iter(available)) if signature is None else signature
     if name not in available:

@@ -1,15 +1,18 @@
-"""Runs an export on stored inputs and stores its outputs; a script of its own.
+"""Process that runs exports without kgen; a script that `runtime_process.py` starts.
 
-The exporter starts it as a separate process. It imports what a user of the file has,
-the runtime and NumPy, and nothing of kgen: a file that only works next to the code that
-wrote it fails here.
+It imports what a user of the files has, the runtime and NumPy: a file that only works
+next to the code that wrote it fails here. Each job runs in a fork of its own, which has
+loaded nothing before and cannot take the next job down.
 
-Usage: python -P run_export.py saved_model|onnx EXPORT INPUTS.npz OUTPUTS.npz
+Usage: python -P run_export.py saved_model|onnx
 
-Arrays are named `signature/batch/tensor`, in both files. For each signature a line is
-printed: its name, and the median of the milliseconds that a call with one row takes.
+Jobs come pickled on standard input: (path, {signature: {batch size: inputs}}). Answers
+go to standard output: (outputs in the same form, {signature: milliseconds}), or the
+text of an error.
 """
 
+import os
+import pickle
 import statistics
 import sys
 import time
@@ -18,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-Run = Callable[[str, dict[str, np.ndarray]], dict[str, np.ndarray]]
+Arrays = dict[str, np.ndarray]
+Run = Callable[[str, Arrays], Arrays]
 
 
 def load_saved_model(path: str) -> Run:
-    """Returns what calls a named signature of a SavedModel."""
+    """Returns a function that calls a named signature of a SavedModel."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(path)
@@ -30,17 +34,13 @@ def load_saved_model(path: str) -> Run:
     def run(signature, inputs):
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
         outputs = loaded.signatures[signature](**tensors)
-        arrays = {name: value.numpy() for name, value in outputs.items()}
-        return {  # Text is stored as bytes of one length, not as pickled objects.
-            name: array.astype(np.bytes_) if array.dtype == object else array
-            for name, array in arrays.items()
-        }
+        return {name: value.numpy() for name, value in outputs.items()}
 
     return run
 
 
 def load_onnx(path: str) -> Run:
-    """Returns what calls the one graph of an ONNX file."""
+    """Returns a function that calls the one graph of an ONNX file."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -52,36 +52,57 @@ def load_onnx(path: str) -> Run:
     return run
 
 
-def milliseconds(call: Callable[[], Any], most_calls: int = 50, most: float = 0.5):
-    """The median of some calls, which together take half a second, or one call."""
+RUNTIMES = {
+    "saved_model": ("tensorflow", load_saved_model),
+    "onnx": ("onnxruntime", load_onnx),
+}
+
+
+def milliseconds(call: Callable[[], Any], max_calls: int = 50, seconds: float = 0.5):
+    """Median time of some calls, which together take half a second, or of one call."""
     taken: list[float] = []
-    while not taken or (len(taken) < most_calls and sum(taken) < most):
+    while not taken or (len(taken) < max_calls and sum(taken) < seconds):
         start = time.perf_counter()
         call()
         taken.append(time.perf_counter() - start)
     return 1000.0 * statistics.median(taken)
 
 
-def main(runtime: str, export: str, inputs_file: str, outputs_file: str) -> None:
-    """Replays every call that the inputs file holds."""
-    run = {"saved_model": load_saved_model, "onnx": load_onnx}[runtime](export)
-    calls: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    with np.load(inputs_file) as stored:
-        for key in stored.files:
-            signature, batch, name = key.split("/")
-            calls.setdefault((signature, batch), {})[name] = stored[key]
-    outputs: dict[str, Any] = {
-        f"{signature}/{batch}/{name}": value
-        for (signature, batch), inputs in calls.items()
-        for name, value in run(signature, inputs).items()
-    }
-    for (signature, batch), inputs in calls.items():
-        if batch == "1":
-            taken = milliseconds(lambda: run(signature, inputs))  # noqa: B023
-            sys.stdout.write(f"{signature} {taken}\n")
+def run_job(runtime: str, path: str, inputs: dict[str, dict[int, Arrays]]) -> Any:
+    """The answer to a job."""
+    try:
+        run = RUNTIMES[runtime][1](path)
+        outputs = {
+            signature: {size: run(signature, batch) for size, batch in batches.items()}
+            for signature, batches in inputs.items()
+        }
+        times = {
+            signature: milliseconds(lambda: run(signature, batches[1]))  # noqa: B023
+            for signature, batches in inputs.items()
+        }
+    except Exception as error:  # Whatever a runtime raises is why the file is wrong.
+        return f"{type(error).__name__}: {error}"
     if "kgen" in sys.modules:
-        raise SystemExit("The export imported kgen: it does not stand on its own.")
-    np.savez(outputs_file, **outputs)
+        return "The export imported kgen: it does not stand on its own."
+    return outputs, times
+
+
+def main(runtime: str) -> None:
+    """Answers jobs until standard input ends."""
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # A library that prints must not write into an answer.
+    __import__(RUNTIMES[runtime][0])
+    while jobs.peek(1):
+        path, inputs = pickle.load(jobs)
+        child = os.fork()
+        if child == 0:
+            pickle.dump(run_job(runtime, path, inputs), answers)
+            answers.flush()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            pickle.dump(f"exit status {os.waitstatus_to_exitcode(status)}", answers)
+            answers.flush()
 
 
 if __name__ == "__main__":

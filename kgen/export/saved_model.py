@@ -12,21 +12,16 @@ from pathlib import Path
 import tensorflow as tf
 
 import kgen
-from kgen.export.manifest import write_sums
+from kgen.export.manifest import ExportError, write_sums
+from kgen.export.runtime_process import runtime_process
+from kgen.export.staging import rename_to_next_version, size_of, staged
 from kgen.export.tensorflow_serving import (
+    curl,
     model_name,
     write_configuration,
     write_warm_up,
 )
-from kgen.export.verification import (
-    Export,
-    ExportError,
-    signatures_for,
-    size_of,
-    staged,
-    trace,
-    verify,
-)
+from kgen.export.verification import Export, signatures_for, trace, verify
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 
@@ -69,6 +64,7 @@ def to_saved_model(
     """
     start = time.monotonic()
     folder = Path(folder)
+    runtime_process("saved_model")  # It starts while the graphs are traced.
     signatures = signatures_for(model, "saved_model")
     with staged(folder, "saved_model") as temporary:
         _write(signatures, temporary)
@@ -77,9 +73,11 @@ def to_saved_model(
         verifications = verify(temporary, signatures, "saved_model")
         write_sums(temporary)
         num_bytes = size_of(temporary)
-        path = rename_to_next_version(temporary)
+        path = rename_to_next_version(temporary, folder)
     write_configuration(folder, signatures)
-    return Export(path, verifications, num_bytes, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    request = curl(model_name(folder), signatures)
+    return Export(path, verifications, num_bytes, seconds, request)
 
 
 def _write(signatures: Sequence[Signature], path: Path) -> None:
@@ -146,17 +144,3 @@ def _write_extra(
 def _without_graph(message: str) -> str:
     """The message without the node before it and the operation behind it."""
     return message.rpartition("}} ")[2].partition(" [Op:")[0]
-
-
-def rename_to_next_version(temporary: Path) -> Path:
-    """Gives a folder the next number among those that lie beside it."""
-    while True:
-        names = [path.name for path in temporary.parent.iterdir()]
-        version = 1 + max((int(name) for name in names if name.isdigit()), default=0)
-        target = temporary.with_name(str(version))
-        try:
-            return temporary.rename(target)
-        except OSError:
-            # Another export may have taken the number in between.
-            if not target.exists():
-                raise

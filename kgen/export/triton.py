@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kgen.export.saved_model import rename_to_next_version
-from kgen.export.verification import staged
+from kgen.export.staging import rename_to_next_version, staged
 from kgen.files import replacing
 
 _CONFIG = """\
@@ -67,7 +66,7 @@ def to_triton(
         with replacing(model / "config.pbtxt") as file:
             text = _CONFIG.format(name=name, tensors="".join(tensors))
             file.write(text.encode())
-        return rename_to_next_version(temporary)
+        return rename_to_next_version(temporary, model)
 
 
 def _tensor(kind: str, value: Any) -> str:

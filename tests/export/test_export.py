@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 import resource
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -14,9 +16,11 @@ import tensorflow as tf
 
 import kgen
 from kgen.export import ExportError, to_onnx, to_saved_model
-from kgen.export import saved_model as saved_model_module
-from kgen.export.run_export import main as replay
-from kgen.export.verification import difference, signatures_for, trace
+from kgen.export.comparison import difference
+from kgen.export.run_export import run_job
+from kgen.export.runtime_process import RuntimeProcess
+from kgen.export.staging import remove_leftovers, rename_to_next_version, staged
+from kgen.export.verification import signatures_for, trace
 from kgen.models import VAE, Signature
 
 SEEDS = np.array([0, 1, 2**40 + 3, -5], np.int64)
@@ -132,7 +136,7 @@ def test_saved_model_that_differs_leaves_older_versions_alone(saved_model):
 def test_versions_count_up_from_the_highest(tmp_path):
     for name in ("2", "10", "samples", "new"):
         (tmp_path / name).mkdir()
-    path = saved_model_module.rename_to_next_version(tmp_path / "new")
+    path = rename_to_next_version(tmp_path / "new", tmp_path)
     assert path == tmp_path / "11"
     assert sorted(os.listdir(tmp_path)) == ["10", "11", "2", "samples"]
 
@@ -258,7 +262,9 @@ def test_rows_must_not_depend_on_their_batch(tmp_path):
     def centred(values):
         return {"shifted": values - tf.reduce_mean(values, axis=0)}
 
-    with pytest.raises(ExportError, match="first 3 rows of shifted change by"):
+    with pytest.raises(
+        ExportError, match="on 3 rows: shifted differ by .* others follow"
+    ):
         to_onnx(OneSignature(centred), tmp_path / "model.onnx")
 
 
@@ -348,6 +354,29 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
         to_onnx(OneSignature(plus_one), tmp_path)
 
 
+KILLED = """
+import os, pathlib, sys
+from kgen.export.staging import staged
+with staged(pathlib.Path(sys.argv[1]), "saved_model") as path:
+    path.mkdir()
+    (path / "saved_model.pb").touch()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_next_export_removes_what_a_killed_one_left(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    [left] = tmp_path.iterdir()
+    with staged(tmp_path, "a") as path:
+        assert not left.exists()
+        path.touch()
+        with staged(tmp_path, "b"):  # Of two that run, none removes the other's.
+            assert path.exists()
+        remove_leftovers(tmp_path)
+        assert path.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- the comparison -----------------------------------------------------------
 
 
@@ -377,7 +406,28 @@ def test_trace_keeps_the_batch_dynamic():
     )
 
 
-def test_the_replay_refuses_to_run_beside_kgen(onnx_file, tmp_path):
-    np.savez(tmp_path / "inputs.npz")
-    with pytest.raises(SystemExit, match="imported kgen"):
-        replay("onnx", str(onnx_file.path), str(tmp_path / "inputs.npz"), "unused")
+# -- the process of a runtime --------------------------------------------------
+
+
+def test_an_export_that_runs_beside_kgen_proves_nothing(onnx_file):
+    assert "imported kgen" in run_job("onnx", str(onnx_file.path), {})
+
+
+def test_one_process_runs_many_exports(onnx_file, tmp_path):
+    process = RuntimeProcess("onnx")
+    inputs = {"seeds": SEEDS[:1], "labels": np.zeros(1, np.int32)}
+    batches = {"generate": {1: inputs}}
+    outputs, milliseconds = process.run(onnx_file.path, batches)
+    assert outputs["generate"][1]["images"].shape == (1, 4, 4, 1)
+    assert milliseconds["generate"] > 0
+    (tmp_path / "damaged.onnx").write_bytes(b"?")
+    assert "InvalidProtobuf" in process.run(tmp_path / "damaged.onnx", batches)
+
+    again, _ = process.run(onnx_file.path, batches)
+    np.testing.assert_array_equal(
+        again["generate"][1]["images"], outputs["generate"][1]["images"]
+    )
+    process._process.kill()
+    assert "(exit status -9)" in process.run(onnx_file.path, batches)
+    assert not process.is_running
+    process.close()

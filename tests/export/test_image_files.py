@@ -12,8 +12,9 @@ from PIL import Image, PngImagePlugin
 
 from kgen.data.image_folders import decode_image
 from kgen.export import to_saved_model
+from kgen.export.comparison import pixels_off_by_one
 from kgen.export.image_decoding import decode_images
-from kgen.export.image_files import share_of_pixels_off, with_image_files
+from kgen.export.image_files import with_image_files
 from kgen.models import GAN, GPT, VAE, Signature
 
 
@@ -298,11 +299,11 @@ def test_pixels_may_be_off_by_one_and_no_more():
     image = np.full((2, 2), 7, np.uint8)
     other = image.copy()
     other[0, 0] = 8
-    assert share_of_pixels_off(image, image) == 0
-    assert share_of_pixels_off(other, image) == 0.25
-    assert share_of_pixels_off(other + np.uint8([[1, 0], [0, 0]]), image) == np.inf
+    assert pixels_off_by_one(image, image) == 0
+    assert pixels_off_by_one(other, image) == 0.25
+    assert pixels_off_by_one(other + np.uint8([[1, 0], [0, 0]]), image) == np.inf
     files = np.array([file_of(other), file_of(image)], object)
-    assert share_of_pixels_off(files, np.array([file_of(image)] * 2, object)) == 0.125
-    assert share_of_pixels_off(image[:1], image) == np.inf
+    assert pixels_off_by_one(files, np.array([file_of(image)] * 2, object)) == 0.125
+    assert pixels_off_by_one(image[:1], image) == np.inf
     # Bytes do not wrap around.
-    assert share_of_pixels_off(np.uint8([0]), np.uint8([255])) == np.inf
+    assert pixels_off_by_one(np.uint8([0]), np.uint8([255])) == np.inf

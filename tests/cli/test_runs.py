@@ -1,4 +1,4 @@
-"""`kgen generate`, `evaluate`, `export` and `list` on a run, with a made-up model."""
+"""`kgen generate`, `evaluate`, `export` and `list` on a run with a made-up model."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from kgen_cli.main import run
 
 
 class MadeUpModel:
-    """Its image is the seed, in grey, plus a hundredth of the label."""
+    """Images of the grey value seed / 1000 + label / 100."""
 
     def generate(self, seeds, labels=None, temperature=1.0):
         labels = labels or [0] * len(seeds)
@@ -39,7 +39,7 @@ class MadeUpModel:
 
 @pytest.fixture(autouse=True)
 def run_folder(tmp_path, monkeypatch):
-    """A run named `made_up` under saved_models/, and the model that it holds."""
+    """A run `made_up` in saved_models/, and its model."""
     folder = tmp_path / "saved_models" / "made_up"
     folder.mkdir(parents=True)
     record = {
@@ -132,7 +132,7 @@ def test_generate_does_not_write_over_a_file_without_suffix(run_folder, capsys):
     assert "is a file, not a folder" in capsys.readouterr().err
 
 
-def test_evaluate_prints_a_table_and_writes_it_down(run_folder, monkeypatch, capsys):
+def test_evaluate_prints_and_writes_records(run_folder, monkeypatch, capsys):
     asked = {}
 
     class MadeUpRecipe:
@@ -250,9 +250,7 @@ def test_list_shows_recipes_and_runs(capsys):
     assert lines[at + 2].split()[:7] == "made_up vae digits 2 of 5 21.13".split()
 
 
-def test_list_shows_a_run_that_has_only_begun_and_one_that_is_damaged(
-    run_folder, capsys
-):
+def test_list_shows_an_unfinished_and_a_damaged_run(run_folder, capsys):
     (run_folder / "history.csv").unlink()
     damaged = run_folder.parent / "worn"
     damaged.mkdir()
@@ -263,7 +261,7 @@ def test_list_shows_a_run_that_has_only_begun_and_one_that_is_damaged(
     assert "unreadable" in lines[-1] and "recipe.json" in lines[-1]
 
 
-def test_list_without_runs_says_how_to_make_one(tmp_path, capsys):
+def test_list_without_runs_names_the_command_that_trains(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert run(["list", "--folder", "empty"]) == 0
     assert "No runs in empty/. Start one: kgen fit vae" in capsys.readouterr().out

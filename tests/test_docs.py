@@ -1,0 +1,123 @@
+"""The commands and the code of docs/, run as they stand there on tiny data."""
+
+import contextlib
+import io
+
+import pytest
+
+import kgen
+from code_blocks import ROOT, code_blocks, commands, tiny, write_data
+from kgen_cli.main import run
+
+PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))
+ONLY_TRAIN = ["--measure", "none", "--export", "none"]
+TINY_TEXT = ["--data", "path/to/input.txt", "--num-layers", "1", "--no-jit-compile"]
+# The runs that the commands and the code of the pages use.
+RUNS = {
+    "vae": ["--measure", "none"],
+    "gan": ["--base-channels", "4", *ONLY_TRAIN],
+    "gpt": [*TINY_TEXT, "--name", "gpt-shakespeare", *ONLY_TRAIN],
+    "bert": [*TINY_TEXT, *ONLY_TRAIN],
+    "multvae": ["--data", "path/to/ml-100k.zip", *ONLY_TRAIN],
+}
+# What makes a command quick, by how it begins.
+QUICK = {
+    ("evaluate", "vae"): ["--limit", "4", "--num-samples", "2"],
+    ("generate", "gpt-shakespeare"): ["--max-new-tokens", "4"],
+}
+
+
+def words_of(*verbs):
+    """Each command of the pages with one of these verbs, once; exports are slow."""
+    found = {tuple(words): page for page in PAGES for words in commands(page)}
+    return [
+        pytest.param(
+            words,
+            id=" ".join(words),
+            marks=[pytest.mark.slow]
+            * (words[0] == "export" and "--check" not in words),
+        )
+        for words in found
+        if words[0] in verbs
+    ]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A folder with the data and the runs of the pages, untrained and unverified."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_data(folder / "path" / "to")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(kgen.training, "fit", lambda *args, **options: None)
+        for module in ("saved_model", "onnx_file"):
+            patch.setattr(f"kgen.export.{module}.verify", lambda *args: ())
+        for recipe, options in RUNS.items():
+            assert run(["fit", recipe, *options]) == 0
+    return folder
+
+
+@pytest.fixture
+def in_folder(reader, monkeypatch):
+    monkeypatch.chdir(reader)
+    return reader
+
+
+def test_every_command_is_run():
+    verbs = {words[0] for page in PAGES for words in commands(page)}
+    # The server is started by tests/test_readme.py.
+    assert verbs == {
+        "fit",
+        "generate",
+        "recommend",
+        "evaluate",
+        "export",
+        "list",
+        "serve",
+    }
+
+
+@pytest.mark.parametrize("words", words_of("fit"))
+def test_a_recipe_can_be_planned(words, in_folder, capsys):
+    if "path/to/tensorflow_datasets" in words:
+        pytest.skip("MNIST takes seconds to open: in the lane `slow`")
+    assert run([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", words_of("fit"))
+def test_a_recipe_trains(words, in_folder, request):
+    if "path/to/tensorflow_datasets" in words:
+        data = in_folder / "path" / "to" / "tensorflow_datasets"
+        if not data.exists():
+            data.symlink_to(request.getfixturevalue("test_data") / "tfds")
+    name = [] if "--resume" in words else ["--name", f"run-{abs(hash(words))}"]
+    assert run([*words, "--epochs", "1", *ONLY_TRAIN, *name]) == 0
+
+
+@pytest.mark.parametrize(
+    "words", words_of("generate", "recommend", "evaluate", "export", "list")
+)
+def test_a_command_succeeds(words, in_folder, capsys):
+    assert run([*words, *QUICK.get(words[:2], [])]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(
+            block,
+            id=f"{page}-{index}",
+            # Exported are the runs, too.
+            marks=[pytest.mark.slow] * ("to_onnx" in block),
+        )
+        for page in PAGES
+        for index, block in enumerate(code_blocks(page, "python"))
+        if "import OpenAI" not in block  # tests/serving/test_real_parts.py
+    ],
+)
+def test_a_block_of_python_runs(block, in_folder):
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(tiny(block), "block", "exec"), {"__name__": "__main__"})

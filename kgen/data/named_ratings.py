@@ -12,31 +12,34 @@ import pyarrow as pa
 from kgen.data.item_titles import is_genre
 from kgen.data.named_builders import find_builder, prepare, read_examples
 from kgen.data.rating_columns import (
+    ALL_COLUMNS,
     ROLES,
     RatingColumns,
     RatingTable,
     Titles,
-    describe_names,
+    Wanted,
     find_roles,
 )
 
 _CHUNK_ROWS = 2**16
 
 
-def read_named_ratings(name: str, data_dir: Path | None, download: bool) -> RatingTable:
+def read_named_ratings(
+    name: str, data_dir: Path | None, download: bool, wanted: Wanted = ALL_COLUMNS
+) -> RatingTable:
     """Reads a data set of tensorflow-datasets; see `open_ratings` for the errors.
 
     Its splits are read one after the other, in the order of its files.
     """
     builder = find_builder(name, data_dir, ())
-    features, genre_names = _find_features(builder, name)
+    features, genre_names = _find_features(builder, name, wanted)
     prepare(builder, name, download)
     columns = RatingColumns(name, "row")
     titles: Titles = {}
     first = 1
     for split in builder.info.splits:
-        wanted = dict.fromkeys(features.values(), True)
-        examples = read_examples(builder, split, wanted)
+        read = dict.fromkeys(features.values(), True)
+        examples = read_examples(builder, split, read)
         for chunk in examples.ragged_batch(_CHUNK_ROWS):
             used = {
                 role: pa.array(chunk[features[role]].numpy())
@@ -52,7 +55,9 @@ def read_named_ratings(name: str, data_dir: Path | None, download: bool) -> Rati
     return columns.table(name, titles if "title" in features else None, notes)
 
 
-def _find_features(builder: Any, name: str) -> tuple[dict[str, str], Sequence[str]]:
+def _find_features(
+    builder: Any, name: str, wanted: Wanted
+) -> tuple[dict[str, str], Sequence[str]]:
     """Returns the feature of each role, and the names of the genres."""
     import tensorflow_datasets as tfds
 
@@ -60,12 +65,10 @@ def _find_features(builder: Any, name: str) -> tuple[dict[str, str], Sequence[st
     named = isinstance(features, tfds.features.FeaturesDict)
     found = dict(features.items()) if named else {}
     names = list(found)
-    roles = {role: names[index] for role, index in find_roles(names).items()}
-    if "user" not in roles or "item" not in roles:
-        raise ValueError(
-            f"The features must be called {describe_names()}, and the first two be "
-            f"there. Received: {name} with {', '.join(names) or 'no named features'}."
-        )
+    indices = find_roles(names)
+    indices = {role: indices[role] for role in ("title", "genres") if role in indices}
+    indices |= wanted.find(names, name)
+    roles = {role: names[index] for role, index in indices.items()}
     genres = found.get(roles.get("genres", ""))
     if not isinstance(genres, tfds.features.Sequence) or not isinstance(
         genres.feature, tfds.features.ClassLabel

@@ -1,11 +1,12 @@
-"""Columns of (user, item, rating, time): checked piece by piece, then one table."""
+"""Columns of (user, item, rating, time): checked piece by piece, joined to a table."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +24,8 @@ _ITEM_WORDS = (
     "artist",
     "business",
 )
-# How a column of each role may be called, in lower case and with letters and digits
-# only; the earlier name counts where a table has two of them.
+# Names of a column of each role, in lower case, letters and digits only; the earlier
+# name counts where a table has two of them.
 _NAMES = {
     "user": ("userid", "user", "users", "uid"),
     "item": (
@@ -38,6 +39,12 @@ _NAMES = {
     "genres": ("genres", "moviegenres"),
 }
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # as Python prints it, and int64
+_UTC = r"\s*(UTC|GMT|z)$"
+_NUMBER, _TIME, _ZONED_TIME = (
+    pa.float64(),
+    pa.timestamp("us"),
+    pa.timestamp("us", "UTC"),
+)
 
 # item id, as text -> its title and genres
 Titles = dict[str, tuple[str, tuple[str, ...]]]
@@ -45,10 +52,10 @@ Titles = dict[str, tuple[str, tuple[str, ...]]]
 
 @dataclass(frozen=True, kw_only=True)
 class RatingTable:
-    """Ratings as they were found at a source, each (user, item) once.
+    """Ratings of a source, each (user, item) once.
 
     Attributes:
-        name: What the source is called.
+        name: Name of the source.
         user_ids: int64 or str [num_users], ascending: int64 where all are whole
             numbers.
         item_ids: The same for the items, [num_items].
@@ -59,7 +66,7 @@ class RatingTable:
         times: float64 [n], or None. Only their order has a meaning.
         titles: A title for each item, "" for an unknown one; None without titles.
         genres: The genres of each item, or None.
-        notes: What was seen but not used, one phrase each.
+        notes: Remarks on unused content, one phrase each.
     """
 
     name: str
@@ -75,7 +82,7 @@ class RatingTable:
 
 
 def find_roles(names: Sequence[str]) -> dict[str, int]:
-    """Returns which column has which role, as far as the names tell.
+    """Returns the column of each role, as far as the names tell.
 
     Upper and lower case, spaces and punctuation make no difference: "User-ID" is
     userid.
@@ -94,21 +101,72 @@ def find_roles(names: Sequence[str]) -> dict[str, int]:
     }
 
 
-def describe_names() -> str:
-    """Returns the names of columns that are understood, for an error."""
-    return (
-        "user (user_id, uid), item (item_id, movie_id, product_id ...), rating (stars, "
-        "score, user_rating) and time (timestamp, date)"
-    )
+class Wanted(NamedTuple):
+    """The columns to read.
+
+    Attributes:
+        roles: Roles that are used, of `ROLES`; "user" and "item" at least.
+        names: Names of the columns of `ROLES`, in this order, as far as they are given;
+            or None. Other columns have one of the usual names.
+    """
+
+    roles: tuple[str, ...] = ROLES
+    names: Sequence[str] | None = None
+
+    def known(self, names: Sequence[str]) -> dict[str, int]:
+        """Returns role, of `ROLES` -> position in `names`, as far as it is known."""
+        positions = {name: index for index, name in enumerate(names)}
+        given = {
+            role: positions[name]
+            for role, name in zip(ROLES, self.names or (), strict=False)
+            if name in positions
+        }
+        usual = {
+            role: index
+            for role, index in find_roles(names).items()
+            if role in ROLES and index not in given.values()
+        }
+        return usual | given
+
+    def find(self, names: Sequence[str], origin: str) -> dict[str, int]:
+        """Returns role -> position in `names` for the roles that are used.
+
+        Raises:
+            ValueError: There is no user, no item, or a column of `self.names` is
+                missing.
+        """
+        known = self.known(names)
+        if not {"user", "item"} <= set(known) or not set(self.names or ()) <= set(
+            names
+        ):
+            raise ValueError(
+                f"The columns must be called {self.describe()}. Received: "
+                f"{', '.join(names) or 'no names'} in {origin}. Rename them, or pass "
+                "their names as `columns`, those of user, item, rating and time."
+            )
+        return {role: known[role] for role in self.roles if role in known}
+
+    def describe(self) -> str:
+        """Returns the names of the columns, for an error."""
+        if self.names:
+            return ", ".join(self.names)
+        return (
+            "user (user_id, uid), item (item_id, movie_id, product_id ...), rating "
+            "(stars, score, user_rating) and time (timestamp, date), the first two at "
+            "least"
+        )
+
+
+ALL_COLUMNS = Wanted()
 
 
 class RatingColumns:
-    """Collects the columns of one source, and refuses what is broken in them.
+    """Collects the columns of one source, and refuses broken values.
 
     Args:
-        origin: What the source is called in an error.
-        unit: What is counted in it: "line" or "row". A line without any value is left
-            out; a row must have values.
+        origin: Name of the source in an error.
+        unit: The unit that rows are counted in: "line" or "row". A line without any
+            value is left out; a row must have values.
     """
 
     def __init__(self, origin: str, unit: str):
@@ -127,7 +185,7 @@ class RatingColumns:
             first: The number of their first row, counted from 1.
 
         Raises:
-            ValueError: A missing id, or a rating or time that is none.
+            ValueError: A missing id, or a broken rating or time.
         """
         texts = {role: _trimmed(column) for role, column in columns.items()}
         numbers = np.arange(first, first + len(texts["user"]))
@@ -158,7 +216,7 @@ class RatingColumns:
     def table(
         self, name: str, titles: Titles | None, notes: tuple[str, ...]
     ) -> RatingTable:
-        """Returns all that was added, each (user, item) as it was added last.
+        """Returns all added rows, each (user, item) as it was added last.
 
         Raises:
             ValueError: Nothing was added.
@@ -197,7 +255,7 @@ class RatingColumns:
         )
 
     def _ids(self, role: str, column: Any, numbers: np.ndarray) -> np.ndarray:
-        """Returns int32 [n]: each id as its place in the order of first appearance."""
+        """Returns int32 [n]: each id as its index in the order of first appearance."""
         if not _is_text(column) and not pa.types.is_integer(column.type):
             self.refuse(
                 int(numbers[0]) if len(numbers) else 1,
@@ -234,20 +292,18 @@ class RatingColumns:
 
     def _floats(self, role: str, column: Any, numbers: np.ndarray) -> np.ndarray:
         """Returns float64 [n] of ratings or times."""
-        wanted = pa.float64()
+        wanted, kind = _NUMBER, "finite number"
         if role == "time":
             if self._time_type is None and len(column):
                 self._time_type = _time_type(column)
             wanted = self._time_type or wanted
+            kind = "number, or each an ISO 8601 date, all or none with a zone"
         try:
             floats = _as_floats(column, wanted)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             floats = np.array([_float_or_nan(value, wanted) for value in column])
         if not np.isfinite(floats).all():
             index = int(np.argmin(np.isfinite(floats)))
-            kind = "finite number"
-            if role == "time":
-                kind = "number" if wanted == pa.float64() else "date like the first"
             self.refuse(
                 int(numbers[index]),
                 f"Each {role} must be a {kind}, and none may be missing.",
@@ -274,12 +330,12 @@ def _is_text(column: Any) -> bool:
 
 
 def _trimmed(column: Any) -> Any:
-    """Returns text without the spaces around it, and other values as they are."""
+    """Returns text without the spaces around it, and other values unchanged."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not _is_text(column):
         return column
-    if _is_bytes(column):  # the functions for text read them as they are
+    if _is_bytes(column):  # the functions for text take only text
         text = column.view(
             pa.large_string() if "large" in str(column.type) else pa.string()
         )
@@ -288,13 +344,12 @@ def _trimmed(column: Any) -> Any:
 
 
 def _time_type(column: Any) -> Any:
-    """Returns what all times are read as: what the first one can be read as."""
-    if not _is_text(column):
-        return pa.float64()
-    for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
-        if np.isfinite(_float_or_nan(column[0], kind)):
-            return kind
-    return pa.float64()
+    """Returns the type of all times: the first type that fits the first time."""
+    if _is_text(column):
+        for kind in (_NUMBER, _TIME, _ZONED_TIME):
+            if np.isfinite(_float_or_nan(column[0], kind)):
+                return kind
+    return _NUMBER
 
 
 def _as_floats(column: Any, kind: Any) -> np.ndarray:
@@ -305,17 +360,34 @@ def _as_floats(column: Any, kind: Any) -> np.ndarray:
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
         column = column.cast(pa.int64())
-    if kind != pa.float64():
+    if kind != _NUMBER:
+        column = pc.replace_substring_regex(column, pattern=_UTC, replacement="Z")
         column = column.cast(kind).cast(pa.int64())
     floats = column.cast(pa.float64(), safe=False)
     return floats.fill_null(np.nan).to_numpy(zero_copy_only=False)
 
 
 def _float_or_nan(value: Any, kind: Any) -> float:
+    """Returns a value as a float, a date as microseconds; NaN for a broken value.
+
+    Reads all dates of ISO 8601 that Python knows; Arrow is faster and knows fewer.
+    """
+    if kind == _NUMBER:
+        try:
+            return float(_as_floats(pa.array([value.as_py()], value.type), kind)[0])
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return np.nan
+    text = value.as_py() or ""
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
     try:
-        return float(_as_floats(pa.array([value.as_py()], value.type), kind)[0])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        moment = datetime.fromisoformat(re.sub(_UTC, "Z", text))
+    except ValueError:
         return np.nan
+    if (moment.tzinfo is None) == (kind == _ZONED_TIME):
+        return np.nan
+    since = moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.fromtimestamp(0, UTC)
+    return since / timedelta(microseconds=1)
 
 
 def _ascending(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,35 +22,37 @@ import pyarrow.parquet
 
 from kgen.data.item_titles import read_titles
 from kgen.data.rating_columns import (
+    ALL_COLUMNS,
     NO_PAIR,
     ROLES,
     RatingColumns,
     RatingTable,
-    describe_names,
-    find_roles,
+    Wanted,
 )
 from kgen.data.zip_files import ZipEntry, open_root, visible
 
 _RATINGS_NAME = re.compile(r"u\.data|ratings\.(dat|csv|tsv|parquet)(\.gz)?")
 _TABLE_NAME = re.compile(r".+\.(csv|tsv|parquet|(csv|tsv)\.gz)")
-_SEPARATORS = ("::", "\t", ";", ",", "|")  # the first of them that line 1 has
+_SEPARATORS = ("::", "\t", ";", ",", "|")
 _BLOCK_BYTES = 2**23  # parsed at a time: a fifth of a million lines
 _ROWS_PER_READ = 2**18
 _HEAD_BYTES = 2**16
+_SAMPLE_LINES = 1000  # that the separator and the header are found by
 
 TableFile = Path | ZipEntry
 
 
-def read_rating_files(path: Path) -> RatingTable:
+def read_rating_files(path: Path, wanted: Wanted = ALL_COLUMNS) -> RatingTable:
     """Reads the ratings of a folder, a zip or a file; see `open_ratings`.
 
     Args:
-        path: What exists there.
+        path: An existing path.
+        wanted: The columns to read.
 
     Raises:
         FileNotFoundError: A folder or zip without a table of ratings.
-        ValueError: Two tables in one folder; a damaged file, or one that is none of
-            the formats; a broken line. The message names the file and the line.
+        ValueError: Two tables in one folder; a damaged file, or a file of an unknown
+            format; a broken line. The message names the file and the line.
     """
     if path.is_dir() or path.suffix.lower() == ".zip":
         folder = open_root(path)
@@ -66,9 +69,9 @@ def read_rating_files(path: Path) -> RatingTable:
     columns = RatingColumns(str(file), "row" if is_parquet else "line")
     with _damage_named(file):
         if is_parquet:
-            unread = _read_parquet(file, columns)
+            unread = _read_parquet(file, columns, wanted)
         else:
-            unread = _read_lines(file, columns)
+            unread = _read_lines(file, columns, wanted)
     notes = (f"not read: the columns {', '.join(unread)}",) if unread else ()
     return columns.table(name, titles, notes)
 
@@ -113,7 +116,7 @@ def _damage_named(file: TableFile) -> Iterator[None]:
         OSError,  # of Arrow, where a page of Parquet is damaged
     ) as error:
         if isinstance(error, OSError) and error.errno:
-            raise  # of the file system, which says why
+            raise  # of the file system, with its reason
         raise ValueError(
             f"Cannot read {file}: it is damaged, or of another kind than its name says "
             f"({str(error).strip()[:400]}). Copy or download it again."
@@ -121,23 +124,25 @@ def _damage_named(file: TableFile) -> Iterator[None]:
 
 
 class _Layout(NamedTuple):
-    """How the lines of a table are to be read.
+    """The format of the lines of a table.
 
     Attributes:
         separator: One of `_SEPARATORS`.
-        names: The names of all columns, or what they are by position.
-        roles: Role -> number of its column.
+        num_columns: Number of values in a line.
+        roles: Role -> index of its column, for the columns to read.
+        unread: Names of the columns without a role.
         header_lines: Lines to skip.
     """
 
     separator: str
-    names: list[str]
+    num_columns: int
     roles: dict[str, int]
+    unread: list[str]
     header_lines: int
 
 
 @contextmanager
-def _open(file: TableFile) -> Iterator[IO[bytes] | gzip.GzipFile]:
+def _open(file: TableFile) -> Iterator[Any]:
     """Opens the text of a file, also of one that is gzipped."""
     with file.open("rb") as stream:
         if file.name.lower().endswith(".gz"):
@@ -147,13 +152,13 @@ def _open(file: TableFile) -> Iterator[IO[bytes] | gzip.GzipFile]:
             yield stream
 
 
-def _read_lines(file: TableFile, columns: RatingColumns) -> list[str]:
-    """Reads a table of lines; returns the names of the columns that have no role."""
+def _read_lines(file: TableFile, columns: RatingColumns, wanted: Wanted) -> list[str]:
+    """Reads a table of lines; returns the names of the columns without a role."""
     with _open(file) as stream:
-        layout = _find_layout(stream.read(_HEAD_BYTES), str(file))
-    # A separator of two characters is, to the parser, an empty column between.
+        layout = _find_layout(stream.read(_HEAD_BYTES), str(file), wanted)
+    # The parser sees a separator of two characters as an empty column between two.
     step = len(layout.separator)
-    width = (len(layout.names) - 1) * step + 1
+    width = (layout.num_columns - 1) * step + 1
     broken: list[Any] = []
 
     def refuse(row: Any) -> str:
@@ -198,14 +203,11 @@ def _read_lines(file: TableFile, columns: RatingColumns) -> list[str]:
         row = broken[0]
         columns.refuse(
             _line_number(file, row),
-            f"Each line must have {len(layout.names)} values, separated by "
+            f"Each line must have {layout.num_columns} values, separated by "
             f"{layout.separator!r}, as the first line has.",
             f"{row.text!r:.200}",
         )
-    used_columns = set(layout.roles.values())
-    return [
-        name for index, name in enumerate(layout.names) if index not in used_columns
-    ]
+    return layout.unread
 
 
 def _line_number(file: TableFile, row: Any) -> int:
@@ -227,7 +229,7 @@ def _check_lines(
     """Refuses quoted line breaks, and text between two characters of a separator.
 
     A quotation mark without its partner swallows the lines up to the next one, and
-    what follows would have other numbers.
+    the lines after it would have wrong numbers.
     """
     for index, column in enumerate(batch.columns):
         wrong = "." if index % len(layout.separator) else "\n"
@@ -241,12 +243,12 @@ def _check_lines(
             )
 
 
-def _find_layout(head: bytes, origin: str) -> _Layout:
-    """Finds the separator, and which column is what.
+def _find_layout(head: bytes, origin: str, wanted: Wanted) -> _Layout:
+    """Finds the separator, and the role of each column.
 
-    The first line is a header if it names a user and an item; then the columns are
-    found by their names. Otherwise it is a row, and the columns are user, item, rating
-    and time, of which there may be two, three or four.
+    The first line is a header if it names a user and an item, or if names are given;
+    then the columns are found by their names. Otherwise it is a row, and the columns
+    are user, item, rating and time, of which there may be two, three or four.
     """
     if b"\0" in head:
         raise ValueError(
@@ -257,42 +259,67 @@ def _find_layout(head: bytes, origin: str) -> _Layout:
     filled = [number for number, line in enumerate(lines) if line.strip()]
     if not filled:
         raise ValueError(NO_PAIR.format(origin))
-    first = lines[filled[0]]
-    separator = next((sign for sign in _SEPARATORS if sign in first), None)
-    if separator is None or first.lstrip().startswith(("{", "[")):
+    first, place = lines[filled[0]], f"{origin}, line {filled[0] + 1}"
+    sample = [lines[number] for number in filled[:_SAMPLE_LINES]]
+    separator, (values, *below) = _find_separator(sample, wanted)
+    if len(values) < 2 or first.lstrip().startswith(("{", "[")):
         raise ValueError(
             "The values of a line must be separated by a comma, a tab, ';', '|' or "
-            f"'::'. Received: {first[:200]!r} in {origin}, line {filled[0] + 1}."
+            f"'::'. Received: {first[:200]!r} in {place}."
         )
-    values = _split(first, separator)
-    roles = find_roles(values)
-    if "user" in roles and "item" in roles:
-        if len(filled) == 1:
+    known = wanted.known(values)
+    if wanted.names or {"user", "item"} <= set(known):
+        roles = wanted.find(values, place)
+        if not below:
             raise ValueError(NO_PAIR.format(origin))
-        roles = {role: index for role, index in roles.items() if role in ROLES}
-        return _Layout(separator, values, roles, filled[0] + 1)
-    below = _split(lines[filled[1]], separator) if len(filled) > 1 else []
-    if not any(map(_is_number, values)) and (roles or any(map(_is_number, below))):
+        unread = [name for i, name in enumerate(values) if i not in known.values()]
+        return _Layout(separator, len(values), roles, unread, filled[0] + 1)
+    rows = [row for row in below if len(row) == len(values)]
+    numeric = any(all(map(_is_number, column)) for column in zip(*rows, strict=True))
+    like_a_row = any(row[0] == values[0] or row[1] == values[1] for row in rows)
+    like_a_row = like_a_row or re.search(r"\d", first) is not None
+    if not any(map(_is_number, values)) and (known or numeric or not like_a_row):
         raise ValueError(
-            f"A header must name the columns {describe_names()}, the first two at "
-            f"least. Received: {first[:200]!r} in {origin}, line {filled[0] + 1}. "
-            "Rename the columns; or without a header they are, in this order, user, "
-            "item, rating and time."
+            f"A header must name the columns {wanted.describe()}. Received: "
+            f"{first[:200]!r} in {place}, which looks like a header. Pass its names as "
+            "`columns`, those of user, item, rating and time; or, if it is a row, put "
+            "a header before it."
         )
     if not 2 <= len(values) <= len(ROLES):
         raise ValueError(
             "Without a header there must be two to four columns: user, item, rating "
-            f"and time. Received: {len(values)} in {origin}, line {filled[0] + 1}. Add "
-            f"a first line that names {describe_names()}."
+            f"and time. Received: {len(values)} in {place}. Put a first line with the "
+            "names of the columns before it."
         )
-    by_position = {role: index for index, role in enumerate(ROLES[: len(values)])}
-    return _Layout(separator, list(by_position), by_position, 0)
+    roles = {role: i for i, role in enumerate(ROLES[: len(values)])}
+    roles = {role: i for role, i in roles.items() if role in wanted.roles}
+    return _Layout(separator, len(values), roles, [], 0)
+
+
+def _find_separator(lines: list[str], wanted: Wanted) -> tuple[str, list[list[str]]]:
+    """Returns the separator, and the values of the lines.
+
+    It is the separator by which the first line is a header; or else by which the most
+    lines have as many values as the first, at least two; or else by which there are the
+    most numbers.
+    """
+
+    def evidence(rows: list[list[str]]) -> tuple[bool, int, int]:
+        alike = [row for row in rows if len(row) == len(rows[0]) > 1]
+        header = {"user", "item"} <= set(wanted.known(rows[0]))
+        return header, len(alike), sum(map(_is_number, itertools.chain(*alike)))
+
+    found = {sign: [_split(line, sign) for line in lines] for sign in _SEPARATORS}
+    best = max(found, key=lambda sign: evidence(found[sign]))
+    return best, found[best]
 
 
 def _split(line: str, separator: str) -> list[str]:
-    if len(separator) > 1:
-        return [value.strip() for value in line.split(separator)]
-    return [value.strip() for value in next(csv.reader([line], delimiter=separator))]
+    values = [v.strip() for v in next(csv.reader([line], delimiter=separator[0]))]
+    if len(separator) == 1:
+        return values
+    is_double = len(values) % 2 and not any(values[1::2])
+    return values[::2] if is_double else [line]
 
 
 def _is_number(text: str) -> bool:
@@ -303,12 +330,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read_parquet(file: TableFile, columns: RatingColumns) -> list[str]:
-    """Reads a Parquet file; returns the names of the columns that have no role."""
+def _read_parquet(file: TableFile, columns: RatingColumns, wanted: Wanted) -> list[str]:
+    """Reads a Parquet file; returns the names of the columns without a role."""
     source = file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
     with pyarrow.parquet.ParquetFile(source) as table:
         names = table.schema_arrow.names
-        roles = _table_roles(names, str(file))
+        roles = wanted.find(names, str(file))
         first = 1
         for batch in table.iter_batches(
             _ROWS_PER_READ, columns=[names[index] for index in roles.values()]
@@ -316,34 +343,25 @@ def _read_parquet(file: TableFile, columns: RatingColumns) -> list[str]:
             used = {role: batch.column(names[index]) for role, index in roles.items()}
             columns.add(used, first)
             first += batch.num_rows
-    return [name for index, name in enumerate(names) if index not in roles.values()]
+    used_columns = wanted.known(names).values()
+    return [name for index, name in enumerate(names) if index not in used_columns]
 
 
-def _table_roles(names: list[str], origin: str) -> dict[str, int]:
-    """Returns which of the named columns is what."""
-    roles = find_roles(names)
-    if "user" not in roles or "item" not in roles:
-        raise ValueError(
-            f"The columns must be called {describe_names()}, and the first two be "
-            f"there. Received: {', '.join(map(str, names))} in {origin}. Rename them."
-        )
-    return {role: index for role, index in roles.items() if role in ROLES}
-
-
-def read_rating_arrays(source: Any) -> RatingTable:
+def read_rating_arrays(source: Any, wanted: Wanted = ALL_COLUMNS) -> RatingTable:
     """Reads ratings from Python.
 
     Args:
-        source: A tuple (users, items[, ratings[, times]]), or what has keys and
-            columns, a dict or a data frame, with names as in a file.
+        source: A tuple (users, items[, ratings[, times]]); or a dict or a data frame
+            with names as in a file.
+        wanted: The columns to read.
 
     Raises:
         ValueError: Arrays of different lengths or more than one dimension, unknown
-            names, a missing id, a rating that is no number.
+            names, a missing id, a rating that is not a number.
     """
     if hasattr(source, "keys"):
         names = list(source.keys())
-        roles = _table_roles([str(name) for name in names], "`source`")
+        roles = wanted.find([str(name) for name in names], "`source`")
         found = {role: source[names[index]] for role, index in roles.items()}
     else:
         if not isinstance(source, (tuple, list)) or not 2 <= len(source) <= len(ROLES):
@@ -352,9 +370,16 @@ def read_rating_arrays(source: Any) -> RatingTable:
                 "times]]) of arrays, or a dict of them. Received: "
                 f"{type(source).__name__}"
             )
+        if wanted.names:
+            raise ValueError(
+                "`columns` names the columns of a file, a dict or a data frame. "
+                f"Received: columns={wanted.names} and a tuple of arrays."
+            )
         found = dict(zip(ROLES, source, strict=False))
     arrays = {
-        role: np.asarray(values) for role, values in found.items() if values is not None
+        role: np.asarray(values)
+        for role, values in found.items()
+        if values is not None and role in wanted.roles
     }
     shapes = {role: array.shape for role, array in arrays.items()}
     if len(set(shapes.values())) != 1 or len(shapes["user"]) != 1:

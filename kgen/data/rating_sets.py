@@ -22,7 +22,7 @@ from kgen.data.dataset import SPLITS, DataSet
 from kgen.data.named_builders import NAME
 from kgen.data.named_ratings import read_named_ratings
 from kgen.data.pipeline import Batch, Read, check_seed
-from kgen.data.rating_columns import RatingTable
+from kgen.data.rating_columns import ROLES, RatingTable, Wanted
 from kgen.data.rating_files import read_rating_arrays, read_rating_files
 from kgen.data.rating_splits import (
     Part,
@@ -65,7 +65,7 @@ def ratings(
         drop_remainder: Whether a last, smaller batch is left out. By default only in
             training.
         **options: min_rating, min_items, split_strategy, held_out_users,
-            hidden_fraction, data_dir and download of `open_ratings`.
+            hidden_fraction, columns, data_dir and download of `open_ratings`.
 
     Returns:
         A dataset of dicts: "items", ragged int32 [batch, None], ascending positions in
@@ -99,6 +99,7 @@ def open_ratings(
     seed: int = 0,
     held_out_users: int | None = None,
     hidden_fraction: float = 0.2,
+    columns: Sequence[str] | None = None,
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
 ) -> RatingSet:
@@ -144,9 +145,10 @@ def open_ratings(
               separated by a tab, comma, ";", "|" or "::") or Parquet, or of a folder or
               zip with just one. Columns are found by their names: user, user_id, uid;
               item, item_id, movie_id, product_id and the like; rating, stars, score,
-              user_rating; time, timestamp, date (a number or an ISO 8601 date). The
-              first line of a text is a header if it names a user and an item. If not,
-              the two to four columns are user, item, rating and time;
+              user_rating; time, timestamp, date (numbers, or ISO 8601 dates, with a
+              zone or without); other names are given by `columns`. The first line of a
+              text is a header if it names a user and an item. If not, the two to four
+              columns are user, item, rating and time;
             - the name of a data set of tensorflow-datasets with such features:
               "movielens/100k-ratings" and the like. Its splits are read as one;
             - a tuple of arrays (users, items[, ratings[, times]]), or a dict of them or
@@ -161,6 +163,8 @@ def open_ratings(
         held_out_users: Users in validation and in test, for "strong" only. By default
             a tenth of all users, at least 1 and at most 10,000.
         hidden_fraction: In (0, 1); for "strong" and "random".
+        columns: Names of the columns of user, item, rating and time, in this order, the
+            first two at least, where they are called otherwise.
         data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
             own default, ~/tensorflow_datasets. For names only.
         download: Whether a data set of tensorflow-datasets that is not there may be
@@ -187,20 +191,23 @@ def open_ratings(
         seed=seed,
         held_out_users=held_out_users,
         hidden_fraction=hidden_fraction,
+        columns=columns,
     )
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    return RatingSet(_read(source, folder, download), options)
+    return RatingSet(_read(source, folder, download, options.wanted()), options)
 
 
-def _read(source: Any, data_dir: Path | None, download: bool) -> RatingTable:
+def _read(
+    source: Any, data_dir: Path | None, download: bool, wanted: Wanted
+) -> RatingTable:
     if not isinstance(source, (str, os.PathLike)):
-        return read_rating_arrays(source)
+        return read_rating_arrays(source, wanted)
     path = Path(source).expanduser()
     if path.exists():
-        return read_rating_files(path)
+        return read_rating_files(path, wanted)
     if not isinstance(source, str) or not NAME.fullmatch(source):
         raise FileNotFoundError(f"There is no file or folder {path}.")
-    return read_named_ratings(source, data_dir, download)
+    return read_named_ratings(source, data_dir, download, wanted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +220,7 @@ class RatingOptions:
     seed: int = 0
     held_out_users: int | None = None
     hidden_fraction: float = 0.2
+    columns: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for an option out of its range."""
@@ -243,6 +251,19 @@ class RatingOptions:
                 "`hidden_fraction` must be between 0 and 1, both excluded. Received: "
                 f"hidden_fraction={self.hidden_fraction}"
             )
+        names = self.columns
+        if names is not None and (isinstance(names, str) or not 2 <= len(names) <= 4):
+            raise ValueError(
+                "`columns` must be the names of the columns of user, item, rating and "
+                f"time, the first two at least. Received: columns={names!r}"
+            )
+
+    def wanted(self) -> Wanted:
+        """Returns the columns that the other options use."""
+        unused = set() if self.split_strategy == "leave-one-out" else {"time"}
+        unused |= {"rating"} if self.min_rating is None else set()
+        roles = tuple(role for role in ROLES if role not in unused)
+        return Wanted(roles, self.columns)
 
 
 class RatingSet(DataSet):

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import Literal
 
 _ENCRYPTED = 1  # a bit of a member's flags
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
@@ -48,7 +48,7 @@ class ZipEntry:
         member = self._member or zipfile.ZipInfo()
         return f"{self._place} {member.file_size} {member.CRC:08x}"
 
-    def open(self, mode: Literal["rb"] = "rb") -> IO[bytes]:
+    def open(self, mode: Literal["rb"] = "rb") -> zipfile.ZipExtFile:
         """Opens a file to read it piece by piece.
 
         Raises:

@@ -38,6 +38,10 @@ class RecommenderRecipe(Recipe):
     hidden_fraction: float = option(
         0.2, "Share of a held-out person's items (of all pairs, for random) to find."
     )
+    columns: str | None = option(
+        None,
+        "Names of the columns of user, item, rating, time, as A,B; default: usual.",
+    )
 
     def open_data(self, *, download: bool = True) -> Any:
         """Opens the ratings; `seed` keys the split."""
@@ -45,12 +49,13 @@ class RecommenderRecipe(Recipe):
 
         return open_ratings(
             self.data,
-            min_rating=self.min_rating,
+            min_rating=self.min_rating or None,
             min_items=self.min_items,
             split_strategy=self.split_strategy,
             seed=self.seed,
             held_out_users=self.held_out_users,
             hidden_fraction=self.hidden_fraction,
+            columns=self.columns.split(",") if self.columns else None,
             data_dir=self.data_dir,
             download=download,
         )

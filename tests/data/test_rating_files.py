@@ -14,6 +14,7 @@ import kgen.data.named_ratings as named_ratings
 import kgen.data.rating_files as rating_files
 from kgen.data import open_ratings
 from kgen.data.named_ratings import read_named_ratings
+from kgen.data.rating_columns import Wanted
 from kgen.data.rating_files import read_rating_arrays, read_rating_files
 
 # One small set in each of the original forms: user, item, rating, time.
@@ -177,6 +178,109 @@ def test_without_a_header_columns_are_found_by_position(tmp_path, separator, wid
     assert rows_of(read_rating_files(path)) == rows
 
 
+@pytest.mark.parametrize("header", [False, True])
+@pytest.mark.parametrize("separator", ["\t", ",", ";", "|", "::"])
+@pytest.mark.parametrize("other", ["\t", ",", ";", "|", "::"])
+def test_separators_in_quotes_separate_nothing(tmp_path, separator, other, header):
+    titles = [f"Film{other} part {part}" for part in (1, 2)]
+    lines = [f'{user}{separator}"{title}"' for user in (7, 8) for title in titles]
+    if header:
+        lines.insert(0, f'"user"{separator}"item"')
+    path = tmp_path / "any.csv"
+    path.write_text("\n".join(lines))
+    expected = [(user, title) for user in (7, 8) for title in titles]
+    assert rows_of(read_rating_files(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        # Not in quotes: by the comma there are more numbers than by the semicolon.
+        (["1,Film; part 1,5", "2,Film; part 2,4"], [(1, "Film; part 1", 5)]),
+        # All lines have three values by the comma, the first alone by the semicolon.
+        (["a;b,c;d,1", "a2,c2,2", "a3,c3,3"], [("a;b", "c;d", 1), ("a2", "c2", 2)]),
+        # A header of known names decides.
+        (["user;item;a,b", "1;2;x,y", "3;4;z,w"], [(1, 2), (3, 4)]),
+        (["1|2|3", "4|5|6"], [(1, 2, 3), (4, 5, 6)]),
+        # A broken line leaves the separator what it is; see the errors below.
+        (["7;1;5", "8;2;4"], [(7, 1, 5), (8, 2, 4)]),
+    ],
+)
+def test_the_separator_is_the_one_with_the_most_evidence(tmp_path, lines, rows):
+    path = tmp_path / "any.csv"
+    path.write_text("\n".join(lines))
+    assert rows_of(read_rating_files(path))[: len(rows)] == rows
+
+
+CALLED = Wanted(names=("customer", "article"))
+
+
+def test_columns_may_be_called_by_any_name(tmp_path):
+    path = tmp_path / "any.csv"
+    path.write_text("note,article,stars,customer\nn,a1,5,c1\nn,a2,4,c1\n")
+    expected = [("c1", "a1", 5), ("c1", "a2", 4)]
+    table = read_rating_files(path, CALLED)
+    assert rows_of(table) == expected
+    assert table.notes == ("not read: the columns note",)
+    columns = {"customer": ["c1", "c1"], "article": ["a1", "a2"], "stars": [5.0, 4.0]}
+    pq.write_table(pa.table(columns), tmp_path / "any.parquet")
+    assert rows_of(read_rating_files(tmp_path / "any.parquet", CALLED)) == expected
+    assert rows_of(read_rating_arrays(columns, CALLED)) == expected
+    # A given name goes before a usual one, and is the column of nothing else.
+    path.write_text("user,score,item,customer\n1,2,3,4\n5,6,7,8\n")
+    names = Wanted(names=("customer", "score"))
+    assert rows_of(read_rating_files(path, names)) == [(4, 2), (8, 6)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "names", "message"),
+    [
+        ("1,2,3", ("a", "b"), "must be called a, b. Received: 1, 2, 3 in .*line 1"),
+        ("user,item", ("user", "item", "x"), "must be called user, item, x. Received"),
+        ("a,b", ("a", "b"), "at least one"),
+    ],
+)
+def test_columns_that_are_not_there_are_refused(tmp_path, lines, names, message):
+    path = tmp_path / "any.csv"
+    path.write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        read_rating_files(path, Wanted(names=names))
+
+
+def test_names_of_columns_need_columns_with_names():
+    with pytest.raises(ValueError, match="`columns` names the columns of a file"):
+        read_rating_arrays(([1], [2]), CALLED)
+    with pytest.raises(ValueError, match="Received: columns='ab'"):
+        open_ratings(([1], [2]), columns="ab")
+    with pytest.raises(ValueError, match=r"Received: columns=\('a',\)"):
+        open_ratings(([1], [2]), columns=("a",))
+
+
+@pytest.mark.parametrize(
+    ("first", "is_header"),
+    [
+        # No number, and no value that a row has too: a header of unknown names.
+        ("customer,article", True),
+        ("Ann,dune", True),
+        ("Bob,dune", False),  # the user of another row
+        ("Ann,it", False),  # the item of another row
+        ("c3,a3", False),  # names of columns rarely have digits
+    ],
+)
+def test_a_first_line_unlike_all_rows_is_refused_as_a_header(
+    tmp_path, first, is_header
+):
+    path = tmp_path / "any.csv"
+    path.write_text(f"{first}\nBob,it\nBob,emma\nEve,it\n")
+    if is_header:
+        with pytest.raises(
+            ValueError, match=f"'{first}' in .*line 1, which looks.*`co"
+        ):
+            read_rating_files(path)
+    else:
+        assert rows_of(read_rating_files(path))[0] == tuple(first.split(","))
+
+
 @pytest.mark.parametrize("header", [None, "user,item,rating,time"])
 def test_text_may_be_gzipped(tmp_path, header):
     path = tmp_path / "any.csv.gz"
@@ -251,11 +355,18 @@ def test_of_many_repeated_pairs_the_last_counts():
         (("1970-01-01 00:00:01", "1970-01-01"), (1_000_000, 0)),
         (("1970-01-01T00:00:01Z", "1970-01-01T00:00:00+01:00"), (1e6, -3.6e9)),
         (("17.5", "3"), (17.5, 3)),
+        (("1970-01-01 00:00:01 UTC", "1970-01-01 00:00:00 GMT"), (1e6, 0)),
+        (("1970-01-01T00:00:00.25Z", "1970-01-01 00:00:01+0000"), (250_000, 1e6)),
+        (("1970-01-01T01:00:00,5+01", "1970-01-01T00:00Z"), (500_000, 0)),
+        (("1970-01-01T00:00:00.123456789", "1970-01-02"), (123_456, 86.4e9)),
+        (("19700101T000001Z", "1970-01-01T00:00:02z"), (1e6, 2e6)),
+        (("1970-W01-5", "1970-01-01T00:00:00"), (86.4e9, 0)),
+        (("1969-12-31T23:59:59-00:30", "1970-01-01T00:00:00Z"), (1.799e9, 0)),
     ],
 )
 def test_times_are_numbers_or_dates(tmp_path, dates, microseconds):
     path = tmp_path / "any.csv"
-    path.write_text("".join(f"1,{i},4,{date}\n" for i, date in enumerate(dates)))
+    path.write_text("".join(f'1,{i},4,"{date}"\n' for i, date in enumerate(dates)))
     assert read_rating_files(path).times.tolist() == list(microseconds)
 
 
@@ -274,9 +385,13 @@ def test_times_are_numbers_or_dates(tmp_path, dates, microseconds):
         ("1,2,3\n\n\n1,3,good\n", 4, "'good'"),  # empty lines count
         ("1,2,3\r\n\r\n1,3,x\r\n", 3, "'x'"),
         ("\nuser,item,rating\n\n1,3,x\n", 4, "'x'"),
-        ("1,2,3,9\n1,3,3,\n", 2, "time must be a number, and none may be missing"),
+        ("1,2,3,9\n1,3,3,\n", 2, "time must be a number.*, and none may be missing"),
         ("1,2,3,9\n1,3,3,2020-01-01\n", 2, "time must be a number"),
-        ("1,2,3,2020-01-01\n1,3,3,17\n", 2, "time must be a date like the first"),
+        (
+            "1,2,3,2020-01-01\n1,3,3,17\n",
+            2,
+            "time must be a number, or each an ISO 8601 date",
+        ),
         ("1::2::3\n1::3::4::5\n", 2, "must have 3 values, separated by '::'"),
         ("1::2::3\n1::3:4:5\n", 2, "between '::'"),
         ("1::2::3\n1:3::4:\n", 2, "between '::'"),
@@ -286,6 +401,10 @@ def test_times_are_numbers_or_dates(tmp_path, dates, microseconds):
         ('1,2,3\n1,"\n\n",4\n1,4,5\n', 2, "must be on one line"),
         ('user,item,x\n1,2,"3\n1,4,"\n', 2, "must be on one line"),
         ("u1,i1\n,i2\n", 2, "the id of its user"),
+        ("7;1;5\n8,2,4\n9;3;3\n", 2, "must have 3 values, separated by ';'"),
+        ("1,2,3,2020-01-01T00Z\n1,3,3,2020-01-01\n", 2, "all or none with a zone"),
+        ("1,2,3,2020-01-01\n1,3,3,2020-01-01 UTC\n", 2, "'2020-01-01 UTC'"),
+        ("1,2,3,yesterday\n1,3,3,4\n", 1, "or each an ISO 8601 date.*'yesterday'"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, content, line, message):
@@ -345,6 +464,27 @@ def test_a_first_line_with_a_number_is_no_header(tmp_path):
         (276725, "034545104X", 0),
         (276726, "0155061224", 5),
     ]
+
+
+def test_columns_are_read_only_where_they_are_used(tmp_path):
+    columns = {
+        "user": np.repeat(np.arange(6), 3),
+        "item": np.tile(np.arange(3), 6),
+        "stars": ["good"] * 18,
+        "date": ["yesterday"] * 18,
+    }
+    lines = [",".join(columns), *map("{},{},{},{}".format, *columns.values())]
+    (tmp_path / "any.csv").write_text("\n".join(lines))
+    (tmp_path / "bare.csv").write_text("\n".join(lines[1:]))
+    pq.write_table(pa.table(columns), tmp_path / "any.parquet")
+    for source in (columns, *sorted(tmp_path.iterdir())):
+        options = {"min_items": 1, "min_rating": None}
+        opened = open_ratings(source, **options)
+        assert opened.num_pairs == 18 and opened.notes == ()
+        with pytest.raises(ValueError, match="Each rating must be.*'good'"):
+            open_ratings(source, min_items=1)
+        with pytest.raises(ValueError, match="Each time must be.*'yesterday'"):
+            open_ratings(source, split_strategy="leave-one-out", **options)
 
 
 # Parquet
@@ -609,6 +749,9 @@ def test_movielens_is_read_by_its_name(prepared):
 def test_the_splits_of_a_name_are_read_as_one(prepared):
     table = read_named_ratings("likes", prepared, False)
     assert len(table.users) == 4
+    named = Wanted(names=("item", "uid"))
+    swapped = read_named_ratings("likes", prepared, False, named)
+    assert set(rows_of(swapped)) == {("a", 1), ("b", 2), ("b", 1), ("a", 2)}
     assert table.ratings is None and table.titles is None
     assert table.notes == (
         "read as one: its 2 splits",
@@ -624,7 +767,7 @@ def test_a_name_that_cannot_be_read_says_why(tmp_path):
         open_ratings("movielenz", **options)
     with pytest.raises(ValueError, match="'movielens/100k-rating'.*not found"):
         open_ratings("movielens/100k-rating", **options)
-    with pytest.raises(ValueError, match="must be called user.*mnist with image"):
+    with pytest.raises(ValueError, match="must be called user.*image, label in mnist"):
         open_ratings("mnist", **options)
     with pytest.raises(FileNotFoundError, match=r"no file or folder no/ratings.csv"):
         open_ratings("no/ratings.csv", **options)

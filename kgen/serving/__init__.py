@@ -1,12 +1,12 @@
-"""What answers requests from an export: the server of a laptop."""
+"""Server of exported models for one machine."""
 
 import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
-        "application": ["make_application"],
+        "handlers": ["make_application"],
         "connections": ["BoundedProtocol"],
-        "models": ["ServedModel"],
+        "versions": ["ServedModel"],
     },
 )

@@ -1,4 +1,4 @@
-"""Requests that wait for the same endpoint, answered together."""
+"""Batching: requests that wait for the same endpoint run in one call."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kgen.serving.models import Arrays, Endpoint
+from kgen.serving.versions import Arrays, Endpoint
 
 
 class Busy(Exception):
-    """The server has more to do than it can; the same request may succeed later."""
+    """The server is overloaded; the same request may succeed later."""
 
 
-class Refused(Exception):
-    """The model does not take these values; the message says what it wants."""
+class BadRequest(Exception):
+    """An invalid body, or values that the model refuses; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +31,22 @@ class _Request:
 
 
 class Batcher:
-    """Runs endpoints in threads; what comes while all are at work waits, and is joined.
+    """Runs endpoints in threads; requests that arrive meanwhile are queued and merged.
 
-    Nothing waits for others to come: a single request runs at once. Rows do not depend
-    on each other, so it makes no difference to them with which others they are.
+    A single request runs at once: none waits for others to arrive. The result of a row
+    does not depend on the other rows of its batch.
 
     Args:
         num_threads: Calls at the same time; TensorFlow uses all cores in each.
-        most_rows: Rows of a joint call.
-        most_waiting: Rows that may wait, before requests are turned away.
+        max_rows: Rows of a merged call.
+        max_waiting_rows: Rows in all queues, before requests are turned away.
     """
 
     def __init__(
-        self, num_threads: int = 2, most_rows: int = 64, most_waiting: int = 4096
+        self, num_threads: int = 2, max_rows: int = 64, max_waiting_rows: int = 4096
     ):
-        self.most_rows = most_rows
-        self.most_waiting = most_waiting
+        self.max_rows = max_rows
+        self.max_waiting_rows = max_waiting_rows
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="model")
         self._num_threads = num_threads
         self._running: list[Endpoint] = []
@@ -59,18 +59,18 @@ class Batcher:
 
         Raises:
             Busy: Too many rows wait.
-            Refused: The model does not take these values.
+            BadRequest: The model does not take these values.
         """
         num_rows = len(next(iter(inputs.values())))
-        if num_rows > self.most_rows:  # What a call takes of the memory has a bound.
-            starts = range(0, num_rows, self.most_rows)
+        if num_rows > self.max_rows:  # This bounds the memory of a call.
+            starts = range(0, num_rows, self.max_rows)
             parts = [
-                {k: v[start : start + self.most_rows] for k, v in inputs.items()}
+                {k: v[start : start + self.max_rows] for k, v in inputs.items()}
                 for start in starts
             ]
             answers = await asyncio.gather(*(self(endpoint, part) for part in parts))
             return {k: _joined([one[k] for one in answers]) for k in answers[0]}
-        if self._num_waiting + num_rows > self.most_waiting:
+        if self._num_waiting + num_rows > self.max_waiting_rows:
             raise Busy(f"{self._num_waiting} rows wait already. Try again later.")
         shapes = ((name, array.shape[1:]) for name, array in inputs.items())
         key = (id(endpoint), *sorted(shapes))
@@ -82,16 +82,16 @@ class Batcher:
         return await answer
 
     def close(self) -> None:
-        """Ends the threads, once they have done what they are at."""
+        """Ends the threads after their current calls."""
         self._threads.shutdown()
 
     def _start(self) -> None:
-        """Gives free threads what has waited longest."""
+        """Gives free threads the requests that have waited longest."""
         for key in list(self._queues):
             if len(self._running) == self._num_threads:
                 return
             endpoint = self._queues[key][0].endpoint
-            if endpoint.alone and endpoint in self._running:
+            if self._running.count(endpoint) >= endpoint.max_concurrency:
                 continue
             queue = self._queues.pop(key)
             requests = self._take(queue)
@@ -104,13 +104,13 @@ class Batcher:
                 task.add_done_callback(self._tasks.discard)
 
     def _take(self, queue: collections.deque[_Request]) -> list[_Request]:
-        """What goes into one call: at least one request, and no row too many."""
+        """The requests of one call: at least one, within `max_rows`."""
         taken: list[_Request] = []
         num_rows = 0
-        while queue and (not taken or num_rows + queue[0].num_rows <= self.most_rows):
+        while queue and (not taken or num_rows + queue[0].num_rows <= self.max_rows):
             request = queue.popleft()
             self._num_waiting -= request.num_rows
-            if not request.answer.done():  # Who asked has not gone away.
+            if not request.answer.done():  # The client is still there.
                 taken.append(request)
                 num_rows += request.num_rows
         return taken
@@ -126,7 +126,7 @@ class Batcher:
                     request.answer.set_exception(answer)
                 else:
                     request.answer.set_result(answer)
-            # A text asks for its next tokens at once: let them be in the next call.
+            # A completion asks for its next tokens at once: they join the next call.
             await asyncio.sleep(0)
         finally:
             self._running.remove(requests[0].endpoint)
@@ -134,7 +134,7 @@ class Batcher:
 
 
 def _answers(requests: list[_Request]) -> list[Arrays | Exception]:
-    """The outputs of each request, or what is wrong with it."""
+    """The outputs of each request, or its error."""
     names = requests[0].inputs
     joint = {name: np.concatenate([r.inputs[name] for r in requests]) for name in names}
     ends = np.cumsum([request.num_rows for request in requests])[:-1]
@@ -142,7 +142,7 @@ def _answers(requests: list[_Request]) -> list[Arrays | Exception]:
         outputs = requests[0].endpoint.call(joint)
         parts = {name: np.split(array, ends) for name, array in outputs.items()}
     except Exception as error:
-        if len(requests) > 1:  # One of them is wrong, the others need not suffer.
+        if len(requests) > 1:  # One of them is invalid: the others run without it.
             return [_answers([request])[0] for request in requests]
         return [_reason(error)]
     return [
@@ -152,7 +152,7 @@ def _answers(requests: list[_Request]) -> list[Arrays | Exception]:
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Rows one after the other; those of tokens are as long as the longest."""
+    """Concatenates rows; shorter rows of tokens are padded with -1."""
     if parts[0].ndim == 2:
         width = max(part.shape[1] for part in parts)
         parts = [
@@ -165,15 +165,15 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _reason(error: Exception) -> Exception:
-    """An error of the model's own checks as one sentence; any other as it is."""
-    # A message with bytes of an image in it is not even text.
+    """The message of a model's own check as a BadRequest; any other error as it is."""
+    # A message that holds the bytes of an image is not valid text.
     if isinstance(error, tf.errors.InvalidArgumentError | UnicodeDecodeError):
         text = str(error) if isinstance(error, tf.errors.OpError) else "damaged bytes"
         _, found, message = text.partition("assertion failed: [")
         if not found:
-            return Refused(_last_line(text))
+            return BadRequest(_last_line(text))
         parts = message.partition("\n\t")[0].rpartition("]")[0]
-        return Refused(parts.replace("] [", " ")[:500])
+        return BadRequest(parts.replace("] [", " ")[:500])
     return error
 
 

@@ -1,223 +1,229 @@
-"""The bodies of OpenAI's completions: JSON to what is wanted, and pieces to JSON."""
+"""Completions: prefill and decoding steps of many prompts, batched as they come."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import math
-import secrets
-import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import orjson
+import numpy as np
 
-from kgen.nn.sampling import DEFAULT_SAMPLING, MAX_TOKENS
-from kgen.serving.rest import BadRequest, read_object
-from kgen.serving.writing import Piece, Wanted
-
-# What OpenAI's API has that is not here, and the values of it that ask for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "logprobs": (None,),
-    "presence_penalty": (None, 0),
-    "suffix": (None, ""),
-}
-KNOWN = {"model", "prompt", "max_tokens", "n", "seed", "stop", "stream", "echo"}
-KNOWN |= {"stream_options", "user", *DEFAULT_SAMPLING, *UNSUPPORTED}
-MOST_CHOICES = 64
-LARGEST = 2**31 - 1
+from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
+from kgen.data.tokenizers import Tokenizer
+from kgen.serving.batching import BadRequest, Batcher, Busy
+from kgen.serving.versions import DECODE, PREFILL, Arrays, Version
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-    """How the completions of a request are sent.
+class CompletionRequest:
+    """A request for completions.
 
     Attributes:
-        model: The name of the model.
-        stream: Whether they come in pieces, ...
-        with_usage: ... and the number of tokens after the last.
+        prompts: Texts, or lists of tokens; none is empty.
+        num_choices: Completions of each prompt.
+        max_tokens: Tokens of each completion.
+        stops: Stop sequences.
+        seed: The seed of the first completion; the next ones count up.
+        sampling: The sampling parameters of `kgen.nn.sampling.next_tokens`.
+        echo: Whether each completion begins with its prompt.
     """
 
-    model: str
-    stream: bool
-    with_usage: bool
+    prompts: list[Any]
+    num_choices: int
+    max_tokens: int
+    stops: tuple[str, ...]
+    seed: int
+    sampling: dict[str, float]
+    echo: bool
 
 
-def read_completion(body: bytes) -> tuple[Wanted, Form]:
-    """Reads the body of a request.
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the prefill endpoint takes it.
 
-    Returns:
-        What is to be written, and how it is sent.
-
-    Raises:
-        BadRequest: It is not what the API takes, or asks for what there is not here.
+    Attributes:
+        inputs: The inputs of the endpoint.
+        text: The text; of a prompt of tokens, only where it is needed.
+        num_tokens: The number of its tokens.
     """
-    request = read_object(body, '{"model": ..., "prompt": ...}')
-    unknown = sorted(request.keys() - KNOWN)
-    if unknown:
-        raise BadRequest(f"Unrecognized arguments: {', '.join(unknown)[:200]}")
-    for name, neutral in UNSUPPORTED.items():
-        if request.get(name) not in neutral:
-            raise BadRequest(f"`{name}` is not supported here: leave it out.")
-    given = {name: value for name, value in request.items() if value is not None}
-    if not isinstance(given.get("model"), str):
-        raise BadRequest("`model` must be the name of a model.")
-    prompts = _prompts(given.get("prompt"))
-    num_choices = _number(given, "n", 1, 1, MOST_CHOICES)
-    if len(prompts) * num_choices > MOST_CHOICES:
-        raise BadRequest(
-            f"A request has at most {MOST_CHOICES} completions. Received: "
-            f"{len(prompts)} prompts with {num_choices} each."
-        )
-    options = given.get("stream_options", {})
-    if not isinstance(options, dict):
-        raise BadRequest("`stream_options` must be an object.")
-    wanted = Wanted(
-        prompts=prompts,
-        num_choices=num_choices,
-        max_tokens=_number(given, "max_tokens", 16, 1, MAX_TOKENS),
-        stops=_stops(given.get("stop", [])),
-        seed=_number(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
-        settings={
-            # What is beyond these is out of range as well: the model says so.
-            name: min(max(_number(given, name, default), -LARGEST), LARGEST)
-            for name, default in DEFAULT_SAMPLING.items()
-        },
-        echo=_flag(given, "echo"),
-    )
-    with_usage = _flag(options, "include_usage")
-    return wanted, Form(given["model"], _flag(given, "stream"), with_usage)
+
+    inputs: Arrays
+    text: str
+    num_tokens: int
 
 
-def _prompts(prompt: Any) -> list[Any]:
-    """A list of texts, or of lists of tokens."""
-    prompts = prompt
-    if isinstance(prompt, str) or _are_tokens(prompt):
-        prompts = [prompt]
-    fits = isinstance(prompts, list) and prompts
-    if not fits or not all(isinstance(one, str) or _are_tokens(one) for one in prompts):
-        raise BadRequest(
-            "`prompt` must be a text, a list of texts, a list of tokens, or a list of "
-            "such lists; none is empty."
-        )
-    if not all(prompts):
-        raise BadRequest("`prompt` must hold a character at least, such as a new line.")
-    return prompts
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """The next part of a completion.
+
+    Attributes:
+        index: The number of the completion.
+        text: The text that follows.
+        num_tokens: The number of its tokens.
+        finish_reason: Why the completion ends here, "stop" or "length"; None if it
+            goes on.
+    """
+
+    index: int
+    text: str
+    num_tokens: int = 0
+    finish_reason: str | None = None
 
 
-def _are_tokens(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and bool(values)
-        and all(type(one) is int for one in values)
-    )
+class CompletionEngine:
+    """Generates many completions at once, whatever their settings and start.
 
-
-def _stops(stop: Any) -> tuple[str, ...]:
-    stops = [stop] if isinstance(stop, str) else stop
-    fits = isinstance(stops, list) and len(stops) <= 4
-    if not fits or not all(isinstance(one, str) and one for one in stops):
-        raise BadRequest("`stop` must be a text, or up to four; none is empty.")
-    return tuple(stops)
-
-
-def _number(
-    given: dict[str, Any],
-    name: str,
-    default: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-) -> Any:
-    value = given.get(name, default)
-    kinds = (int, float) if isinstance(default, float) else (int,)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        kind = "a number" if isinstance(default, float) else "a whole number"
-        raise BadRequest(f"`{name}` must be {kind}. Received: {str(value)[:100]}")
-    if not low <= value <= high:
-        raise BadRequest(f"`{name}` must be from {low} to {high}. Received: {value}")
-    return value
-
-
-def _flag(given: dict[str, Any], name: str) -> bool:
-    value = given.get(name, False)
-    if not isinstance(value, bool):
-        raise BadRequest(f"`{name}` must be true or false.")
-    return value
-
-
-class Answer:
-    """The bodies that say what is written.
+    Each completion is a row, and each of its decoding steps, of a few tokens, a request
+    to the batcher, which runs the steps of all waiting rows in one call.
 
     Args:
-        form: How it is sent.
-        version: The number of the model's version.
-        num_prompt_tokens: Of all prompts together.
+        batcher: Runs the endpoints.
+        max_rows: Completions at the same time: each holds a KV cache in memory.
     """
 
-    def __init__(self, form: Form, version: int, num_prompt_tokens: int):
-        self._form = form
-        self._num_prompt_tokens = num_prompt_tokens
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": form.model,
-            "system_fingerprint": f"{form.model}-{version}",
-        }
+    def __init__(self, batcher: Batcher, max_rows: int = 256):
+        self.num_rows = 0
+        self._batcher = batcher
+        self._max_rows = max_rows
 
-    def whole(self, pieces: Sequence[Piece]) -> bytes:
-        """The body of all completions."""
-        indices = sorted({piece.index for piece in pieces})
-        choices = [
-            _choice(
-                index,
-                "".join(piece.text for piece in pieces if piece.index == index),
-                next(p.finish_reason for p in reversed(pieces) if p.index == index),
-            )
-            for index in indices
+    async def chunks(
+        self,
+        version: Version,
+        request: CompletionRequest,
+        prompts: Sequence[EncodedPrompt],
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yields chunks of all completions until they have ended.
+
+        Args:
+            version: The version of the model.
+            request: The request.
+            prompts: Its prompts, by `encode_prompts`.
+
+        Raises:
+            Busy: Too many completions are under way.
+            BadRequest: The model does not take these values.
+        """
+        num_rows = len(prompts) * request.num_choices
+        if self.num_rows + num_rows > self._max_rows:
+            raise Busy(f"{self.num_rows} completions are being generated by now.")
+        queue: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        prefill = version.endpoints[PREFILL]
+        states = [
+            asyncio.ensure_future(self._batcher(prefill, prompt.inputs))
+            for prompt in prompts
         ]
-        return orjson.dumps(
-            {**self._head, "choices": choices, "usage": self._usage(pieces)}
-        )
+        rows = []
+        for index in range(num_rows):
+            which = index // request.num_choices
+            start = prompts[which].text if request.echo else ""
+            row = self._generate(version, request, index, states[which], start, queue)
+            rows.append(asyncio.ensure_future(row))
+            rows[-1].add_done_callback(self._row_done)
+            self.num_rows += 1
+        num_open = num_rows
+        try:
+            while num_open:
+                chunk = await queue.get()
+                if isinstance(chunk, Exception):
+                    raise chunk
+                num_open -= chunk.finish_reason is not None
+                yield chunk
+        finally:
+            for task in (*rows, *states):
+                task.cancel()
 
-    def event(self, piece: Piece) -> bytes:
-        """A server-sent event of a piece."""
-        choices = [_choice(piece.index, piece.text, piece.finish_reason)]
-        return self._event({"choices": choices, "usage": None})
+    def _row_done(self, _: Any) -> None:
+        self.num_rows -= 1
 
-    def end(self, pieces: Sequence[Piece]) -> bytes:
-        """The last events."""
-        used = {"choices": [], "usage": self._usage(pieces)}
-        usage = self._event(used) if self._form.with_usage else b""
-        return usage + b"data: [DONE]\n\n"
+    async def _generate(self, version, request, index, state, start, queue) -> None:
+        """Puts the chunks of a row, or its error, into the queue."""
+        try:
+            async for chunk in self._row(version, request, index, await state):
+                queue.put_nowait(dataclasses.replace(chunk, text=start + chunk.text))
+                start = ""
+        except Exception as error:
+            queue.put_nowait(error)
 
-    def _event(self, values: dict[str, Any]) -> bytes:
-        if not self._form.with_usage:
-            values.pop("usage")
-        return b"data: " + orjson.dumps(self._head | values) + b"\n\n"
-
-    def _usage(self, pieces: Sequence[Piece]) -> dict[str, int]:
-        num_written = sum(piece.num_tokens for piece in pieces)
-        return {
-            "prompt_tokens": self._num_prompt_tokens,
-            "completion_tokens": num_written,
-            "total_tokens": self._num_prompt_tokens + num_written,
+    async def _row(
+        self, version: Version, request: CompletionRequest, index: int, state: Arrays
+    ) -> AsyncGenerator[Chunk, None]:
+        endpoint, tokenizer = version.endpoints[DECODE], version.tokenizer
+        values = request.sampling | {
+            "seeds": request.seed + index,
+            "max_new_tokens": request.max_tokens,
         }
+        tokens, num_shown = np.zeros(0, np.int32), 0
+        finish_reason = None
+        while finish_reason is None:
+            columns = {
+                name: np.array([value], endpoint.inputs[name].dtype.as_numpy_dtype)
+                for name, value in (values | {"written": len(tokens)}).items()
+            }
+            outputs = await self._batcher(endpoint, state | columns)
+            # Copies: a view would keep the rows of the whole batch in memory.
+            state = {name: np.array(outputs[name]) for name in state}
+            [new], [is_active] = outputs["tokens"], outputs["going"]
+            num_before, new = len(tokens), new[new >= 0]
+            tokens = np.concatenate([tokens, new])
+            whole = tokenizer.decode(tokens)
+            if truncate_at_stop(whole, request.stops) != whole:
+                finish_reason = "stop"
+                tokens = _until_stop(tokenizer, tokens, num_before, request.stops)
+            elif not is_active:
+                finish_reason = "length"
+            text = streamable_prefix(whole, request.stops, is_whole=not is_active)
+            num_new = len(tokens) - num_before
+            yield Chunk(index, text[num_shown:], num_new, finish_reason)
+            num_shown = max(num_shown, len(text))
 
 
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": text,
-        "logprobs": None,
-        "finish_reason": finish_reason,
-    }
+def _until_stop(
+    tokenizer: Tokenizer, tokens: np.ndarray, num_before: int, stops: Sequence[str]
+) -> np.ndarray:
+    """Tokens up to and including the one that completes a stop sequence."""
+    for number in range(num_before + 1, len(tokens)):
+        text = tokenizer.decode(tokens[:number])
+        if truncate_at_stop(text, stops) != text:
+            return tokens[:number]
+    return tokens
 
 
-def write_error(code: int, message: str) -> bytes:
-    """The body of an error."""
-    kind = "invalid_request_error" if code < 500 else "server_error"
-    kinds = {"message": message, "type": kind, "param": None, "code": None}
-    return orjson.dumps({"error": kinds})
+def encode_prompts(version: Version, request: CompletionRequest) -> list[EncodedPrompt]:
+    """Encodes prompts of text, or decodes prompts of tokens, as the model takes them.
+
+    Raises:
+        BadRequest: The tokenizer does not know a character or token, or its library is
+            not installed.
+    """
+    takes_text = "prompts" in version.endpoints[PREFILL].inputs
+    encoded = []
+    try:
+        tokenizer = version.tokenizer
+        for prompt in request.prompts:
+            is_text = isinstance(prompt, str)
+            tokens = (
+                tokenizer.encode(prompt) if is_text else _checked(prompt, tokenizer)
+            )
+            text = prompt if is_text else ""
+            if not is_text and (takes_text or request.echo):
+                text = tokenizer.decode(tokens)
+            inputs = {"tokens": tokens[None]}
+            if takes_text:
+                inputs = {"prompts": np.array([text.encode()], object)}
+                if not is_text and tokenizer.encode(text).tolist() != prompt:
+                    raise BadRequest("The tokens of a prompt must be those of a text.")
+            encoded.append(EncodedPrompt(inputs, text, len(tokens)))
+    except (ValueError, ImportError) as error:
+        raise BadRequest(str(error)) from error
+    return encoded
+
+
+def _checked(tokens: list[int], tokenizer: Tokenizer) -> np.ndarray:
+    highest = tokenizer.vocab_size - 1
+    if not 0 <= min(tokens) <= max(tokens) <= highest:
+        raise BadRequest(
+            f"The tokens of a prompt must be from 0 to {highest}. Received: "
+            f"{min(tokens)} to {max(tokens)}."
+        )
+    return np.array(tokens, np.int32)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kgen.serving.batching import Batcher, Busy, Refused
-from kgen.serving.models import Endpoint
+from kgen.serving.batching import BadRequest, Batcher, Busy
+from kgen.serving.versions import Endpoint
 
 
 class Recorder:
@@ -66,7 +66,7 @@ def test_what_waits_is_joined_and_comes_apart_again():
 def test_a_call_has_no_row_too_many():
     recorder = Recorder()
     requests = [values(0), values(*range(7)), values(1, 2), values(3), values(4, 5)]
-    answers = gather(recorder, requests, most_rows=4)
+    answers = gather(recorder, requests, max_rows=4)
     assert max(recorder.sizes) <= 4 and sum(recorder.sizes) == 13
     assert answers[1]["doubled"].tolist() == [0, 2, 4, 6, 8, 10, 12]
 
@@ -80,7 +80,7 @@ def test_rows_of_tokens_are_as_long_as_the_longest():
         return {"tokens": np.where(column < arrays["values"][:, None], column, -1)}
 
     async def run():
-        batcher = Batcher(most_rows=2)
+        batcher = Batcher(max_rows=2)
         return await batcher(Endpoint(write, {}, {}, {}), values(1, 2, 0, 3))
 
     answer = asyncio.run(run())
@@ -102,7 +102,7 @@ def test_a_wrong_row_is_refused_alone():
     good, first, bad, last = gather(
         recorder, [values(0), values(1), values(-1), values(2)]
     )
-    assert isinstance(bad, Refused) and "must be 0 or more" in str(bad)
+    assert isinstance(bad, BadRequest) and "must be 0 or more" in str(bad)
     assert [x["doubled"].tolist() for x in (good, first, last)] == [[0], [2], [4]]
 
 
@@ -113,7 +113,7 @@ def test_an_error_of_another_kind_stays_what_it_is():
 
 def test_too_many_rows_are_turned_away():
     recorder = Recorder()
-    answers = gather(recorder, [values(0), *[values(1, 2)] * 5], most_waiting=6)
+    answers = gather(recorder, [values(0), *[values(1, 2)] * 5], max_waiting_rows=6)
     assert [isinstance(one, Busy) for one in answers] == [False] * 4 + [True] * 2
 
 

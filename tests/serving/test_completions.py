@@ -12,8 +12,12 @@ from kgen.data import CharTokenizer
 from kgen.nn.sampling import DEFAULT_SAMPLING
 from kgen.serving import make_application
 from kgen.serving.batching import Batcher
-from kgen.serving.models import Endpoint, Loaded, Version
-from kgen.serving.writing import Wanted, Writer, read_prompts
+from kgen.serving.completions import (
+    CompletionEngine,
+    CompletionRequest,
+    encode_prompts,
+)
+from kgen.serving.versions import Endpoint, Loaded, Version
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 STREAM_CHUNK = 4
@@ -75,11 +79,15 @@ class Model:
         outputs = STATE | {"tokens": tf.TensorSpec([None, STREAM_CHUNK], tf.int32)}
         endpoints = {
             "read": Endpoint(read, prompts, STATE, {}),
-            "write": Endpoint(write, STATE | numbers, outputs, {}, alone=True),
+            "write": Endpoint(write, STATE | numbers, outputs, {}, max_concurrency=1),
         }
         tokenizer = CharTokenizer(LETTERS).to_json()
-        self.version = Version(1, endpoints, {}, tokenizer_json=tokenizer)
+        self.version = Version(1, endpoints, {}, tokenizer_json=tokenizer, created=7)
         self.loaded = Loaded({1: self.version}, 1)
+
+    @property
+    def newest(self):
+        return self.version
 
     def refresh(self):
         return None
@@ -91,8 +99,8 @@ def client():
         yield client
 
 
-def pieces_of(writer, version, wanted):
-    return writer.pieces(version, wanted, read_prompts(version, wanted))
+def chunks_of(engine, version, request):
+    return engine.chunks(version, request, encode_prompts(version, request))
 
 
 def ask(client, **values):
@@ -175,16 +183,40 @@ def test_pieces_are_the_whole(client):
     assert "usage" not in events(client, prompt="a")[0]
 
 
-def test_the_models_that_write_are_listed(client):
+def test_models_have_the_fields_of_openai_and_of_tensorflow_serving(client):
     listed = client.get("/v1/models").json()
-    assert listed["object"] == "list"
-    assert [one["id"] for one in listed["data"]] == ["letters"]
+    model = {"id": "letters", "object": "model", "created": 7, "owned_by": "kgen"}
+    assert (listed["object"], listed["data"]) == ("list", [model])
+    retrieved = client.get("/v1/models/letters").json()
+    [status] = retrieved.pop("model_version_status")
+    assert retrieved == model and status["state"] == "AVAILABLE"
+    one = client.get("/v1/models/letters/versions/1").json()
+    assert [*one] == ["model_version_status"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code"),
+    [
+        ("GET", "/v1/completions", 405),
+        ("POST", "/v1/models", 405),
+        ("POST", "/v1/chat/completions", 404),
+        ("GET", "/v1/engines", 404),
+        ("GET", f"/v1/{'x' * 5000}", 404),
+    ],
+)
+def test_errors_of_other_paths_have_the_form_of_openai(client, method, path, code):
+    answer = client.request(method, path)
+    assert answer.status_code == code
+    error = answer.json()["error"]
+    assert f"{method} {path[:200]}" in error["message"]
+    assert error["type"] == "invalid_request_error" and {"param", "code"} <= {*error}
+    assert code != 405 or answer.headers["allow"]
 
 
 @pytest.mark.parametrize(
     ("values", "code", "message"),
     [
-        ({"model": "other"}, 404, "no model 'other'"),
+        ({"model": "other"}, 404, "no model 'other' that completes text"),
         ({"model": None}, 400, "`model` must be"),
         ({"prompt": ""}, 400, "`prompt` must hold a character"),
         ({"prompt": []}, 400, "`prompt` must be a text"),
@@ -234,17 +266,17 @@ def test_neutral_values_of_what_is_not_supported_are_taken(client):
 
 def test_only_so_much_is_written_at_a_time_and_room_comes_back():
     async def scenario():
-        writer = Writer(Batcher(), most=2)
+        engine = CompletionEngine(Batcher(), max_rows=2)
         version = Model().version
-        wanted = Wanted(["a"], 2, 40, (), 0, DEFAULT_SAMPLING, echo=False)
-        pieces = pieces_of(writer, version, wanted)
-        await anext(pieces)
-        assert writer.num_writing == 2
-        with pytest.raises(Exception, match="2 completions are being written"):
-            await anext(pieces_of(writer, version, wanted))
-        await pieces.aclose()  # Who asked has gone.
+        request = CompletionRequest(["a"], 2, 40, (), 0, DEFAULT_SAMPLING, echo=False)
+        chunks = chunks_of(engine, version, request)
+        await anext(chunks)
+        assert engine.num_rows == 2
+        with pytest.raises(Exception, match="2 completions are being generated"):
+            await anext(chunks_of(engine, version, request))
+        await chunks.aclose()  # The client has gone.
         await asyncio.sleep(0.1)
-        assert writer.num_writing == 0
+        assert engine.num_rows == 0
 
     asyncio.run(scenario())
 
@@ -261,11 +293,13 @@ def test_rows_of_many_requests_are_written_together():
             return write(arrays)
 
         object.__setattr__(slow, "call", call)
-        writer = Writer(Batcher())
+        engine = CompletionEngine(Batcher())
 
         async def one(prompt, most):
-            wanted = Wanted([prompt], 1, most, (), 1, DEFAULT_SAMPLING, echo=False)
-            return "".join([p.text async for p in pieces_of(writer, version, wanted)])
+            request = CompletionRequest(
+                [prompt], 1, most, (), 1, DEFAULT_SAMPLING, echo=False
+            )
+            return "".join([p.text async for p in chunks_of(engine, version, request)])
 
         asked = [(letter, 5 + place) for place, letter in enumerate("abcdefghij")]
         found = await asyncio.gather(*(one(*each) for each in asked))

@@ -367,7 +367,10 @@ def test_the_client_of_openai(saved_writer, writer, environments):
     settings = {"max_new_tokens": 40, "temperature": 0.8, "top_k": 5}
     prompts = ["to be", "to be", "or", "or"]
     texts = writer.generate(prompts, seeds=[3, 4, 5, 6], **settings)
-    assert found["models"] == ["gpt"]
+    assert found["models"] == ["gpt"] and found["model"]["id"] == "gpt"
+    assert found["model"]["created"] == int(
+        (saved_writer / "saved_model.pb").stat().st_mtime
+    )
     assert found["texts"] == found["streamed"] == texts
     assert found["reasons"] == found["streamed reasons"] == ["length"] * 4
     assert found["usage"] == found["streamed usage"]
@@ -376,7 +379,7 @@ def test_the_client_of_openai(saved_writer, writer, environments):
     stopped = writer.generate(["to be", "or"], seeds=[3, 4], stop="t", **settings)
     assert found["stopped"] == [[text, "stop"] for text in stopped]
     names = {name: error[0] for name, error in found["errors"].items()}
-    assert names.pop("no model") == "NotFoundError"
+    assert names.pop("no model") == names.pop("chat") == "NotFoundError"
     assert set(names.values()) == {"BadRequestError"} and len(names) == 3
 
 

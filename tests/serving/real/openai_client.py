@@ -33,10 +33,15 @@ for name, wrong in {
         client.completions.create(**asked | wrong)
     except openai.APIStatusError as error:
         errors[name] = [type(error).__name__, error.status_code, error.body["message"]]
+try:
+    client.chat.completions.create(model=model, messages=[])
+except openai.NotFoundError as error:
+    errors["chat"] = [type(error).__name__, 404, error.body["message"]]
 print(
     json.dumps(
         {
             "models": [one.id for one in client.models.list()],
+            "model": client.models.retrieve(model).to_dict(),
             "texts": [choice.text for choice in whole.choices],
             "reasons": [choice.finish_reason for choice in whole.choices],
             "usage": whole.usage.model_dump(),

@@ -15,8 +15,8 @@ page.on("console", (message) => {
 page.on("pageerror", (error) => errors.push(String(error)));
 await page.goto(address);
 await page.waitForSelector(".images img");
-await page.getByLabel("How many").fill("3");
-await page.getByLabel("How many").press("Enter");
+await page.getByLabel("Number of images").fill("3");
+await page.getByLabel("Number of images").press("Enter");
 await page.waitForFunction(() => document.querySelectorAll(".images img").length === 3);
 const before = await page.getAttribute(".one img", "src");
 await page.getByLabel("Dimension 1", { exact: true }).focus();
@@ -24,7 +24,7 @@ for (let step = 0; step < 20; step++) await page.keyboard.press("ArrowRight");
 await page.waitForFunction(
   (source) => document.querySelector(".one img")?.src !== source, before);
 await page.getByLabel("Prompt").fill("to be");
-await page.getByLabel("Tokens").fill("30");
+await page.getByLabel("Maximum tokens").fill("30");
 await page.getByLabel("Seed", { exact: true }).fill("7");
 await page.getByLabel("Seed", { exact: true }).press("Enter");
 await page.waitForFunction(() =>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from kgen.export.tensorflow_serving import model_name
 
 Arrays = dict[str, np.ndarray]
 
+# Signatures of a language model: the prompt to a state, and the next tokens of it.
+PREFILL, DECODE = "read", "write"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Endpoint:
@@ -27,17 +31,17 @@ class Endpoint:
     Attributes:
         call: Takes arrays and returns arrays.
         inputs: Specification of each input.
-        outputs: Likewise.
-        names: The tensors that inputs and outputs are in the graph.
-        alone: Whether one call at a time is best: where whoever gets an answer asks
-            again at once, all of them are in the next call.
+        outputs: Specification of each output.
+        names: Names in the graph of the tensors of inputs and outputs.
+        max_concurrency: Calls at the same time. One is best for decoding steps: clients
+            ask for the next step at once, and so all of them join the next call.
     """
 
     call: Callable[[Arrays], Arrays]
     inputs: dict[str, tf.TensorSpec]
     outputs: dict[str, tf.TensorSpec]
     names: dict[str, str]
-    alone: bool = False
+    max_concurrency: int = sys.maxsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +49,12 @@ class Version:
     """One version of a model, loaded.
 
     Attributes:
-        number: Its folder's name.
-        endpoints: By their names.
-        about: What `assets.extra/kgen.json` says.
-        sums: Those of its files.
-        tokenizer_json: That of a model of text that has one.
+        number: The name of its folder.
+        endpoints: Endpoints by name.
+        about: The content of `assets.extra/kgen.json`.
+        sums: The checksums of its files.
+        tokenizer_json: The tokenizer of a text model.
+        created: Unix time of the export.
     """
 
     number: int
@@ -57,24 +62,25 @@ class Version:
     about: dict[str, Any]
     sums: bytes = b""
     tokenizer_json: str | None = None
+    created: int = 0
 
     @property
-    def writes_text(self) -> bool:
-        """Whether it has what completions are made with."""
-        return {"read", "write"} <= self.endpoints.keys() and bool(self.tokenizer_json)
+    def has_completions(self) -> bool:
+        """Whether it has the endpoints and the tokenizer that completions need."""
+        return {PREFILL, DECODE} <= self.endpoints.keys() and bool(self.tokenizer_json)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """What turns text to tokens and back.
+        """The tokenizer of a text model.
 
         Raises:
-            ImportError: It is of a kind whose library is not installed.
+            ImportError: Its library is not installed.
         """
         return tokenizer_from_json(self.tokenizer_json or "")
 
 
 def load_version(folder: Path) -> Version:
-    """Loads a version whose files are what was exported.
+    """Loads a version after checking its files against their checksums.
 
     Raises:
         ExportError: A file was changed, or there are no sums.
@@ -92,11 +98,13 @@ def load_version(folder: Path) -> Version:
     )
     endpoints = {name: _endpoint(loaded, name) for name in loaded.signatures}
     number = int(folder.name)
-    return Version(number, endpoints, json.loads(about or "{}"), sums, tokenizer)
+    created = int((folder / "saved_model.pb").stat().st_mtime)
+    about = json.loads(about or "{}")
+    return Version(number, endpoints, about, sums, tokenizer, created)
 
 
 def _sums(folder: Path) -> bytes:
-    """The sums of a version's files; nothing where there are none."""
+    """The checksums of a version's files; empty where there are none."""
     path = sums_of(folder)
     return path.read_bytes() if path.is_file() else b""
 
@@ -109,12 +117,13 @@ def _endpoint(loaded: Any, name: str) -> Endpoint:
 
     def call(arrays: Arrays) -> Arrays:
         tensors = {key: tf.constant(array) for key, array in arrays.items()}
-        # `loaded` is what keeps the variables: the function alone does not.
+        # `loaded` keeps the variables alive: the function alone does not.
         outputs = loaded.signatures[name](**tensors)
         return {key: value.numpy() for key, value in outputs.items()}
 
     outputs = dict(function.structured_outputs)
-    return Endpoint(call, dict(inputs), outputs, names, alone=name == "write")
+    concurrency = 1 if name == DECODE else sys.maxsize
+    return Endpoint(call, dict(inputs), outputs, names, concurrency)
 
 
 def versions_in(folder: Path) -> list[int]:
@@ -125,23 +134,23 @@ def versions_in(folder: Path) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """The versions in memory, and which of them answers where none is asked for."""
+    """The versions in memory, and the one that answers where none is asked for."""
 
     versions: dict[int, Version]
     newest: int
 
 
 class ServedModel:
-    """The folder of a model's versions, and those of them that are in memory.
+    """The folder of a model's versions, and the versions in memory.
 
     Args:
-        folder: Where the versions lie, in folders named by numbers.
-        labels: Versions that stay in memory, by a label of theirs; the newest is there
-            anyway, and takes the place of the one before it.
+        folder: The folder of the versions, which are folders named by numbers.
+        labels: Versions that stay in memory, by label. The newest version is in memory
+            too, and replaces the one before it.
 
     Attributes:
-        loaded: What is in memory.
-        failed: Why versions cannot be loaded, by their numbers.
+        loaded: The versions in memory.
+        failed: Reasons why versions cannot be loaded, by number.
 
     Raises:
         ExportError: No version can be loaded, or one with a label.
@@ -153,8 +162,8 @@ class ServedModel:
         self.folder = folder
         self.name = model_name(folder)
         self.labels = labels or {}
-        self.failed: dict[int, str] = {}  # why, of versions that cannot be loaded
-        self._stamps: dict[int, int] = {}  # and when the files of these were changed
+        self.failed: dict[int, str] = {}
+        self._stamps: dict[int, int] = {}  # times of change of the versions' files
         numbers = versions_in(folder)
         if not numbers:
             raise FileNotFoundError(
@@ -171,15 +180,20 @@ class ServedModel:
         newest = self._newest_that_loads(numbers, labelled)
         self.loaded = Loaded(labelled | {newest.number: newest}, newest.number)
 
-    def refresh(self) -> int | None:
-        """Follows the folder: loads its newest version where that is another one.
+    @property
+    def newest(self) -> Version:
+        """The version that answers where none is asked for."""
+        return self.loaded.versions[self.loaded.newest]
 
-        Another one has a higher number; or it has been exported anew with the same one,
-        or with a lower one in the place of all others. What is in memory answers till
-        then, and goes on where nothing else can be loaded.
+    def refresh(self) -> int | None:
+        """Loads the newest version of the folder where it is not the one in memory.
+
+        That version has a higher number, or was exported again under the same number,
+        or under a lower one in place of all others. The version in memory answers until
+        then, and afterwards too if the other one cannot be loaded.
 
         Returns:
-            The number of the version that answers from now on; None: it did before.
+            The number of the version that answers from now on; None: no change.
         """
         number = max(versions_in(self.folder), default=0)
         if not number:
@@ -194,7 +208,7 @@ class ServedModel:
             self._stamps[number] = stamp
             version = load_version(folder)
         except Exception as error:
-            # Whatever is wrong with it, the version in memory goes on.
+            # Whatever is wrong with it, the version in memory goes on answering.
             self.failed[number] = str(error)
             return None
         self.failed.pop(number, None)

@@ -1,6 +1,8 @@
 """The server from its routes to the model, and versions that come and go."""
 
+import asyncio
 import concurrent.futures
+import gzip
 import json
 import shutil
 import threading
@@ -8,10 +10,12 @@ import time
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from kgen.export import ExportError
 from kgen.serving import ServedModel, make_application
+from kgen.serving.handlers import Handlers
 from served_models import export_model
 
 SHIFT = "/v1/models/shift"
@@ -50,6 +54,19 @@ def test_the_page_gets_what_it_shows_from_here(client):
     assert (model["name"], model["version"]) == ("shift", 1)
     assert model["about"] == {"model": "Shift"}
     assert model["signature_def"]["repeat"]["inputs"]["texts"]["dtype"] == "DT_STRING"
+
+
+def test_handlers_can_be_called_by_name(folder):
+    """Without routes, a server, or a client."""
+    handlers = Handlers([ServedModel(folder)], 1000, 10, 1.0)
+    scope = {"type": "http", "method": "POST", "headers": [], "path": "/"}
+    scope["path_params"] = {"name": "shift"}
+
+    async def receive():
+        return {"type": "http.request", "body": b'{"inputs": [[1, 2]]}'}
+
+    answer = asyncio.run(handlers.predict(Request(scope, receive)))
+    assert json.loads(answer.body) == {"outputs": [[2, 3]]}
 
 
 def test_status_and_metadata(client):
@@ -96,7 +113,7 @@ def test_what_the_model_refuses_is_the_callers_fault(client):
 
 def test_bodies_and_batches_are_bounded(folder):
     application = make_application(
-        [ServedModel(folder)], most_body=1000, most_rows=3, seconds=0.3
+        [ServedModel(folder)], max_body_bytes=1000, max_rows=3, timeout_seconds=0.3
     )
     with TestClient(application) as client:
         rows = {"inputs": [[0, 0]] * 4}
@@ -113,6 +130,39 @@ def test_bodies_and_batches_are_bounded(folder):
         assert answer.status_code == 413
 
 
+def post_packed(client, content, encoding="gzip"):
+    headers = {"Content-Encoding": encoding}
+    return client.post(f"{SHIFT}:predict", content=content, headers=headers)
+
+
+def test_gzip_bodies_are_unpacked_within_the_same_limit(folder):
+    body = json.dumps({"inputs": [[1, 2]]}).encode()
+    packed = gzip.compress(body)
+    application = make_application([ServedModel(folder)], max_body_bytes=1000)
+    with TestClient(application) as client:
+        for encoding, content in (
+            ("gzip", packed),
+            ("GZIP", packed),
+            ("identity", body),
+        ):
+            answer = post_packed(client, content, encoding)
+            assert answer.json() == {"outputs": [[2, 3]]}
+        # 1,000 bytes are the most, packed and unpacked: a bomb is not unpacked.
+        assert post_packed(client, gzip.compress(body.ljust(1000))).status_code == 200
+        for size in (1001, 10**8):
+            answer = post_packed(client, gzip.compress(body.ljust(size))[:1000])
+            assert answer.status_code == 413
+            assert "1000 bytes, unpacked" in answer.json()["error"]
+        for content in (body, packed[:-1], packed + b"x", packed + packed, b""):
+            answer = post_packed(client, content)
+            assert answer.status_code == 400 and "gzip" in answer.json()["error"]
+        for encoding in ("br", "deflate", "gzip, gzip"):
+            answer = post_packed(client, packed, encoding)
+            assert answer.status_code == 415
+            assert answer.headers["accept-encoding"] == "gzip"
+            assert f"Received: {encoding}" in answer.json()["error"]
+
+
 def test_an_answer_that_takes_too_long_is_given_up(folder):
     model = ServedModel(folder)
     [version] = model.loaded.versions.values()
@@ -123,7 +173,7 @@ def test_an_answer_that_takes_too_long_is_given_up(folder):
         "call",
         lambda arrays: {"shifted": arrays["values"], "none": slow.wait(3)},
     )
-    with TestClient(make_application([model], seconds=0.2)) as client:
+    with TestClient(make_application([model], timeout_seconds=0.2)) as client:
         answer = client.post(f"{SHIFT}:predict", json={"inputs": [[0, 0]]})
         assert answer.status_code == 503 and "within 0.2 s" in answer.json()["error"]
         assert answer.headers["retry-after"] == "1"

@@ -11,18 +11,19 @@ import orjson
 import tensorflow as tf
 from tensorflow.core.framework.types_pb2 import DataType
 
-from kgen.serving.models import Arrays, Endpoint, Version
-
-
-class BadRequest(Exception):
-    """A body that is not what the endpoint takes; the message says what is."""
+from kgen.serving.batching import BadRequest
+from kgen.serving.versions import Arrays, Endpoint, Version
 
 
 def read_object(body: bytes, example: str) -> dict[str, Any]:
-    """The object that a body is; an error says what one looks like.
+    """Parses a body that is a JSON object.
+
+    Args:
+        body: The bytes of the request.
+        example: An example of such an object, for the error.
 
     Raises:
-        BadRequest: It is none.
+        BadRequest: The body is not JSON, or not an object.
     """
     try:
         request = orjson.loads(body)
@@ -40,7 +41,7 @@ def read_request(body: bytes, version: Version) -> tuple[Endpoint, Arrays, bool]
         The endpoint, its inputs, and whether they came row by row, as "instances".
 
     Raises:
-        BadRequest: It is no JSON, or not of the form or the types that are taken.
+        BadRequest: It is not JSON, or its form or types do not fit the endpoint.
     """
     request = read_object(body, '{"instances": [...]}')
     unknown = sorted(request.keys() - {"signature_name", "instances", "inputs"})
@@ -49,7 +50,8 @@ def read_request(body: bytes, version: Version) -> tuple[Endpoint, Arrays, bool]
             'A request has "signature_name", and "instances" or "inputs". Received: '
             f"{', '.join(unknown)[:200]}"
         )
-    name = request.get("signature_name", "serving_default")
+    name = request.get("signature_name", "")
+    name = "serving_default" if name == "" else name
     if not isinstance(name, str) or name not in version.endpoints:
         raise BadRequest(
             f'Serving signature name: "{str(name)[:200]}" not found in signature def. '
@@ -74,7 +76,21 @@ def read_request(body: bytes, version: Version) -> tuple[Endpoint, Arrays, bool]
     return endpoint, arrays, by_row
 
 
-def write_answer(outputs: Arrays, by_row: bool) -> bytes:
+def write_status(numbers: list[int]) -> dict[str, Any]:
+    """The status of loaded versions."""
+    return {
+        "model_version_status": [
+            {
+                "version": str(number),
+                "state": "AVAILABLE",
+                "status": {"error_code": "OK", "error_message": ""},
+            }
+            for number in numbers
+        ]
+    }
+
+
+def write_predictions(outputs: Arrays, by_row: bool) -> bytes:
     """The body of an answer: "predictions" for "instances", "outputs" for "inputs"."""
     plain = {name: _plain(name, array) for name, array in outputs.items()}
     single = len(plain) == 1
@@ -90,7 +106,7 @@ def write_answer(outputs: Arrays, by_row: bool) -> bytes:
 
 
 def write_metadata(name: str, version: Version) -> bytes:
-    """The body that says what the endpoints take and return."""
+    """The body that describes the inputs and outputs of the endpoints."""
     return orjson.dumps(
         {
             "model_spec": {
@@ -176,7 +192,7 @@ def _array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
     """The array of an input, of its type and shape.
 
     Raises:
-        BadRequest: Its values do not fit.
+        BadRequest: The values do not fit.
     """
     shape = [-1 if size is None else size for size in spec.shape]
     wanted = f"`{name}` must be {spec.dtype.name} of the shape {shape}"
@@ -190,7 +206,7 @@ def _array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
         raise BadRequest(f"{wanted}. Received: the shape {[*array.shape]}")
     if spec.dtype == tf.string:
         if any(not isinstance(one, bytes) for one in array.flat):
-            raise BadRequest(f"{wanted}. Received: what is no text")
+            raise BadRequest(f"{wanted}. Received: values that are not text")
         return array
     dtype = spec.dtype.as_numpy_dtype
     is_whole = np.issubdtype(dtype, np.integer)
@@ -229,7 +245,7 @@ def _bytes_in(values: Any, name: str) -> Any:
 
 
 def _plain(name: str, array: np.ndarray) -> Any:
-    """What stands for an array in JSON; bytes in base 64 where the name says so."""
+    """The JSON form of an array; base 64 where the name ends in `_bytes`."""
     if array.dtype != object:
         return array
     flat: list[Any] = [

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kgen.serving.models import Endpoint, Version
-from kgen.serving.rest import BadRequest, read_request, write_answer, write_metadata
+from kgen.serving.batching import BadRequest
+from kgen.serving.tf_serving_api import (
+    read_request,
+    write_metadata,
+    write_predictions,
+)
+from kgen.serving.versions import Endpoint, Version
 
 
 def endpoint(**inputs):
@@ -53,6 +58,12 @@ def test_rows_and_columns_are_the_same_request():
     assert rows["labels"].tolist() == [0, 5] and rows["labels"].dtype == np.int32
 
 
+def test_an_empty_signature_name_is_the_default():
+    for name in ("", "serving_default"):
+        found, _, _ = read(signature_name=name, inputs=[[1, 2]])
+        assert found is VERSION.endpoints["serving_default"]
+
+
 def test_texts_are_utf8_or_base_64():
     encoded = base64.b64encode(b"\xff\x00").decode()
     for request in (
@@ -84,6 +95,8 @@ def test_no_rows_are_an_answer_without_rows():
         (b'{"inputs": [[1, 2]], "signature": "shift"}', "Received: signature"),
         (b'{"signature_name": "x", "inputs": 1}', "not found in signature def"),
         (b'{"signature_name": ["x"], "inputs": 1}', "not found in signature def"),
+        (b'{"signature_name": null, "inputs": 1}', "not found in signature def"),
+        (b'{"signature_name": [], "inputs": 1}', "not found in signature def"),
         (b'{"instances": []}', "a row at least"),
         (b'{"instances": 7}', "a row at least"),
         (b'{"instances": [[1, 2], {"values": [1, 2]}]}', "all objects, or all"),
@@ -123,9 +136,9 @@ def test_whole_numbers_must_fit(seeds, labels, message):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([1], "what is no text"),
+        ([1], "values that are not text"),
         ([{"b64": "?"}], "not base 64"),
-        (["a", ["b"]], "lengths|shape|no text"),
+        (["a", ["b"]], "lengths|shape|not text"),
     ],
 )
 def test_texts_must_be_texts(texts, message):
@@ -135,19 +148,23 @@ def test_texts_must_be_texts(texts, message):
 
 def test_answers_have_the_form_of_the_request():
     one = {"images": np.float32([[0.5, 0.1]])}
-    assert json.loads(write_answer(one, by_row=True)) == {"predictions": [[0.5, 0.1]]}
-    assert write_answer(one, by_row=False) == b'{"outputs":[[0.5,0.1]]}'
+    assert json.loads(write_predictions(one, by_row=True)) == {
+        "predictions": [[0.5, 0.1]]
+    }
+    assert write_predictions(one, by_row=False) == b'{"outputs":[[0.5,0.1]]}'
     two = {
         "ids": np.array([[b"a", b"b"], [b"c", b"\xc3\xa9"]], object),
         "file_bytes": np.array([b"\xff", b""], object),
     }
-    assert json.loads(write_answer(two, by_row=True)) == {
+    assert json.loads(write_predictions(two, by_row=True)) == {
         "predictions": [
             {"ids": ["a", "b"], "file_bytes": {"b64": "/w=="}},
             {"ids": ["c", "é"], "file_bytes": {"b64": ""}},
         ]
     }
-    assert json.loads(write_answer(two, by_row=False))["outputs"]["ids"][1][1] == "é"
+    assert (
+        json.loads(write_predictions(two, by_row=False))["outputs"]["ids"][1][1] == "é"
+    )
 
 
 def test_metadata_have_the_types_and_shapes():

@@ -18,7 +18,6 @@ from kgen.nn.image_networks import make_inputs, with_labels
 from kgen.nn.layers import (
     BatchNormalization,
     GroupedConv2D,
-    LeakyReLU,
     SpectralConv2D,
     SpectralDense,
 )
@@ -58,9 +57,13 @@ def dcgan_discriminator(
     for level, level_width in enumerate(widths):
         # The first sees the images themselves, whose statistics it should know.
         norm = "none" if level == 0 and normalization != "spectral" else normalization
-        hidden = _conv(level_width, 4, norm, strides=2)(hidden)
-        hidden = LeakyReLU(0.2)(_norm(hidden, norm))
-    return _score(inputs, layers.Flatten()(hidden), labels, normalization)
+        if level > 0:
+            hidden = layers.LeakyReLU(0.2)(hidden)
+        hidden = _norm(_conv(level_width, 4, norm, strides=2)(hidden), norm)
+    # Flattened before the last activation: TensorFlow's graph optimizer fails, with a
+    # line on stderr, on a convolution with bias, LeakyReLU and Flatten in this order.
+    features = layers.LeakyReLU(0.2)(layers.Flatten()(hidden))
+    return _score(inputs, features, labels, normalization)
 
 
 def residual_generator(
@@ -216,9 +219,9 @@ def _bottleneck(values, num_blocks):
         2.0 / (1.0 + 0.2**2) / math.sqrt(num_blocks), "fan_in", "normal"
     )
     hidden = layers.Conv2D(2 * width, 1, kernel_initializer=scaled)(values)
-    hidden = LeakyReLU(0.2)(hidden)
+    hidden = layers.LeakyReLU(0.2)(hidden)
     hidden = GroupedConv2D(math.gcd(2 * width, 16), scaled)(hidden)
-    hidden = LeakyReLU(0.2)(hidden)
+    hidden = layers.LeakyReLU(0.2)(hidden)
     hidden = layers.Conv2D(width, 1, use_bias=False, kernel_initializer="zeros")(hidden)
     return layers.Add()([values, hidden])
 

@@ -1,12 +1,11 @@
-"""Layers that Keras has not, or has in a form that does not train or export right.
+"""Replacements for Keras layers that break determinism, gradients or ONNX export.
 
-Its `SpectralNormalization` writes the divided kernel over the trained one in every
-forward pass, and its gradient does not know of the division. Its `Conv2D(groups=)` is
-traced into a function of its own, which does not convert to ONNX. The replicas of its
-`BatchNormalization` exchange three messages a call, and not one. Its `LeakyReLU` keeps
-a convolution from being fused with its bias, and TensorFlow complains of that. Chains
-of additions, its `Add` and those of gradients, are merged by TensorFlow into one sum
-that begins with whichever addend is needed no more elsewhere: a matter of timing.
+- `SpectralNormalization` overwrites the trained kernel in every forward pass, and its
+  gradient ignores the division.
+- `Conv2D(groups=)` is traced into a function of its own, which ONNX cannot convert.
+- `BatchNormalization(synchronized=True)` sends three messages per call, not one.
+- `Add`, and the sum of gradients where a value is used twice: TensorFlow merges chains
+  of additions into one sum, in an order that depends on timing.
 """
 
 import keras
@@ -16,10 +15,11 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="kgen")
 class SpectralConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` whose kernel's largest singular value is 1; no activation.
+    """`keras.layers.Conv2D` with spectral normalisation of its kernel; no activation.
 
-    The value is followed by one power iteration a training call; the gradient flows
-    through the division by it, and not through the iteration.
+    The kernel is divided by its largest singular value, which one power iteration per
+    training call estimates. The gradient flows through the division but not through
+    the iteration.
 
     Reference:
         Miyato et al., 2018, Spectral Normalization for Generative Adversarial Networks,
@@ -27,7 +27,7 @@ class SpectralConv2D(keras.layers.Conv2D):
     """
 
     def build(self, input_shape):
-        """Makes the layer's weights and the singular vector that is followed."""
+        """Creates the layer's weights and the estimate of the left singular vector."""
         super().build(input_shape)
         self.left = _left_vector(self)
 
@@ -36,17 +36,17 @@ class SpectralConv2D(keras.layers.Conv2D):
         outputs = self.convolution_op(inputs, _normalized_kernel(self, training))
         return outputs + self.bias if self.use_bias else outputs
 
-    # Keras's own save the kernel and the bias, and nothing else.
+    # Those of Conv2D and Dense would leave out the singular vector.
     save_own_variables = keras.layers.Layer.save_own_variables
     load_own_variables = keras.layers.Layer.load_own_variables
 
 
 @keras.saving.register_keras_serializable(package="kgen")
 class SpectralDense(keras.layers.Dense):
-    """`keras.layers.Dense`, normalised as `SpectralConv2D` is; no activation."""
+    """`keras.layers.Dense`, normalised like `SpectralConv2D`; no activation."""
 
     def build(self, input_shape):
-        """Makes the layer's weights and the singular vector that is followed."""
+        """Creates the layer's weights and the estimate of the left singular vector."""
         super().build(input_shape)
         self.left = _left_vector(self)
 
@@ -84,10 +84,9 @@ def _normalized_kernel(layer, training):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization(synchronized=True)` of images, with one message.
+    """`keras.layers.BatchNormalization(synchronized=True)` with one all-reduce.
 
-    The replicas tell each other the sums of what they have, and normalise by the mean
-    and variance of all rows.
+    The replicas exchange sums and normalise by the mean and variance of all rows.
 
     Shapes:
         [batch, height, width, channels] -> the same
@@ -98,17 +97,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=False):
-        """Normalises by the batch, or, outside training, by the moving averages."""
+        """Normalises by the global batch; outside training by the moving averages."""
         values = tf.cast(inputs, tf.float32)
         mean, variance = self.moving_mean.value, self.moving_variance.value
         if training and self.trainable:
             mean, variance = _moments_of_all_replicas(values)
-            self._follow(mean, variance)
+            self._update_averages(mean, variance)
         scale = self.gamma.value * tf.math.rsqrt(variance + self.epsilon)
         outputs = values * scale + (self.beta.value - mean * scale)
         return tf.cast(outputs, self.compute_dtype)
 
-    def _follow(self, mean, variance):
+    def _update_averages(self, mean, variance):
         for average, new in (
             (self.moving_mean, mean),
             (self.moving_variance, variance),
@@ -118,7 +117,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def _moments_of_all_replicas(values):
-    """Mean and variance of each channel over the rows of all replicas: twice [c]."""
+    """Mean and variance of each channel over the rows of all replicas: two of [c]."""
     count = tf.cast(tf.size(values) / values.shape[-1], tf.float32)
     sums = [tf.reduce_sum(v, axis=[0, 1, 2]) for v in (values, tf.square(values))]
     sums = tf.distribute.get_replica_context().all_reduce(
@@ -129,38 +128,12 @@ def _moments_of_all_replicas(values):
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class LeakyReLU(keras.layers.LeakyReLU):
-    """`keras.layers.LeakyReLU` whose gradient is taken from the result, not the input.
-
-    Both have the same sign. The convolution before then needs no result of its own, so
-    that TensorFlow can fuse the three, where it otherwise tries, fails and says so.
-    """
-
-    def call(self, inputs):
-        """Multiplies what is negative by the slope, which must be above 0."""
-        slope = self.negative_slope
-
-        @tf.custom_gradient
-        def leaky_relu(values):
-            result = tf.nn.leaky_relu(tf.stop_gradient(values), slope)
-
-            def gradient(upstream):
-                return tf.raw_ops.LeakyReluGrad(
-                    gradients=upstream, features=result, alpha=slope
-                )
-
-            return result, gradient
-
-        return leaky_relu(inputs)
-
-
-@keras.saving.register_keras_serializable(package="kgen")
 class GroupedConv2D(keras.layers.Layer):
-    """A 3x3 convolution in groups of channels that do not see each other; no bias.
+    """3x3 convolution in groups of channels, without bias.
 
     Args:
-        group_size: Channels of a group; must divide those of the input.
-        kernel_initializer: Of the kernel [3, 3, group_size, channels].
+        group_size: Channels per group; must divide the channels of the input.
+        kernel_initializer: Initializer of the kernel [3, 3, group_size, channels].
 
     Shapes:
         [batch, height, width, channels] -> the same
@@ -172,7 +145,7 @@ class GroupedConv2D(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape):
-        """Makes the kernel."""
+        """Creates the kernel."""
         self.kernel = self.add_weight(
             shape=(3, 3, self.group_size, input_shape[-1]),
             initializer=self.kernel_initializer,
@@ -180,11 +153,11 @@ class GroupedConv2D(keras.layers.Layer):
         )
 
     def call(self, inputs):
-        """Convolves with stride 1 and zeros outside."""
+        """Convolves with stride 1 and zero padding."""
         return tf.nn.conv2d(inputs, self.kernel, strides=1, padding="SAME")
 
     def compute_output_shape(self, input_shape):
-        """The shape of the input."""
+        """Returns the shape of the input."""
         return input_shape
 
     def get_config(self):
@@ -198,24 +171,24 @@ class GroupedConv2D(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class DeterministicAdd(keras.layers.Layer):
-    """The sum of two inputs: `keras.layers.Add` that repeats bit for bit in a chain.
+    """Sum of two inputs: a `keras.layers.Add` that repeats bit for bit in a chain.
 
     Shapes:
         two of [batch, ...] -> the same
     """
 
     def call(self, inputs):
-        """Adds them."""
+        """Adds the two inputs."""
         return _sum(*inputs)
 
     def compute_output_shape(self, input_shape):
-        """The shape of the first."""
+        """Returns the shape of the first input."""
         return input_shape[0]
 
 
 @keras.saving.register_keras_serializable(package="kgen")
 class DeterministicSplit(keras.layers.Layer):
-    """Two copies of the input, whose gradients are added as by `DeterministicAdd`.
+    """Two copies of the input; their gradients are added as in `DeterministicAdd`.
 
     Shapes:
         [batch, ...] -> two of the same
@@ -225,13 +198,13 @@ class DeterministicSplit(keras.layers.Layer):
         """Copies the input."""
 
         @tf.custom_gradient
-        def fork(values):
+        def split(values):
             return (tf.identity(values), tf.identity(values)), _sum
 
-        return fork(inputs)
+        return split(inputs)
 
     def compute_output_shape(self, input_shape):
-        """The shape of the input, twice."""
+        """Returns the shape of the input, twice."""
         return input_shape, input_shape
 
 

@@ -1,4 +1,4 @@
-"""Layers of our own against NumPy and against those of Keras they stand for."""
+"""The layers against NumPy and against the Keras layers they replace."""
 
 import keras
 import numpy as np
@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 import processes
-from kgen.models import GAN
 from kgen.nn import layers
 from two_replicas_normalise import normalise
 
@@ -22,7 +21,7 @@ def weights_from(seed, *shapes):
 
 
 def both(values, training):
-    """Outputs, gradients and moving averages of our layer and of Keras's."""
+    """Pairs of outputs, gradients and averages: of this layer and of Keras's."""
     found = []
     for kind in (layers.BatchNormalization, keras.layers.BatchNormalization):
         layer = kind(momentum=0.9, epsilon=1e-5)
@@ -42,13 +41,13 @@ def both(values, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_batch_normalization_is_keras_s(training):
+def test_batch_normalization_equals_keras(training):
     for ours, theirs in both(IMAGES, training):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_replicas_normalise_by_the_rows_of_all():
-    """Two replicas with two rows and four give what one gives with six."""
+def test_replicas_normalise_by_the_global_batch():
+    """Two replicas, of two and of four rows, equal one with all six."""
     found = processes.run(normalise, devices=2)
     for name, (one, two) in found.items():
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -62,75 +61,6 @@ def test_mixed_precision_keeps_its_statistics_in_float32():
     np.testing.assert_allclose(layer.moving_mean.numpy(), 0.01 * mean, rtol=0.01)
     assert layer.moving_mean.dtype == "float32"
     assert layer(IMAGES).dtype == tf.bfloat16
-
-
-# -- leaky ReLU -----------------------------------------------------------------
-
-
-def test_leaky_relu_and_its_first_and_second_gradient():
-    values = tf.constant([-3.0, -1.0, 0.5, 2.0])
-    layer = layers.LeakyReLU(0.2)
-    with tf.GradientTape() as outer:
-        outer.watch(values)
-        with tf.GradientTape() as inner:
-            inner.watch(values)
-            outputs = layer(values)
-            loss = tf.reduce_sum(outputs**2)  # slope^2 x^2
-        gradient = inner.gradient(loss, values)
-        squares = tf.reduce_sum(gradient**2)
-    np.testing.assert_allclose(outputs, [-0.6, -0.2, 0.5, 2.0])
-    slopes = np.array([0.04, 0.04, 1.0, 1.0])
-    np.testing.assert_allclose(gradient, 2 * slopes * values, rtol=1e-6)
-    second = outer.gradient(squares, values)
-    np.testing.assert_allclose(second, 8 * slopes**2 * values, rtol=1e-6)
-
-
-def gradient_of_a_penalty(activation):
-    """Of |d score / d image|^2 by two kernels, in a graph as in training."""
-    first, second = weights_from(2, (3, 3, 3, 8), (3, 3, 8, 1))
-
-    @tf.function
-    def compute(images, first, second):
-        with tf.GradientTape() as outer:
-            outer.watch([first, second])
-            with tf.GradientTape() as inner:
-                inner.watch(images)
-                hidden = activation(tf.nn.conv2d(images, first, 1, "SAME"))
-                scores = tf.nn.conv2d(hidden, second, 1, "SAME") ** 2
-            penalty = tf.reduce_sum(inner.gradient(scores, images) ** 2)
-            loss = penalty + tf.reduce_sum(scores)
-        return outer.gradient(loss, [first, second])
-
-    return [gradient.numpy() for gradient in compute(IMAGES, first, second)]
-
-
-def test_penalties_have_the_gradient_they_have_with_keras_s_layer():
-    ours = gradient_of_a_penalty(layers.LeakyReLU(0.2))
-    theirs = gradient_of_a_penalty(keras.layers.LeakyReLU(0.2))
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * abs(other).max())
-
-
-def train_gan(penalties):
-    gan = GAN(
-        image_shape=(8, 8, 1),
-        latent_dim=2,
-        base_channels=4,
-        network="dcgan",
-        adversarial_loss="relativistic",
-        discriminator_normalization="none",
-        **penalties,
-    )
-    gan.compile()
-    gan.fit(np.ones([4, 8, 8, 1]), batch_size=2, verbose=0)
-
-
-@pytest.mark.parametrize("penalties", [{}, {"r1_weight": 1.0, "r2_weight": 1.0}])
-def test_a_gan_trains_without_complaint(penalties):
-    """TensorFlow's graph optimizer gives up on Keras's layer, with a line on stderr."""
-    with processes.Process(train_gan, penalties) as process:
-        process.result()
-        assert "remapper" not in process.output
 
 
 # -- spectral norm --------------------------------------------------------------
@@ -155,7 +85,7 @@ def test_spectral_layers_divide_by_the_largest_singular_value(layer, values):
     plain.build(values.shape)
     plain.set_weights([kernel / largest, np.zeros(7)])
     np.testing.assert_allclose(layer(values), plain(values), rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(layer.kernel.numpy(), kernel)  # stays as trained
+    np.testing.assert_array_equal(layer.kernel.numpy(), kernel)  # not overwritten
 
 
 def test_the_gradient_of_a_spectral_kernel_flows_through_the_division():
@@ -174,7 +104,7 @@ def test_the_gradient_of_a_spectral_kernel_flows_through_the_division():
     assert abs(cosine) < 1e-4
 
 
-def test_the_singular_vector_moves_in_training_alone():
+def test_only_training_updates_the_singular_vector():
     layer = layers.SpectralDense(7)
     layer(IMAGES[:, 0, 0])
     before = layer.left.numpy()
@@ -184,10 +114,10 @@ def test_the_singular_vector_moves_in_training_alone():
     assert (layer.left.numpy() != before).any()
 
 
-# -- groups ---------------------------------------------------------------------
+# -- grouped convolution --------------------------------------------------------
 
 
-def test_groups_of_channels_do_not_see_each_other():
+def test_a_grouped_convolution_equals_one_per_group():
     values = np.random.default_rng(0).normal(size=(2, 6, 5, 8)).astype(np.float32)
     layer = layers.GroupedConv2D(group_size=2)
     outputs = layer(values).numpy()
@@ -203,7 +133,7 @@ def test_groups_of_channels_do_not_see_each_other():
 # -- sums that repeat bit for bit ------------------------------------------------
 
 
-def test_a_fork_adds_its_gradients_and_a_sum_shares_its_own():
+def test_split_adds_its_gradients_and_add_passes_them_on():
     inputs = tf.constant([[1.0, -2.0]])
     with tf.GradientTape() as tape:
         tape.watch(inputs)
@@ -213,7 +143,7 @@ def test_a_fork_adds_its_gradients_and_a_sum_shares_its_own():
     np.testing.assert_array_equal(tape.gradient(total, inputs), [[5.0, -1.0]])
 
 
-def test_no_chain_of_sums_and_forks_becomes_an_addition():
+def test_chains_of_split_and_add_hold_no_addition():
     def gradient(inputs):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
@@ -224,7 +154,7 @@ def test_no_chain_of_sums_and_forks_becomes_an_addition():
         return tape.gradient(total, inputs)
 
     graph = tf.function(gradient).get_concrete_function(tf.TensorSpec([None, 2])).graph
-    operations = graph.get_operations()  # those of shapes are of whole numbers
+    operations = graph.get_operations()  # shapes are integers
     floats = [o for o in operations if o.outputs and o.outputs[0].dtype.is_floating]
     kinds = {operation.type for operation in floats}
     assert {"Tanh", "TanhGrad"} <= kinds

@@ -58,7 +58,8 @@ def train(recipe, rounds):
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope():
         model = recipe.make_model(data, pipeline.steps_per_epoch)
-    paired_timing.fit_in_turns(turn, model, pipeline, rounds, strategy=strategy)
+    with training.unoptimized_graphs():  # as `kgen fit` trains them
+        paired_timing.fit_in_turns(turn, model, pipeline, rounds, strategy=strategy)
 
 
 def cluster(num_workers):

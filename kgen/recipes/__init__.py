@@ -1,4 +1,4 @@
-"""Recipes: what `kgen fit NAME` trains, on what, and what came out of it."""
+"""Recipes: the model, data and options behind each `kgen fit NAME`, with results."""
 
 import lazy_loader as lazy
 
@@ -16,19 +16,19 @@ RECIPES = {
 __getattr__, __dir__, _names = lazy.attach(
     __name__,
     submod_attrs={
-        "base": [
-            "Recipe",
+        "bert": ["BERTRecipe"],
+        "cfgan": ["CFGANRecipe"],
+        "gan": ["GANRecipe"],
+        "gpt": ["GPTRecipe"],
+        "multvae": ["MultVAERecipe"],
+        "recipe": ["Recipe"],
+        "records": [
             "export_metadata",
             "presets",
             "read_record",
             "recipe_class",
             "recipe_of_run",
         ],
-        "bert": ["BERTRecipe"],
-        "cfgan": ["CFGANRecipe"],
-        "gan": ["GANRecipe"],
-        "gpt": ["GPTRecipe"],
-        "multvae": ["MultVAERecipe"],
         "recvae": ["RecVAERecipe"],
         "vae": ["VAERecipe"],
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from kgen.recipes.base import option
+from kgen.recipes.recipe import option
 from kgen.recipes.texts import TextRecipe
 
 
@@ -33,13 +33,13 @@ class BERTRecipe(TextRecipe):
         """Makes a compiled `kgen.models.BERT` for this text."""
         from kgen.models import BERT
 
-        model = BERT(
-            **self._network(),
+        model = self.call(
+            BERT,
             tokenizer=data.tokenizer.config(),
             context=self.context + 1,  # The windows of the data have one more.
-            mask_rate=self.mask_rate,
+            dtype=self.dtype(),
         )
-        return self._compile(model, steps_per_epoch)
+        return self.compile(model, steps_per_epoch, self.adamw(steps_per_epoch))
 
     def sample(self, model: Any, data: Any) -> str:
         """What is guessed of the beginning of the validation text."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from kgen.recipes.base import option
+from kgen.recipes.recipe import batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
 
@@ -46,7 +46,7 @@ class CFGANRecipe(RecommenderRecipe):
     recipe_name: ClassVar[str] = "cfgan"
 
     epochs: int = option(160, "Passes over the training people, 1 or more.")
-    batch_size: int = option(64, "People in a batch, over all devices together.")
+    batch_size: int | None = batch_size_option(64, "Users")
     learning_rate: float = option(1e-4, "Learning rate of the generator's Adam.")
     discriminator_learning_rate: float | None = option(
         None, "Likewise of the discriminator's; default: the generator's."
@@ -66,6 +66,10 @@ class CFGANRecipe(RecommenderRecipe):
         5e-4, "Factor of the generator's summed squared weights."
     )
     discriminator_weight_decay: float = option(0.0, "Likewise the discriminator's.")
+    activation: str = option("sigmoid", "Keras activation of the hidden layers.")
+    output_activation: str = option(
+        "linear", "Keras activation of the generator's scores."
+    )
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the data."""
@@ -77,28 +81,13 @@ class CFGANRecipe(RecommenderRecipe):
         from kgen.models import CFGAN
         from kgen.nn import optimizers
 
-        model = CFGAN(
-            **self._items(data),
-            generator_units=self.generator_units,
-            discriminator_units=self.discriminator_units,
-            zero_reconstruction=self.zero_reconstruction,
-            zero_reconstruction_weight=self.zero_reconstruction_weight,
-            partial_masking=self.partial_masking,
-            generator_steps=self.generator_steps,
-            discriminator_steps=self.discriminator_steps,
-            generator_weight_decay=self.generator_weight_decay,
-            discriminator_weight_decay=self.discriminator_weight_decay,
-            dtype=self._dtype(),
-        )
+        model = self.call(CFGAN, **self.item_options(data))
         rates = (
             self.learning_rate,
             self.discriminator_learning_rate or self.learning_rate,
         )
-        model.compile(
-            *(optimizers.Adam(rate) for rate in rates),
-            **self._compile_options(steps_per_epoch),
-        )
-        return model
+        adams = [optimizers.Adam(rate) for rate in rates]
+        return self.compile(model, steps_per_epoch, *adams)
 
 
 PRESETS = {

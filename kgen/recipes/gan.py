@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.base import option
 from kgen.recipes.images import ImageRecipe
+from kgen.recipes.recipe import option
 
 SMALL_DATA = 10_000  # training images up to which augmentation pays
 TINY = 16  # pixels a side, below which an image is too small to lose some
@@ -129,7 +129,6 @@ class GANRecipe(ImageRecipe):
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.GAN` for these images."""
         from kgen.models import GAN
-        from kgen.nn import optimizers
 
         tiny = min(data.image_shape[:2]) < TINY
         augmentation = self.augmentation
@@ -139,39 +138,23 @@ class GANRecipe(ImageRecipe):
         network = self.network
         if network == "auto":
             network = "residual" if tiny else "dcgan"
-        model = GAN(
-            image_shape=data.image_shape,
-            latent_dim=self.latent_dim,
+        num_images = self.epochs * steps_per_epoch * self.rows_per_batch(data)
+        model = self.call(
+            GAN,
             network=network,
-            base_channels=self.base_channels,
-            generator_normalization=self.generator_normalization,
-            discriminator_normalization=self.discriminator_normalization,
-            adversarial_loss=self.adversarial_loss,
-            r1_weight=self.r1_weight,
-            r2_weight=self.r2_weight,
-            gradient_penalty_weight=self.gradient_penalty_weight,
-            final_penalty=self.final_penalty,
-            penalty_decay_images=self.epochs * steps_per_epoch * self.batch_size,
-            discriminator_steps=self.discriminator_steps,
             augmentation=augmentation,
-            ema_half_life=self.ema_half_life,
-            num_classes=self._num_classes(data),
-            dtype=self._dtype(),
+            penalty_decay_images=num_images,
+            **self.image_options(data),
         )
-        rates = (
-            self.learning_rate,
-            self.discriminator_learning_rate or self.learning_rate,
-        )
-        model.compile(
+        rates = (self.learning_rate, self.discriminator_learning_rate)
+        return self.compile(
+            model,
+            steps_per_epoch,
             *(
-                optimizers.Adam(
-                    self._schedule(rate, steps_per_epoch), beta_1=self.adam_beta
-                )
+                self.adam(steps_per_epoch, rate, beta_1=self.adam_beta)
                 for rate in rates
             ),
-            **self._compile_options(steps_per_epoch),
         )
-        return model
 
 
 _MNIST = GANRecipe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.base import option
+from kgen.recipes.recipe import option
 from kgen.recipes.texts import TextRecipe
 
 
@@ -42,9 +42,9 @@ class GPTRecipe(TextRecipe):
     recipe_name: ClassVar[str] = "gpt"
 
     epochs: int = option(2, "Passes over the training text, 1 or more.")
-    # Converting and proving the decoding loop takes half as long as two epochs.
+    # Converting and verifying the decoding loop takes as long as an epoch.
     export: Literal["none", "saved_model", "onnx", "all"] = option(
-        "none", "Formats of the trained model besides Keras's; all: both."
+        "none", "Formats to export after training; all: both.", affects_training=False
     )
     positions: Literal["rotary", "learned"] = option(
         "rotary", "How places are told apart; text of learned ones ends at the context."
@@ -54,15 +54,13 @@ class GPTRecipe(TextRecipe):
         """Makes a compiled `kgen.models.GPT` for this text."""
         from kgen.models import GPT
 
-        characters = data.characters("train")
-        model = GPT(
-            **self._network(),
+        model = self.call(
+            GPT,
             tokenizer=data.tokenizer.config(),
-            context=self.context,
-            positions=self.positions,
-            tokens_per_character=len(data.tokens("train")) / characters,
+            tokens_per_character=len(data.tokens("train")) / data.characters("train"),
+            dtype=self.dtype(),
         )
-        return self._compile(model, steps_per_epoch)
+        return self.compile(model, steps_per_epoch, self.adamw(steps_per_epoch))
 
     def sample(self, model: Any, data: Any) -> str:
         """Two texts that go on from where the validation text begins."""

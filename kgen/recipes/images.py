@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
-from kgen.recipes.base import Recipe, option
+from kgen.recipes.recipe import Recipe, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,7 @@ class ImageRecipe(Recipe):
         """Opens the images."""
         from kgen.data import open_images
 
-        return open_images(
-            self.data,
-            image_size=self.image_size,
-            channels=self.channels,
-            data_dir=self.data_dir,
-            download=download,
-        )
+        return self.call(open_images, self.data, download=download)
 
     def pipeline_options(self) -> dict[str, Any]:
         """Returns the binarization, if the images are binarized."""
@@ -53,7 +47,7 @@ class ImageRecipe(Recipe):
             return images_at(int(model.step.numpy()))
 
         return [
-            training.SampleGrid(images, folder.samples, self.sample_epochs),
+            training.Samples(images, folder.samples, self.sample_epochs),
             training.TensorBoard(folder.tensorboard, images, self.sample_epochs),
         ]
 
@@ -100,11 +94,16 @@ class ImageRecipe(Recipe):
         """How pixels become black or white, or None: they stay as they are."""
         return None
 
-    def _num_classes(self, data: Any) -> int | None:
-        """Classes the model is conditioned on."""
+    def image_options(self, data: Any) -> dict[str, Any]:
+        """Returns arguments of every model of images, from the data."""
         if self.conditional and data.num_classes is None:
             raise ValueError(
                 "`conditional` needs data with labels. Received: data without. Give "
                 "each class a subfolder, or leave it out."
             )
-        return data.num_classes if self.conditional else None
+        num_classes = data.num_classes if self.conditional else None
+        return {
+            "image_shape": data.image_shape,
+            "num_classes": num_classes,
+            "dtype": self.dtype(),
+        }

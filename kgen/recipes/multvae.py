@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from kgen.recipes.base import option
+from kgen.recipes.recipe import batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
 
@@ -55,7 +55,7 @@ class MultVAERecipe(RecommenderRecipe):
     recipe_name: ClassVar[str] = "multvae"
 
     epochs: int = option(60, "Passes over the training people, 1 or more.")
-    batch_size: int = option(100, "People in a batch, over all devices together.")
+    batch_size: int | None = batch_size_option(100, "Users")
     learning_rate: float = option(1e-3, "Highest learning rate of Adam, above 0.")
     hidden_units: tuple[int, ...] = option(
         (600,), "Hidden layers of the encoder; the decoder mirrors them."
@@ -86,27 +86,15 @@ class MultVAERecipe(RecommenderRecipe):
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.MultVAE` for these ratings."""
         from kgen.models import MultVAE
-        from kgen.nn import optimizers
 
-        model = MultVAE(
-            **self._items(data),
+        num_steps = self.epochs * steps_per_epoch
+        model = self.call(
+            MultVAE,
             item_features=_item_features(data) if self.item_features else None,
-            feature_dropout=self.feature_dropout,
-            hidden_units=self.hidden_units,
-            latent_dim=self.latent_dim,
-            variational=self.variational,
-            input_dropout=self.input_dropout,
-            kl_weight=self.kl_weight,
-            kl_warmup_steps=round(self.kl_warmup * self.epochs * steps_per_epoch),
-            weight_decay=self.weight_decay,
-            activation=self.activation,
-            dtype=self._dtype(),
+            kl_warmup_steps=round(self.kl_warmup * num_steps),
+            **self.item_options(data),
         )
-        model.compile(
-            optimizers.Adam(self._schedule(self.learning_rate, steps_per_epoch)),
-            **self._compile_options(steps_per_epoch),
-        )
-        return model
+        return self.compile(model, steps_per_epoch, self.adam(steps_per_epoch))
 
 
 def _item_features(data):

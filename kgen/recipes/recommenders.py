@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.base import Recipe, option
+from kgen.recipes.recipe import Recipe, option
 
 NUM_SHOWN = 5  # people, and as many items of each
 
@@ -21,6 +21,8 @@ class RecommenderRecipe(Recipe):
         "movielens/100k-ratings",
         "Ratings: a file, folder or zip (MovieLens as published; any CSV or Parquet of "
         "user, item, rating, time), or a name of tensorflow-datasets.",
+        affects_training=False,
+        is_path=True,
     )
     min_rating: float = option(
         4.0, "Lowest rating of an item that somebody likes; 0: every pair counts."
@@ -47,16 +49,11 @@ class RecommenderRecipe(Recipe):
         """Opens the ratings; `seed` keys the split."""
         from kgen.data import open_ratings
 
-        return open_ratings(
+        return self.call(
+            open_ratings,
             self.data,
             min_rating=self.min_rating or None,
-            min_items=self.min_items,
-            split_strategy=self.split_strategy,
-            seed=self.seed,
-            held_out_users=self.held_out_users,
-            hidden_fraction=self.hidden_fraction,
             columns=self.columns.split(",") if self.columns else None,
-            data_dir=self.data_dir,
             download=download,
         )
 
@@ -100,10 +97,13 @@ class RecommenderRecipe(Recipe):
             model, data, split=split, limit=limit, seed=self.seed, progress=progress
         )
 
-    def _items(self, data: Any) -> dict[str, Any]:
-        """The arguments of a model that say what its items are."""
-        counts = data.item_counts().tolist()
-        return {"item_ids": data.item_ids.tolist(), "item_counts": counts}
+    def item_options(self, data: Any) -> dict[str, Any]:
+        """Returns arguments of every recommender, from the data: its items."""
+        return {
+            "item_ids": data.item_ids.tolist(),
+            "item_counts": data.item_counts().tolist(),
+            "dtype": self.dtype(),
+        }
 
 
 def titles(data: Any, item_ids: Any) -> list[str]:

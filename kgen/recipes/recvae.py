@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from kgen.recipes.base import option
+from kgen.recipes.recipe import batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
 
@@ -35,11 +35,15 @@ class RecVAERecipe(RecommenderRecipe):
     recipe_name: ClassVar[str] = "recvae"
 
     epochs: int = option(120, "Passes over the training people, of both networks.")
-    batch_size: int = option(100, "People in a batch, over all devices together.")
+    batch_size: int | None = batch_size_option(100, "Users")
     learning_rate: float = option(5e-4, "Highest learning rate of both Adams, above 0.")
     hidden_dim: int = option(600, "Width of each hidden layer of the encoder.")
     num_layers: int = option(5, "How many hidden layers it has, 1 or more.")
     latent_dim: int = option(200, "Length of a latent vector, 1 or more.")
+    prior_weights: tuple[float, ...] = option(
+        (0.15, 0.75, 0.1),
+        "Weights of the prior's parts: standard normal, old posterior, wide normal.",
+    )
     input_dropout: float = option(0.5, "Share of items the encoder does not see.")
     kl_weight_per_item: float = option(
         0.005, "Factor of a person's KL for each of his or her items (gamma)."
@@ -51,28 +55,15 @@ class RecVAERecipe(RecommenderRecipe):
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.RecVAE` for these ratings."""
         from kgen.models import RecVAE
-        from kgen.nn import optimizers
 
-        model = RecVAE(
-            **self._items(data),
-            hidden_dim=self.hidden_dim,
-            num_layers=self.num_layers,
-            latent_dim=self.latent_dim,
-            input_dropout=self.input_dropout,
-            kl_weight_per_item=self.kl_weight_per_item,
-            kl_weight=self.kl_weight,
+        model = self.call(
+            RecVAE,
             encoder_steps=self.encoder_epochs * steps_per_epoch,
             decoder_steps=self.decoder_epochs * steps_per_epoch,
-            dtype=self._dtype(),
+            **self.item_options(data),
         )
-        model.compile(
-            *(
-                optimizers.Adam(self._schedule(self.learning_rate, steps_per_epoch))
-                for _ in range(2)
-            ),
-            **self._compile_options(steps_per_epoch),
-        )
-        return model
+        adams = [self.adam(steps_per_epoch) for _ in range(2)]
+        return self.compile(model, steps_per_epoch, *adams)
 
 
 PRESETS = {

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.base import Recipe, option
+from kgen.recipes.recipe import Recipe, batch_size_option, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class TextRecipe(Recipe):
         "python-manual",
         "Text: a file, a folder or zip of them, JSON Lines, or a name of "
         "tensorflow-datasets; default: the manual that comes with Python.",
+        affects_training=False,
+        is_path=True,
     )
     text_key: str = option("text", "Key of the text in JSON Lines, or in a data set.")
     tokenizer: Literal["char", "byte", "bpe"] = option(
@@ -36,7 +38,7 @@ class TextRecipe(Recipe):
         0.1, "Share of the text, at its end, that is measured on and not trained on."
     )
 
-    batch_size: int = option(12, "Windows in a batch, over all devices together.")
+    batch_size: int | None = batch_size_option(12, "Windows")
     learning_rate: float = option(3e-3, "Highest learning rate of AdamW, above 0.")
     warmup_steps: int = option(100, "Steps over which the learning rate rises from 0.")
     gradient_clip_norm: float | None = option(1.0, "Largest norm of the gradient.")
@@ -64,44 +66,15 @@ class TextRecipe(Recipe):
                 f"weight_decay={self.weight_decay}"
             )
 
-    def _network(self) -> dict[str, Any]:
-        """The arguments of every transformer."""
-        return {
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "hidden_dim": self.hidden_dim,
-            "dropout": self.dropout,
-            "dtype": self._dtype(),
-        }
-
-    def _compile(self, model: Any, steps_per_epoch: int) -> Any:
-        """Compiles a model with AdamW and returns it."""
-        from kgen.nn import optimizers
-
-        model.compile(
-            optimizers.Adam(
-                self._schedule(self.learning_rate, steps_per_epoch),
-                beta_2=0.99,
-                weight_decay=self.weight_decay,
-            ),
-            **self._compile_options(steps_per_epoch),
-        )
-        return model
+    def adamw(self, steps_per_epoch: int) -> Any:
+        """Returns Adam with decoupled weight decay."""
+        return self.adam(steps_per_epoch, beta_2=0.99, weight_decay=self.weight_decay)
 
     def open_data(self, *, download: bool = True) -> Any:
         """Opens the text."""
         from kgen.data import open_text
 
-        return open_text(
-            self.data,
-            tokenizer=self.tokenizer,
-            vocab_size=self.vocab_size,
-            context=self.context,
-            validation_fraction=self.validation_fraction,
-            text_key=self.text_key,
-            data_dir=self.data_dir,
-            download=download,
-        )
+        return self.call(open_text, self.data, download=download)
 
     def evaluate(
         self,

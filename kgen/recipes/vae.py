@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.base import option
 from kgen.recipes.images import ImageRecipe
+from kgen.recipes.recipe import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,32 +83,11 @@ class VAERecipe(ImageRecipe):
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.VAE` for these images."""
         from kgen.models import VAE
-        from kgen.nn import optimizers
 
-        model = VAE(
-            image_shape=data.image_shape,
-            latent_dim=self.latent_dim,
-            network=self.network,
-            hidden_units=self.hidden_units,
-            base_channels=self.base_channels,
-            num_blocks=self.num_blocks,
-            activation=self.activation,
-            likelihood=self.likelihood,
-            variance=self.variance,
-            kl_weight=self.kl_weight,
-            kl_warmup_steps=round(self.kl_warmup_epochs * steps_per_epoch),
-            free_bits=self.free_bits,
-            num_importance_samples=self.num_importance_samples,
-            num_gradient_samples=self.num_gradient_samples,
-            num_classes=self._num_classes(data),
-            prior=self.prior,
-            dtype=self._dtype(),
-        )
-        model.compile(
-            optimizers.Adam(self._schedule(self.learning_rate, steps_per_epoch)),
-            **self._compile_options(steps_per_epoch),
-        )
-        return model
+        warmup_steps = round(self.kl_warmup_epochs * steps_per_epoch)
+        options = self.image_options(data)
+        model = self.call(VAE, kl_warmup_steps=warmup_steps, **options)
+        return self.compile(model, steps_per_epoch, self.adam(steps_per_epoch))
 
     def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
         """As an autoencoder, and as a generator: see the two functions.

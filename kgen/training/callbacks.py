@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains."""
+"""Callbacks: history, samples, TensorBoard, progress, and checks of the losses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class History(keras.callbacks.Callback):
     """Writes history.csv: one row an epoch, every digit, nothing that depends on time.
 
     Args:
-        file: Where to write. Rows of epochs that a resumed run repeats are replaced.
+        file: The file. Rows of epochs that a resumed run repeats are replaced. Columns
+            are those of all rows, empty where a row has no such value.
     """
 
     def __init__(self, file: Path):
@@ -76,61 +77,47 @@ class History(keras.callbacks.Callback):
         values = {name: repr(float(_scalar(value))) for name, value in logs.items()}
         row = {"epoch": str(epoch + 1), **values}
         self.rows = [r for r in self.rows if int(r["epoch"]) <= epoch] + [row]
+        names = dict.fromkeys(name for row in self.rows for name in row)
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(row), restval="")
+        writer = csv.DictWriter(text, list(names), restval="")
         writer.writeheader()
         writer.writerows(self.rows)
         with replacing(self.file) as opened:
             opened.write(text.getvalue().encode())
 
 
-class SampleGrid(keras.callbacks.Callback):
-    """Writes the images of the same seeds after each epoch: epoch-0001.png ...
+class Samples(keras.callbacks.Callback):
+    """Writes samples after each epoch: epoch-0001.png, or epoch-0001.txt of a text.
 
     Args:
-        make_images: Returns images [n, height, width, channels] in [0, 1].
-        folder: Where the grids go.
+        make_samples: Returns images [n, height, width, channels] in [0, 1], or a text.
+        folder: Folder of the files.
         every_epochs: Write after every so many epochs, and after the last.
     """
 
     def __init__(
-        self, make_images: Callable[[], np.ndarray], folder: Path, every_epochs: int = 1
+        self,
+        make_samples: Callable[[], np.ndarray | str],
+        folder: Path,
+        every_epochs: int = 1,
     ):
         super().__init__()
-        self.make_images = make_images
+        self.make_samples = make_samples
         self.folder = Path(folder)
         self.every_epochs = every_epochs
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the grid of this epoch."""
+        """Writes the samples of this epoch."""
         done = epoch + 1
-        if done % self.every_epochs == 0 or done == self.params.get("epochs"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_image_grid(self.make_images(), self.folder / f"epoch-{done:04d}.png")
-
-
-class SampleText(keras.callbacks.Callback):
-    """Writes text after each epoch: epoch-0001.txt ...
-
-    Args:
-        make_text: Returns the text.
-        folder: Where the files go.
-        every_epochs: Write after every so many epochs, and after the last.
-    """
-
-    def __init__(self, make_text: Callable[[], str], folder: Path, every_epochs: int):
-        super().__init__()
-        self.make_text = make_text
-        self.folder = Path(folder)
-        self.every_epochs = every_epochs
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes the text of this epoch."""
-        done = epoch + 1
-        if done % self.every_epochs == 0 or done == self.params.get("epochs"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(self.folder / f"epoch-{done:04d}.txt") as opened:
-                opened.write(self.make_text().encode())
+        if done % self.every_epochs and done != self.params.get("epochs"):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        samples, file = self.make_samples(), self.folder / f"epoch-{done:04d}"
+        if isinstance(samples, str):
+            with replacing(file.with_suffix(".txt")) as opened:
+                opened.write(samples.encode())
+        else:
+            write_image_grid(samples, file.with_suffix(".png"))
 
 
 class TensorBoard(keras.callbacks.Callback):
@@ -138,7 +125,7 @@ class TensorBoard(keras.callbacks.Callback):
 
     Args:
         folder: The log folder: `tensorboard --logdir FOLDER` shows it.
-        make_images: As for `SampleGrid`, or None.
+        make_images: As for `Samples`, or None.
         every_epochs: How often images are written.
     """
 
@@ -177,10 +164,10 @@ class TensorBoard(keras.callbacks.Callback):
 
 
 class HealthWarnings(keras.callbacks.Callback):
-    """Passes on what the model finds wrong with its own logs, each warning once.
+    """Reports the model's warnings about its own logs, each once.
 
     Args:
-        report: Called with each message; by default it becomes a Python warning.
+        report: Called with each message; by default, a Python warning.
     """
 
     def __init__(self, report: Callable[[str], None] = warnings.warn):
@@ -189,7 +176,7 @@ class HealthWarnings(keras.callbacks.Callback):
         self._seen: set[str] = set()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Asks the model, from the second epoch on: the first is no evidence."""
+        """Checks the logs, from the second epoch on: the first is no evidence."""
         values = {name: float(_scalar(value)) for name, value in logs.items()}
         for message in self.model.health(values) if epoch else []:
             kind = message.split(":")[0]

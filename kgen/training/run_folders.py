@@ -1,46 +1,53 @@
-"""The folder of a run: who may write into it, and what its files are called."""
+"""The folder of a run: its files, its lock, and what may be overwritten."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import keras
 
 from kgen.files import replacing
 
-# What a run leaves; --overwrite removes these and nothing else.
+LOCK = ".lock"
+# All that a run, `kgen evaluate` and `kgen export` write, besides recipe.json and the
+# versions of the SavedModel.
 CONTENTS = (
-    "recipe.json",
     "model.keras",
-    "checkpoint",
+    "checkpoint/state.npz",
     "history.csv",
     "metrics.json",
     "evaluate-unfinished.npz",
-    "samples",
-    "tensorboard",
+    "samples/epoch-*.png",
+    "samples/epoch-*.txt",
+    "tensorboard/events.out.tfevents.*",
+    "{recipe}.onnx",
+    "{recipe}.*.onnx",
+    "{recipe}.onnx.sha256",
+    "{recipe}.*.onnx.sha256",
+    "tokenizer.json",
+    "models.config",
+    "batching.config",
+    "compose.yaml",
+    "triton/{recipe}/config.pbtxt",
+    "triton/{recipe}_*/config.pbtxt",
+    "triton/{recipe}/*/model.onnx",
+    "triton/{recipe}_*/*/model.onnx",
 )
-
-
-# Options that change nothing about what is trained; the data has its fingerprint.
-NON_TRAINING_OPTIONS = (
-    "checkpoint_seconds",
-    "data",
-    "data_dir",
-    "export",
-    "folder",
-    "measure",
-    "name",
-    "sample_epochs",
-    "worker_timeout",
-)
+# Files and folders that a killed process was writing: see `replacing` and `staged`.
+UNFINISHED = (".*.????????.tmp", ".model.tmp.keras")
 
 
 class RunFolder:
-    """Names the files of a run and guards those of another.
+    """Names the files of a run, and guards other files and other processes' runs.
 
     Args:
         path: The folder; made by `claim`.
@@ -55,69 +62,71 @@ class RunFolder:
         self.metrics = self.path / "metrics.json"
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
+        self.unfinished_measures = self.path / "evaluate-unfinished.npz"
 
+    @contextlib.contextmanager
     def claim(
-        self, record: dict[str, Any], *, resume: bool = False, overwrite: bool = False
-    ) -> list[str]:
-        """Makes the folder and writes recipe.json, or checks that it is the same run.
+        self,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> Iterator[None]:
+        """Holds the folder for this process alone, and clears up after killed ones.
+
+        The folder is made if it is missing, and removed again if no run is started in
+        it. The lock is the operating system's (flock) on the file .lock, which also
+        names its owner: it ends with the process, however that ends, so that a dead
+        owner's run can be taken over at once. It holds between machines where their
+        shared file system passes locks on, as NFS, CephFS, GPFS and Lustre (mounted
+        with `flock`) do; NFSv4 frees the lock of a machine that crashed or lost its
+        network when its lease ends, usually after 90 seconds. It holds within one
+        machine only where locks are local (NFS mounted with `nolock` or `local_lock`),
+        and not at all on a file system without locks, such as a mounted object store,
+        which is reported.
 
         Args:
-            record: What recipe.json holds. Its "recipe", "options" and "data" must be
-                those of the run that is resumed.
-            resume: Go on with the run that is in the folder, if there is one.
-            overwrite: Remove the run that is in the folder.
-
-        Returns:
-            What is not as it was when the resumed run was started, so that the two
-            parts may differ in the last bits; empty for a new run.
+            resume: Whether the folder may hold a run.
+            overwrite: Likewise.
+            report: Called with a line if the file system has no locks.
 
         Raises:
             FileExistsError: If the folder holds a run, or other people's files.
-            ValueError: If the run to resume was started with other options.
+            BlockingIOError: If another process has claimed it.
             OSError: If the folder cannot be written.
         """
-        self.check_free(resume=resume, overwrite=overwrite)
-        if self.recipe.is_file() and resume:
-            changes = self._check_same_run(record)
-            for unfinished in self.path.rglob(".*.tmp"):  # what a kill has left
-                if unfinished.is_file():
-                    unfinished.unlink()
-            return changes
-        if overwrite and self.path.is_dir():
-            self._remove()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json(self.recipe, record)
-        return []
+        may_hold_run = resume or overwrite
+        self._check_free(may_hold_run)  # before anything is written
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._lock(report):
+                self._check_free(may_hold_run)  # Another process may have been faster.
+                for pattern in UNFINISHED:
+                    for path in [*self.path.rglob(pattern)]:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                yield
+        finally:
+            for folder in made:
+                with contextlib.suppress(OSError):  # A run is in it.
+                    folder.rmdir()
 
-    def check_free(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Checks that the folder may be written to, before anything is computed.
-
-        Raises:
-            FileExistsError: If the folder holds a run, or other people's files.
-        """
-        if self.recipe.is_file() and not resume and not overwrite:
-            raise FileExistsError(
-                f"{self.path} holds a run already. Go on with it (--resume), replace "
-                "it (--overwrite), or choose another folder (--name)."
-            )
-        if self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(
-                f"{self.path} is a file, and a run needs a folder. Choose another "
-                "(--name)."
-            )
-        if (
-            not self.recipe.is_file()
-            and self.path.is_dir()
-            and any(self.path.iterdir())
-        ):
-            raise FileExistsError(
-                f"{self.path} holds files that are not a run's; nothing was written. "
-                "Choose another folder (--name) or empty this one."
-            )
+    def start(self, record: dict[str, Any]) -> None:
+        """Removes the run in the folder, if there is one, and records a new one."""
+        # The old record goes last: after a kill, the folder is still that of a run.
+        recipe = self._recipe_name()
+        for pattern in CONTENTS:
+            for path in [*self.path.glob(pattern.format(recipe=recipe))]:
+                path.unlink()
+                for folder in path.relative_to(self.path).parents[:-1]:
+                    with contextlib.suppress(OSError):  # not empty
+                        (self.path / folder).rmdir()
+        self.remove_versions()
+        self.write_record(record)
 
     def remove_versions(self) -> None:
         """Removes all versions of the SavedModel."""
-        for file in self.path.glob("*/saved_model.pb"):
+        for file in [*self.path.glob("*/saved_model.pb")]:
             if file.parent.name.isdigit():
                 shutil.rmtree(file.parent)
 
@@ -130,46 +139,74 @@ class RunFolder:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def write_json(self, file: Path, value: Any) -> None:
-        """Writes a JSON file, all or nothing."""
-        with replacing(file) as opened:
-            opened.write(json.dumps(value, indent=2).encode() + b"\n")
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Writes recipe.json, all or nothing."""
+        with replacing(self.recipe) as opened:
+            opened.write(json.dumps(record, indent=2).encode() + b"\n")
 
-    def _check_same_run(self, record: dict[str, Any]) -> list[str]:
-        saved = json.loads(self.recipe.read_text())
-        ours, theirs = record["options"], saved.get("options", {})
-        changed = [
-            f"{name}={theirs.get(name)!r} (now {ours.get(name)!r})"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name) and name not in NON_TRAINING_OPTIONS
-        ]
-        if saved.get("recipe") != record["recipe"]:
-            changed.insert(0, f"recipe {saved.get('recipe')} (now {record['recipe']})")
-        if saved.get("data", {}).get("fingerprint") != record["data"]["fingerprint"]:
-            changed.append("other data (its fingerprint has changed)")
-        if changed:
-            raise ValueError(
-                f"The run in {self.path} was started otherwise: {'; '.join(changed)}. "
-                "Resume it with its own options and data, or choose another --name; "
-                "--start-from takes over its weights once it has ended."
+    def _check_free(self, may_hold_run: bool) -> None:
+        if self.recipe.is_file():
+            if not may_hold_run:
+                raise FileExistsError(
+                    f"{self.path} holds a run already. Go on with it (--resume), "
+                    "replace it (--overwrite), or choose another folder (--name)."
+                )
+        elif self.path.is_dir():
+            for path in self.path.iterdir():
+                # A process that was killed at once leaves no more than these.
+                if path.name != LOCK and not path.match(UNFINISHED[0]):
+                    raise FileExistsError(
+                        f"{self.path} holds files that are not a run's; nothing was "
+                        "written. Choose another folder (--name) or empty this one."
+                    )
+        elif self.path.exists():
+            raise FileExistsError(
+                f"{self.path} is a file, and a run needs a folder. Choose another "
+                "(--name)."
             )
-        names = ("versions", "strategy", "replicas", "threads", "precision")
-        return [
-            f"{name} {saved.get(name)} then, {record.get(name)} now"
-            for name in names
-            if saved.get(name) != record.get(name)
-        ]
 
-    def _remove(self) -> None:
-        for name in CONTENTS:
-            path = self.path / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        for path in list(self.path.iterdir()):
-            # Exports; and what a killed run was writing.
-            if path.is_dir() and path.name.isdigit():
-                shutil.rmtree(path)
-            elif path.suffix == ".onnx" or path.match(".*.tmp"):
-                path.unlink()
+    @contextlib.contextmanager
+    def _lock(self, report: Callable[[str], None]) -> Iterator[None]:
+        while True:
+            file = open(self.path / LOCK, "a+", encoding="utf-8")
+            with file:
+                self._take(file, report)
+                if not os.fstat(file.fileno()).st_nlink:
+                    continue  # The owner before has just removed it.
+                try:
+                    yield
+                finally:
+                    if not self.recipe.is_file():
+                        (self.path / LOCK).unlink(missing_ok=True)
+                return
+
+    def _take(self, file: TextIO, report: Callable[[str], None]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(200).strip() or "another process"
+            raise BlockingIOError(
+                f"A run must have one writer. Received: {self.path}, which {owner} is "
+                "writing. Wait until it ends, end it, or choose another folder "
+                "(--name)."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+            report(
+                f"Warning: the file system of {self.path} has no locks: nothing keeps "
+                "a second process from writing this run."
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+
+    def _recipe_name(self) -> str:
+        """Returns the recipe in the record; "*", any, if it cannot be read."""
+        try:
+            name = json.loads(self.recipe.read_text(encoding="utf-8"))["recipe"]
+        except (OSError, ValueError, KeyError, TypeError):
+            name = None
+        # Nothing else may become a part of a pattern of paths.
+        return name if isinstance(name, str) and name.isidentifier() else "*"

@@ -1,19 +1,15 @@
-"""Which devices train, which rows each of them gets, and where processes barrier."""
+"""Devices to train on, the rows of each replica, and barriers between processes."""
 
-import json
+import contextlib
 import os
 import signal
 import threading
-import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
 from kgen.data.pipeline import Pipeline
 from kgen.training.clusters import Cluster, read_cluster, wait_for_cluster
-from kgen.training.run_folders import NON_TRAINING_OPTIONS
 
 STRATEGIES = ("auto", "none", "mirrored", "multiworker", "tpu")
 
@@ -67,10 +63,28 @@ def make_strategy(
     if name == "tpu":
         return _tpu_strategy()
     if name == "mirrored":
-        _keep_kernels_apart()
         devices = gpus or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
+
+
+@contextlib.contextmanager
+def unoptimized_graphs() -> Iterator[None]:
+    """Run graphs as written within the block: no operations fused or reordered.
+
+    A fused operation, a chain of sums in another order, a constant moved past a sum:
+    each rounds differently, and TensorFlow does not optimize the graphs of two worker
+    processes and of two replicas alike, so that they would differ in the last bits.
+    """
+    names = ("remapping", "arithmetic_optimization", "constant_folding")
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options(dict.fromkeys(names, False))
+    try:
+        yield
+    finally:
+        # An option that was never set is on.
+        restored = {name: before.get(name, True) for name in names}
+        tf.config.optimizer.set_experimental_options(restored)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -90,64 +104,37 @@ def num_processes(strategy: tf.distribute.Strategy) -> int:
 
 
 def barrier(strategy: tf.distribute.Strategy, value: int = 0) -> list[int]:
-    """Waits until every process calls this; returns what each gave, the chief's first.
+    """Waits until every process calls this; returns their values, the chief's first.
 
     Args:
         strategy: As returned by `make_strategy`.
-        value: What the others are to know, in 64 bits.
+        value: An integer of 64 bits for the other processes.
     """
     if num_processes(strategy) == 1:
         return [value]
 
     num_replicas = strategy.num_replicas_in_sync
 
-    def give():  # each puts its own at its place in a sum
+    def sum_at_places():  # each replica adds its value at its own place
         context = tf.distribute.get_replica_context()
         at = tf.range(num_replicas) == context.replica_id_in_sync_group
         own = tf.where(at, tf.constant(value, tf.int64), 0)
         return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
 
-    [given, *_] = strategy.experimental_local_results(tf.function(strategy.run)(give))
+    [given, *_] = strategy.experimental_local_results(
+        tf.function(strategy.run)(sum_at_places)
+    )
     return given.numpy().tolist()[:: num_replicas // num_processes(strategy)]
 
 
-def check_same_run(strategy: tf.distribute.Strategy, record: dict[str, Any]) -> None:
-    """Checks that all processes train the same model on the same data.
-
-    Raises:
-        ValueError: In every process, if they do not. Training would wait for ever, or
-            come to nothing.
-    """
-    options = {
-        k: v for k, v in record["options"].items() if k not in NON_TRAINING_OPTIONS
-    }
-    same = [options, record["data"]["fingerprint"], record["versions"]]
-    _check_same(
-        strategy,
-        zlib.crc32(json.dumps(same, sort_keys=True).encode()),
-        "All workers must be started with the same options, data and versions",
-        "Give each the same command, the same data with the same file times, and, to "
-        "resume, the same folder.",
-    )
-
-
-def check_same_step(strategy: tf.distribute.Strategy, step: int, folder: Path) -> None:
-    """Checks that all processes go on from the same checkpoint.
-
-    Raises:
-        ValueError: In every process, if they do not.
-    """
-    _check_same(
-        strategy,
-        step,
-        "All workers must go on from the same checkpoint, at the same step",
-        f"Put {folder} on a file system that all of them share.",
-    )
-
-
-def _check_same(
+def check_equal(
     strategy: tf.distribute.Strategy, value: int, rule: str, way_out: str
 ) -> None:
+    """Checks that all processes give the same value.
+
+    Raises:
+        ValueError: In every process, if they do not, with the rule and the way out.
+    """
     values = barrier(strategy, value)
     if len({*values}) > 1:
         received = ", ".join(map(str, values))
@@ -174,27 +161,15 @@ def distribute(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int =
             replicas=context.num_replicas_in_sync // workers,
         )
 
-    dealt = strategy.distribute_datasets_from_function(worker_dataset)
-    # Keras takes the cardinality for the number of steps, but here it is what a worker
-    # reads, one element for each of its replicas. Keras would take a step too many at
-    # the end of each epoch: on no data, yet the counters would count it.
-    dealt._cardinality = pipeline.steps_per_epoch - skip
-    return dealt
-
-
-def _keep_kernels_apart() -> None:
-    """Makes TensorFlow run a graph's operations as written: none fused or reordered.
-
-    A fused operation, a chain of sums in another order, a constant moved past a sum:
-    each rounds differently, and TensorFlow does not change the graphs of two processes
-    and of two replicas alike: they would differ in the last bits.
-    """
-    names = ("remapping", "arithmetic_optimization", "constant_folding")
-    tf.config.optimizer.set_experimental_options(dict.fromkeys(names, False))
+    distributed = strategy.distribute_datasets_from_function(worker_dataset)
+    # Keras takes the cardinality for the number of steps, but here it is the number of
+    # elements of a worker, one for each of its replicas. Keras would take a step too
+    # many at the end of each epoch: on no data, yet the counters would count it.
+    distributed._cardinality = pipeline.steps_per_epoch - skip
+    return distributed
 
 
 def _multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
-    _keep_kernels_apart()
     on_terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     # Before anything else: it refuses once the devices have been listed.
     strategy = tf.distribute.MultiWorkerMirroredStrategy(

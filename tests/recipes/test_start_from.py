@@ -5,6 +5,7 @@ import pytest
 
 import kgen
 from kgen.recipes import VAERecipe
+from kgen.recipes.records import with_absolute_paths
 
 STEPS_PER_EPOCH = 11  # 1,439 training rows in batches of 128, the rest dropped
 
@@ -58,7 +59,8 @@ def test_the_record_of_a_run_holds_in_any_folder(trained, monkeypatch):
     """A path is written down whole; the name of a bundled set stays a name."""
     monkeypatch.chdir(trained.parent)
     (trained.parent / "digits").mkdir()
-    located = VAERecipe(data_dir="first", start_from="first/model.keras")._located()
+    recipe = VAERecipe(data_dir="first", start_from="first/model.keras")
+    located = with_absolute_paths(recipe)
     assert located.data == "digits"
     assert located.data_dir == str(trained)
     assert located.start_from == str(trained / "model.keras")

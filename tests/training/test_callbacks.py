@@ -80,15 +80,31 @@ def test_history_holds_every_digit_and_a_repeated_epoch_once(tmp_path):
     assert repr(1 / 3) in file.read_text()
 
 
-def test_sample_grids_are_written_every_so_many_epochs_and_after_the_last(tmp_path):
-    grids = training.SampleGrid(lambda: IMAGES[:4] / 255.0, tmp_path / "samples", 2)
-    grids.set_params({"epochs": 5})
-    for epoch in range(5):
-        grids.on_epoch_end(epoch)
-    files = sorted(file.name for file in (tmp_path / "samples").iterdir())
-    assert files == ["epoch-0002.png", "epoch-0004.png", "epoch-0005.png"]
-    with Image.open(tmp_path / "samples" / files[0]) as image:
+def test_history_takes_rows_of_other_columns(tmp_path):
+    file = tmp_path / "history.csv"
+    for epoch, logs in enumerate([{"loss": 1.0, "kl": 2.0}, {"loss": 3.0, "gan": 4.0}]):
+        history = training.History(file)  # each in a process of its own
+        history.on_train_begin()
+        history.on_epoch_end(epoch, logs)
+    assert file.read_text().splitlines() == [
+        "epoch,loss,kl,gan",
+        "1,1.0,2.0,",
+        "2,3.0,,4.0",
+    ]
+
+
+def test_samples_are_written_every_so_many_epochs_and_after_the_last(tmp_path):
+    images = IMAGES[:4] / 255.0
+    for samples, suffix in ((images, "png"), ("a text", "txt")):
+        callback = training.Samples(lambda x=samples: x, tmp_path / suffix, 2)
+        callback.set_params({"epochs": 5})
+        for epoch in range(5):
+            callback.on_epoch_end(epoch)
+        files = sorted(file.name for file in (tmp_path / suffix).iterdir())
+        assert files == [f"epoch-{done:04d}.{suffix}" for done in (2, 4, 5)]
+    with Image.open(tmp_path / "png" / "epoch-0002.png") as image:
         assert min(image.size) >= 8  # two by two images of four pixels
+    assert (tmp_path / "txt" / "epoch-0005.txt").read_text() == "a text"
 
 
 def test_tensorboard_holds_scalars_images_and_the_graph(tmp_path):

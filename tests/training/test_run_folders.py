@@ -1,9 +1,11 @@
 """Who may write into a run's folder, and files that are old or new, never half."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
+import socket
 import tempfile
 from pathlib import Path
 
@@ -12,13 +14,9 @@ import pytest
 
 from kgen.files import replacing
 from kgen.training import RunFolder
+from kgen.training.run_folders import LOCK
 
-RECORD = {
-    "recipe": "vae",
-    "options": {"epochs": 3, "seed": 0, "folder": "a", "name": None},
-    "data": {"description": "digits", "fingerprint": "1234"},
-    "started": "today",
-}
+RECORD = {"recipe": "vae", "started": "today"}
 
 
 @pytest.fixture
@@ -30,41 +28,61 @@ def contents(path):
     return {
         str(file.relative_to(path)): file.read_bytes()
         for file in path.rglob("*")
-        if file.is_file()
+        if file.is_file() and file.name != LOCK
     }
 
 
-# -- claim ------------------------------------------------------------------
+def start(folder, record=RECORD, **options):
+    with folder.claim(**options):
+        folder.start(record)
+
+
+def write(folder, *names):
+    for name in names:
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text(name)
+
+
+# -- whose folder it is -------------------------------------------------------
 
 
 def test_a_new_folder_is_made_with_its_record(folder):
-    folder.claim(RECORD)
+    start(folder)
     assert json.loads(folder.recipe.read_text()) == RECORD
 
 
 def test_an_empty_folder_is_taken(folder):
     folder.path.mkdir(parents=True)
-    folder.claim(RECORD)
+    start(folder)
     assert folder.recipe.is_file()
+
+
+def test_a_claim_in_which_no_run_starts_leaves_nothing(folder, tmp_path):
+    with folder.claim():
+        pass
+    assert list(tmp_path.iterdir()) == []
+    folder.path.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), folder.claim():
+        raise KeyboardInterrupt
+    assert list(folder.path.iterdir()) == []
 
 
 @pytest.mark.parametrize("other", [RECORD, {**RECORD, "recipe": "gan"}])
 def test_a_folder_with_a_run_is_not_touched(folder, other):
-    folder.claim(RECORD)
+    start(folder)
     before = contents(folder.path)
     with pytest.raises(FileExistsError, match="--resume.*--overwrite.*--name"):
-        folder.claim(other)
+        start(folder, other)
     assert contents(folder.path) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("resume", [False, True])
 def test_other_peoples_files_are_not_touched(folder, resume, overwrite):
-    folder.path.mkdir(parents=True)
-    (folder.path / "thesis.txt").write_text("ten years")
+    write(folder, "thesis.txt")
     with pytest.raises(FileExistsError, match="not a run's.*--name"):
-        folder.claim(RECORD, resume=resume, overwrite=overwrite)
-    assert contents(folder.path) == {"thesis.txt": b"ten years"}
+        start(folder, resume=resume, overwrite=overwrite)
+    assert [path.name for path in folder.path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -72,67 +90,131 @@ def test_a_file_in_the_way_is_named(folder, overwrite):
     folder.path.parent.mkdir()
     folder.path.write_text("a file")
     with pytest.raises(FileExistsError, match="runs/vae is a file.*--name"):
-        folder.claim(RECORD, overwrite=overwrite)
+        start(folder, overwrite=overwrite)
     assert folder.path.read_text() == "a file"
 
 
-def test_the_same_run_is_resumed_wherever_its_folder_is_now(folder):
-    folder.claim(RECORD)
-    before = contents(folder.path)
-    moved = {**RECORD, "started": "tomorrow"}
-    moved["options"] = RECORD["options"] | {
-        "folder": "b",
-        "name": "c",
-        "data_dir": "moved",
-        "checkpoint_seconds": 1.0,
-    }
-    folder.claim(moved, resume=True)
-    assert contents(folder.path) == before
+# -- one writer ---------------------------------------------------------------
 
 
-def test_resuming_nothing_starts_a_run(folder):
-    folder.claim(RECORD, resume=True)
-    assert json.loads(folder.recipe.read_text()) == RECORD
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_second_writer_is_refused_while_the_first_lives(folder, options):
+    with folder.claim():
+        if options:
+            folder.start(RECORD)
+        before = contents(folder.path)
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        with pytest.raises(BlockingIOError, match=f"one writer.*{owner}.*--name"):
+            start(RunFolder(folder.path), **options)
+        assert contents(folder.path) == before
+    start(RunFolder(folder.path), overwrite=True)
 
 
-def test_resuming_clears_what_a_kill_has_left_half_written(folder):
-    folder.claim(RECORD)
-    (folder.path / "samples").mkdir()
-    half = folder.path / "samples" / ".epoch-0003.png.w3_sg3bj.tmp"
-    half.touch()
-    folder.claim(RECORD, resume=True)
-    assert not half.exists()
+def test_the_run_of_a_dead_process_is_taken_over(folder):
+    """The system ends its lock, whatever the file says of the owner."""
+    start(folder)
+    (folder.path / LOCK).write_text("process 1 on a machine that has lost its power\n")
+    with folder.claim(resume=True):
+        pass
+    assert str(os.getpid()) in (folder.path / LOCK).read_text()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"options": RECORD["options"] | {"seed": 1}}, r"seed=0 \(now 1\)"),
-        ({"data": {"description": "digits", "fingerprint": "9"}}, "other data"),
-        ({"recipe": "gan"}, r"recipe vae \(now gan\)"),
-    ],
-)
-def test_another_run_is_not_resumed(folder, change, message):
-    folder.claim(RECORD)
-    before = contents(folder.path)
-    with pytest.raises(ValueError, match=message):
-        folder.claim(RECORD | change, resume=True)
-    assert contents(folder.path) == before
+def test_a_lock_that_its_owner_has_just_removed_is_taken_anew(folder, monkeypatch):
+    folder.path.mkdir(parents=True)
+    flock, taken = fcntl.flock, []
+
+    def slow_flock(file, operation):
+        if not taken:  # The owner ends between `open` and `flock`.
+            (folder.path / LOCK).unlink()
+        taken.append(operation)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow_flock)
+    with folder.claim():
+        assert len(taken) == 2
+        with pytest.raises(BlockingIOError):
+            start(RunFolder(folder.path))
 
 
-def test_overwrite_removes_what_a_run_leaves_and_nothing_else(folder):
-    folder.claim(RECORD)
-    left = ("model.keras", "history.csv", "metrics.json", "vae.onnx")
-    left += ("samples/epoch-0001.png", "checkpoint/state.npz", "1/saved_model.pb")
-    left += ("2/variables/variables.index", "tensorboard/events.out")
-    left += (".history.csv.x1y2.tmp", ".vae.onnx.x1y2.tmp")  # it was killed once
-    for name in (*left, "notes.md", "1notes/plan.txt"):
-        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder.path / name).write_text(name)
-    folder.claim({**RECORD, "started": "again"}, overwrite=True)
+def test_a_file_system_without_locks_is_reported(folder, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lines = []
+    with folder.claim(report=lines.append):
+        folder.start(RECORD)
+    assert len(lines) == 1 and "has no locks" in lines[0]
+
+
+# -- what is left of other runs -----------------------------------------------
+
+LEFT = (
+    "model.keras history.csv metrics.json evaluate-unfinished.npz "
+    "samples/epoch-0001.png samples/epoch-0002.txt checkpoint/state.npz "
+    "tensorboard/events.out.tfevents.1.host.2.3.v2 "
+    "1/saved_model.pb 2/saved_model.pb 2/variables/variables.index "
+    "vae.onnx vae.encode.onnx vae.onnx.sha256 vae.encode.onnx.sha256 tokenizer.json "
+    "models.config batching.config compose.yaml "
+    "triton/vae/config.pbtxt triton/vae/1/model.onnx triton/vae_encode/1/model.onnx"
+).split()
+# A kill leaves files and folders that were being written.
+HALF_WRITTEN = (
+    ".history.csv.x1y2z3_4.tmp .vae.onnx.0123abcd.tmp .model.tmp.keras "
+    ".saved_model.0123abcd.tmp/variables/variables.index "
+    "samples/.epoch-0003.png.w3_sg3bj.tmp triton/vae/.version.0123abcd.tmp/model.onnx"
+).split()
+OTHER = (
+    "notes.md 1notes/plan.txt 2024/photo.png samples/mine.png other.onnx "
+    "triton/other/config.pbtxt triton/other/1/model.onnx .draft.tmp"
+).split()
+
+
+def test_overwrite_removes_all_that_a_run_leaves_and_nothing_else(folder):
+    start(folder)
+    write(folder, *LEFT, *HALF_WRITTEN, *OTHER)
+    start(folder, RECORD | {"recipe": "gan"}, overwrite=True)
     now = contents(folder.path)
-    assert json.loads(now.pop("recipe.json"))["started"] == "again"
-    assert now == {"notes.md": b"notes.md", "1notes/plan.txt": b"1notes/plan.txt"}
+    assert json.loads(now.pop("recipe.json"))["recipe"] == "gan"
+    assert sorted(now) == sorted(OTHER)
+    assert not (folder.path / "checkpoint").exists()
+
+
+def test_a_kill_while_a_run_is_replaced_does_not_lock_the_folder(folder, monkeypatch):
+    start(folder)
+    write(folder, *LEFT, *HALF_WRITTEN)
+    monkeypatch.setattr(folder, "write_record", lambda record: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        start(folder, overwrite=True)
+    assert list(contents(folder.path)) == ["recipe.json"]
+    start(RunFolder(folder.path), overwrite=True)
+
+
+def test_a_kill_before_the_first_record_does_not_lock_the_folder(folder):
+    write(folder, LOCK, ".recipe.json.x1y2z3_4.tmp")
+    start(folder)
+    assert [*contents(folder.path)] == ["recipe.json"]
+
+
+def test_a_record_that_cannot_be_read_is_replaced_with_all_its_files(folder):
+    write(folder, *LEFT, "recipe.json")
+    start(folder, overwrite=True)
+    assert list(contents(folder.path)) == ["recipe.json"]
+
+
+def test_a_record_leads_to_no_file_outside_the_folder(folder):
+    write(folder, "../other/vae.onnx")
+    start(folder, {"recipe": "../other/vae"})
+    start(folder, overwrite=True)
+    assert (folder.path / "../other/vae.onnx").is_file()
+
+
+def test_resume_clears_half_written_files_alone(folder):
+    start(folder)
+    write(folder, *LEFT, *HALF_WRITTEN, *OTHER)
+    with folder.claim(resume=True):
+        pass
+    assert sorted(contents(folder.path)) == sorted([*LEFT, *OTHER, "recipe.json"])
 
 
 # -- files ------------------------------------------------------------------
@@ -191,7 +273,7 @@ def read_only():
 
 def test_an_unwritable_folder_is_named(read_only):
     with pytest.raises(PermissionError, match=f"denied: '{read_only}"):
-        RunFolder(read_only / "vae").claim(RECORD)
+        start(RunFolder(read_only / "vae"))
     with pytest.raises(PermissionError, match="recipe.json"):
-        RunFolder(read_only).write_json(read_only / "recipe.json", RECORD)
+        RunFolder(read_only).write_record(RECORD)
     assert contents(read_only) == {"recipe.json": b"{}"}

@@ -3,14 +3,20 @@
 import functools
 import json
 import types
-from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
 from kgen.data.pipeline import Pipeline
 from kgen.models import VAE
-from kgen.training import barrier, distribute, make_strategy, strategies
+from kgen.training import (
+    barrier,
+    check_equal,
+    distribute,
+    make_strategy,
+    strategies,
+    unoptimized_graphs,
+)
 from kgen.training.strategies import is_chief, num_processes
 
 
@@ -214,37 +220,25 @@ def test_every_row_is_seen_once_an_epoch(num_workers, local_replicas, drop_remai
 def test_workers_that_differ_are_refused_together(monkeypatch):
     """Each in the same words: a restart of one alone would not help."""
     monkeypatch.setattr(strategies, "barrier", lambda strategy, value: [value, 0])
-    with pytest.raises(ValueError, match=r"\(chief first\): 88, 0. Put .*runs/vae on"):
-        strategies.check_same_step(None, 88, Path("runs/vae"))
-    strategies.check_same_step(None, 0, Path("runs/vae"))
-    record = {
-        "options": {"epochs": 3, "folder": "here"},
-        "data": {"fingerprint": "abc"},
-        "versions": {"keras": "3"},
-    }
-    with pytest.raises(ValueError, match="same options, data and versions"):
-        strategies.check_same_run(None, record)
+    with pytest.raises(ValueError, match=r"The rule. .*\(chief first\): 88, 0. Do so."):
+        check_equal(None, 88, "The rule", "Do so.")
+    check_equal(None, 0, "The rule", "Do so.")
 
 
-def test_only_what_changes_the_training_has_to_be_the_same(monkeypatch):
-    given = []
-    monkeypatch.setattr(
-        strategies, "barrier", lambda strategy, value: given.append(value) or [value]
-    )
-    for options, fingerprint in [
-        ({"epochs": 3, "folder": "here"}, "abc"),
-        ({"epochs": 3, "folder": "there", "worker_timeout": 9}, "abc"),
-        ({"epochs": 4, "folder": "here"}, "abc"),
-        ({"epochs": 3, "folder": "here"}, "abd"),
-    ]:
-        data = {"fingerprint": fingerprint}
-        record = {"options": options, "data": data, "versions": {}}
-        strategies.check_same_run(None, record)
-    assert given[0] == given[1]
-    assert len({*given}) == 3
+def test_graphs_are_optimized_as_before_once_the_block_ends():
+    """A library call must not slow down all that its process computes later."""
+    options = tf.config.optimizer.get_experimental_options
+    before = options()
+    make_strategy("mirrored")
+    assert options() == before
+    with unoptimized_graphs():
+        assert not any(options()[name] for name in ("remapping", "constant_folding"))
+    after = options()
+    assert all(after.pop(name) for name in [*after] if name not in before)
+    assert after == before
 
 
-def test_alone_there_is_nobody_to_meet():
+def test_a_single_process_does_not_wait():
     assert barrier(make_strategy("none"), 7) == [7]
 
 

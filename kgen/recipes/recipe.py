@@ -1,0 +1,316 @@
+"""Options that all recipes share, and the methods that each recipe defines."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+# Standard library only up here: `kgen fit NAME --help` costs what click costs.
+
+
+def option(
+    default: Any, help: str, *, affects_training: bool = True, is_path: bool = False
+) -> Any:
+    """Make a field with a default and the help text of its command-line option.
+
+    Args:
+        default: The default.
+        help: The help text.
+        affects_training: Whether a run must keep the value when it is resumed, and all
+            workers must share it.
+        is_path: Whether the value can be a path, which the record of a run holds whole.
+    """
+    metadata = {"help": help, "affects_training": affects_training, "is_path": is_path}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def batch_size_option(default: int, rows: str = "Rows") -> Any:
+    """Make the field `batch_size`, whose default shrinks for smaller data."""
+    return dataclasses.field(
+        default=None,
+        metadata={
+            "help": f"{rows} in a batch, over all devices together; default: "
+            f"{default}, or all where there are fewer.",
+            "affects_training": True,
+            "default": default,
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Options of every recipe; `run` leads from them to a trained model.
+
+    A recipe adds fields, and defines `open_data`, `make_model`, `sample` and
+    `evaluate`. All its values can be written on a command line and in JSON.
+
+    Attributes:
+        recipe_name: Its name in `kgen fit NAME`.
+        task: Output of its model: "images", "text", "filled masks" or "items".
+        extra_options: Options of `kgen generate` and `kgen evaluate` that its model
+            takes and others of the task do not.
+        next_command: A command that uses a trained run; `{run}` stands for the run.
+    """
+
+    recipe_name: ClassVar[str]
+    task: ClassVar[str]
+    extra_options: ClassVar[tuple[str, ...]] = ()
+    next_command: ClassVar[str]
+
+    data: str = option(
+        "digits",
+        "Data set: a name, or the path of a folder or file.",
+        affects_training=False,  # Its fingerprint must be the same.
+        is_path=True,
+    )
+    data_dir: str | None = option(
+        None,
+        "Folder of prepared tensorflow-datasets; default: their own.",
+        affects_training=False,
+        is_path=True,
+    )
+    epochs: int = option(20, "Passes over the training data, 1 or more.")
+    batch_size: int | None = batch_size_option(32)
+    learning_rate: float = option(2e-3, "Highest learning rate of Adam, above 0.")
+    warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
+    gradient_clip_norm: float | None = option(
+        None, "Largest norm of the gradient; default: any."
+    )
+    start_from: str | None = option(
+        None,
+        "Run, or .keras file, whose weights training starts with.",
+        is_path=True,
+    )
+    seed: int = option(0, "Keys the order of the data and all noise, 0 or more.")
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = option(
+        "float32", "Number type of the layers; auto: mixed_bfloat16 on a GPU or TPU."
+    )
+    strategy: Literal["auto", "none", "mirrored", "multiworker", "tpu"] = option(
+        "auto", "How to spread over devices and machines."
+    )
+    deterministic: bool = option(
+        True,
+        "With several replicas, run graphs as written, neither fused nor reordered: "
+        "workers then equal replicas bit for bit.",
+    )
+    steps_per_execution: int = option(
+        32, "Steps in one call of the compiled function; 1 with several replicas."
+    )
+    worker_timeout: float = option(
+        600.0,
+        "Seconds to wait for the other workers to start, above 0.",
+        affects_training=False,
+    )
+    jit_compile: bool = option(
+        False,
+        "Compile the step with XLA: on a CPU it saves a fifth of a small dense network "
+        "and slows convolutions down.",
+    )
+    checkpoint_seconds: float = option(
+        60.0,
+        "Seconds of work that a kill may cost at most; an epoch with workers.",
+        affects_training=False,
+    )
+    sample_epochs: int = option(
+        1, "Epochs from one file of samples to the next.", affects_training=False
+    )
+    measure: Literal["none", "quick", "full"] = option(
+        "quick",
+        "Measurement after training; quick: up to 1,000 rows of the validation split; "
+        "full: as kgen evaluate does, which can take an hour.",
+        affects_training=False,
+    )
+    export: Literal["none", "saved_model", "onnx", "all"] = option(
+        "all", "Formats to export after training; all: both.", affects_training=False
+    )
+    folder: str = option(
+        "saved_models", "Folder that holds the runs.", affects_training=False
+    )
+    name: str | None = option(
+        None,
+        "Folder of this run in it; default: the recipe's name.",
+        affects_training=False,
+    )
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without the data."""
+        for name in ("epochs", "batch_size", "steps_per_execution", "sample_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be 1 or more. Received: {value}")
+        self._check_above_0("learning_rate", "worker_timeout", "gradient_clip_norm")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"`seed` must be in [0, 2**63). Received: {self.seed}")
+        if self.name is not None and (
+            self.name in ("", "..") or Path(self.name).name != self.name
+        ):
+            raise ValueError(
+                "`name` must be the name of a folder, without a path to it, which is "
+                f"what `folder` is for. Received: name={self.name}"
+            )
+        if self.warmup_steps < 0 or not self.checkpoint_seconds >= 0:
+            raise ValueError(
+                "`warmup_steps` and `checkpoint_seconds` must be 0 or more. Received: "
+                f"{self.warmup_steps} and {self.checkpoint_seconds}"
+            )
+
+    @property
+    def run_folder(self) -> Path:
+        """The run's folder, which may not exist yet."""
+        return Path(self.folder) / (self.name or self.recipe_name)
+
+    def run(
+        self,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        dry_run: bool = False,
+        report: Callable[[str], None] = print,
+    ) -> Path | None:
+        """Trains, saves, measures and exports: what `kgen fit` does.
+
+        Args:
+            resume: Go on with the run in the folder; start one if there is none.
+            overwrite: Replace the run in the folder.
+            dry_run: Report the plan and do nothing else.
+            report: Called with each line of output.
+
+        Returns:
+            The run's folder; None for a dry run, and for all but the chief of several
+            processes.
+
+        Raises:
+            FileExistsError: If the folder holds another run or other files.
+            BlockingIOError: If another process is writing the run.
+            ValueError: If options, data or devices do not go together.
+            FloatingPointError: If the loss or a weight stops being finite.
+        """
+        from kgen.recipes.training_run import train
+
+        return train(
+            self, resume=resume, overwrite=overwrite, dry_run=dry_run, report=report
+        )
+
+    # -- methods that a recipe defines ---------------------------------------
+
+    def open_data(self, *, download: bool = True) -> Any:
+        """Opens the data; the result has `describe()` and `fingerprint`."""
+        raise NotImplementedError
+
+    def pipeline_options(self) -> dict[str, Any]:
+        """Returns further arguments of the pipelines."""
+        return {}
+
+    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
+        """Makes a compiled model; called in the strategy's scope."""
+        raise NotImplementedError
+
+    def sample(self, model: Any, data: Any) -> Any:
+        """Makes images, or a text, to look at after an epoch."""
+        raise NotImplementedError
+
+    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
+        """Measures the model and returns a list of records."""
+        raise NotImplementedError
+
+    @property
+    def default_batch_size(self) -> int:
+        """The batch size of data that have as many rows."""
+        return self.__dataclass_fields__["batch_size"].metadata["default"]
+
+    # -- shared parts ---------------------------------------------------------
+
+    def rows_per_batch(self, data: Any, num_replicas: int = 1) -> int:
+        """Returns `batch_size`, or its default, which smaller data make smaller."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return data.fitting_batch_size(self.default_batch_size, num_replicas)
+
+    def pipelines(self, data: Any) -> tuple[Any, Any]:
+        """Returns shuffled training batches, and the validation data as they are."""
+        shared = {
+            "batch_size": self.rows_per_batch(data),
+            "seed": self.seed,
+            **self.pipeline_options(),
+        }
+        return (
+            data.pipeline("train", shuffle=True, drop_remainder=True, **shared),
+            data.pipeline("validation", **shared),
+        )
+
+    def sample_callbacks(self, model: Any, data: Any, folder: Any) -> list[Any]:
+        """Returns callbacks that write samples: files, and for TensorBoard."""
+        from kgen import training
+
+        return [
+            training.Samples(
+                lambda: self.sample(model, data), folder.samples, self.sample_epochs
+            ),
+            training.TensorBoard(folder.tensorboard),
+        ]
+
+    def call(
+        self, function: Callable[..., Any], *positional: Any, **others: Any
+    ) -> Any:
+        """Calls a function, or makes a model, with the options that it takes by name.
+
+        Args:
+            function: The function, or class.
+            *positional: Its positional arguments.
+            **others: Arguments that are not options, or have another value.
+        """
+        # Keras layers have a `__new__` that takes anything.
+        called = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+        names = inspect.signature(called).parameters.keys()
+        shared = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in names
+        }
+        return function(*positional, **(shared | others))
+
+    def compile(self, model: Any, steps_per_epoch: int, *optimizers: Any) -> Any:
+        """Compiles a model with the options of every recipe and returns it."""
+        model.compile(
+            *optimizers,
+            seed=self.seed,
+            gradient_clip_norm=self.gradient_clip_norm,
+            steps_per_execution=min(self.steps_per_execution, steps_per_epoch),
+            jit_compile=self.jit_compile,
+        )
+        return model
+
+    def adam(
+        self, steps_per_epoch: int, rate: float | None = None, **options: Any
+    ) -> Any:
+        """Returns Adam, whose rate rises, and falls to 0 by a cosine, over the run."""
+        from kgen.nn import optimizers
+        from kgen.nn.schedules import warmup_cosine
+
+        total = self.epochs * steps_per_epoch
+        peak = self.learning_rate if rate is None else rate
+        schedule = warmup_cosine(peak, total, self.warmup_steps)
+        return optimizers.Adam(schedule, **options)
+
+    def _check_above_0(self, *names: str) -> None:
+        """Refuses these options where they are given and not above 0."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(
+                    f"`{name}` must be above 0, and finite. Received: {name}={value}"
+                )
+
+    def dtype(self) -> str:
+        """Returns the dtype policy behind `precision`."""
+        if self.precision != "auto":
+            return self.precision
+        import tensorflow as tf
+
+        accelerators = tf.config.list_logical_devices("GPU")
+        accelerators += tf.config.list_logical_devices("TPU")
+        return "mixed_bfloat16" if accelerators else "float32"

@@ -61,7 +61,6 @@ EXCUSED: set[str] = {
     "kgen/nn/layers.py",
     "kgen/nn/likelihoods.py",
     "kgen/nn/transformer.py",
-    "kgen/recipes/base.py",
     "kgen/recipes/bert.py",
     "kgen/recipes/images.py",
     "kgen/recipes/recommenders.py",

@@ -1,4 +1,4 @@
-"""Measuring: a model and data in, a list of result records out."""
+"""Evaluation: from a model and data to a list of result records."""
 
 import lazy_loader as lazy
 
@@ -10,10 +10,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "feature_spaces": ["DigitClassifier", "RandomNetwork"],
         "generators": ["evaluate_generator"],
         "image_quality": ["mean_squared_error", "psnr", "ssim"],
-        "language_models": [
-            "evaluate_language_model",
-            "evaluate_masked_language_model",
-        ],
+        "language_models": ["evaluate_language_model"],
+        "masked_language_models": ["evaluate_masked_language_model"],
         "records": [
             "Record",
             "bootstrap_interval",
@@ -30,6 +28,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "choose",
         ],
         "recommenders": ["evaluate_recommender"],
-        "speed": ["sampling_speed"],
+        "timing": ["sampling_speed"],
     },
 )

@@ -1,4 +1,4 @@
-"""What an autoencoder with a likelihood is measured by."""
+"""Evaluation of autoencoders: bound, likelihood and reconstruction."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from kgen.evaluation.image_quality import (
     ssim_window,
 )
 from kgen.evaluation.records import Record
-from kgen.evaluation.split_rows import READ_BATCH_SIZE, check_one_shape, read_split
+from kgen.evaluation.split_rows import (
+    READ_BATCH_SIZE,
+    check_at_least_1,
+    check_one_shape,
+    read_split,
+)
 from kgen.files import replacing
 
-# Images whose likelihoods are computed, and kept, together.
-_BLOCK_ROWS = 100
-# So many training images at most, in random order, make the mean image: its pixels are
-# then known to 0.002 or better, and a set that is decoded as it is read takes seconds.
+_BLOCK_ROWS = 100  # images whose likelihoods are computed, and saved, together
+# Images, in random order, of the mean training image, at most: its pixels are exact to
+# 0.002, and a set that is decoded while it is read takes seconds.
 BASELINE_ROWS = 60_000
 
 
@@ -42,36 +46,34 @@ def evaluate_autoencoder(
     progress: Callable[[int, int], None] | None = None,
     unfinished: Path | None = None,
 ) -> list[Record]:
-    """Measures bound, likelihood and reconstruction.
+    """Measure bound, likelihood and reconstruction.
 
-    Each is compared with what needs no model: the mean training image for the
-    reconstruction, and for the likelihood pixels that are independent of each other.
+    The baselines need no model: the mean training image for the reconstruction, and
+    independent pixels for the likelihood.
 
     Args:
-        model: Has `elbo`, `log_likelihood` and `reconstruct` as `kgen.models.VAE` has
-            them, its `likelihood` and its `num_classes`.
-        image_set: The data the model was trained on; its training split makes the
-            baselines.
-        split: What is measured on: "test", "validation" or "train".
-        binarize: None, "dynamic" or "static": as in training. A test set that is
-            binarised dynamically is drawn once, from `seed`.
+        model: Has `elbo`, `log_likelihood`, `reconstruct`, `likelihood` and
+            `num_classes`, as `kgen.models.VAE`.
+        image_set: The data the model was trained on; the baselines are computed from
+            its training split.
+        split: "test", "validation" or "train".
+        binarize: None, "dynamic" or "static", as in training. Dynamic binarisation of
+            the split is drawn once, from `seed`.
         num_samples: Importance samples for the likelihood of each image; more give a
-            tighter bound. 5000 is the literature's usual number.
-        seed: Keys the binarisation, the noise and the intervals.
+            tighter bound. 5000 is usual in the literature.
+        seed: Of the binarisation, the noise and the intervals.
         limit: Only the first images of the split, this many.
-        progress: Called with the number of images whose likelihood is known, and their
-            total.
-        unfinished: File for the likelihoods of the images that are done: when the same
-            measurement is begun again it goes on from there. Delete it once the records
-            are safe.
+        progress: Called with the number of images with a likelihood, and their total.
+        unfinished: File for the likelihoods computed so far: after an interruption the
+            same call resumes from it. Delete it after the records are written.
 
     Returns:
         Records `elbo`, `nll[is-K]`, `reconstruction_mse`, `reconstruction_psnr` and
         `reconstruction_ssim`.
 
     Raises:
-        ValueError: An argument is out of its range, or the model makes images of
-            another shape.
+        ValueError: An argument is out of its range, or the model's images have another
+            shape.
 
     Example:
         >>> records = evaluate_autoencoder(
@@ -79,9 +81,7 @@ def evaluate_autoencoder(
         ... )
         >>> print(kgen.evaluation.table(records))
     """
-    for name, value in (("num_samples", num_samples), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+    check_at_least_1(num_samples=num_samples, limit=limit)
     check_one_shape(model, image_set)
     images, labels = read_split(
         image_set, split, limit=limit, seed=seed, binarize=binarize
@@ -104,12 +104,12 @@ def evaluate_autoencoder(
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What the baselines know of the training images, pixels in [0, 1].
+    """Mean and variance of the training images, pixels in [0, 1].
 
     Attributes:
         mean: The mean image, float64 [height, width, channels].
         variance: The variance around it, one number for all pixels.
-        count: How many images it was taken from.
+        count: Number of images.
     """
 
     mean: np.ndarray
@@ -118,9 +118,9 @@ class Moments:
 
 
 class _Shared(NamedTuple):
-    """What all records of one evaluation have in common."""
+    """Fields of all records of one evaluation."""
 
-    data: str  # the beginning of the protocol
+    data: str  # beginning of the protocol
     seed: int
 
 
@@ -155,22 +155,22 @@ def _likelihood_records(
     progress: Callable[[int, int], None] | None,
     unfinished: Path | None,
 ) -> list[Record]:
-    name, baseline = independent_pixels(model.likelihood, images, moments)
+    name, baseline = pixel_baseline(model.likelihood, images, moments)
     elbo = model.elbo(images, labels=labels, seed=shared.seed)
     log_likelihood = _log_likelihood(
         model, images, labels, num_samples, shared.seed, progress, unfinished
     )
-    what = f"{shared.data}, {model.likelihood} likelihood"
+    protocol = f"{shared.data}, {model.likelihood} likelihood"
     if model.likelihood == "bernoulli" and not np.isin(images, (0, 255)).all():
-        what += " of grey pixels (a cross-entropy, not a normalised likelihood)"
+        protocol += " of grey pixels (a cross-entropy, not a normalised likelihood)"
     if labels is not None:
-        what += ", given the label"
+        protocol += ", given the label"
     return [
         Record.of_mean(
             elbo,
             metric="elbo",
             unit="nats/image",
-            protocol=f"{what}, one posterior sample for each image",
+            protocol=f"{protocol}, one posterior sample for each image",
             seed=shared.seed,
             higher_is_better=True,
             baseline=(name, baseline),
@@ -180,7 +180,7 @@ def _likelihood_records(
             metric=f"nll[is-{num_samples}]",
             headline=True,
             unit="nats/image",
-            protocol=f"{what}, importance sampling with {num_samples:,} posterior "
+            protocol=f"{protocol}, importance sampling with {num_samples:,} posterior "
             "samples for each image",
             seed=shared.seed,
             higher_is_better=False,
@@ -190,7 +190,7 @@ def _likelihood_records(
 
 
 def _log_likelihood(model, images, labels, num_samples, seed, progress, unfinished):
-    """Of each image: [n]; a block at a time, each kept in the file `unfinished`."""
+    """Log-likelihoods [n], computed and saved to `unfinished` block by block."""
     done = np.zeros([0], np.float32)
     key = _fingerprint(model.get_weights(), images, labels, num_samples, seed)
     if unfinished is not None and unfinished.is_file():
@@ -215,28 +215,28 @@ def _log_likelihood(model, images, labels, num_samples, seed, progress, unfinish
 
 
 def _fingerprint(weights, images, labels, num_samples, seed) -> str:
-    """Of all that the likelihoods are a function of."""
+    """Hash of everything that determines the likelihoods."""
     digest = hashlib.sha256(f"{num_samples} {seed}".encode())
     for array in (*weights, images, *([] if labels is None else [labels])):
         digest.update(array.tobytes())
     return digest.hexdigest()
 
 
-def independent_pixels(
+def pixel_baseline(
     likelihood: str, images: np.ndarray, moments: Moments
 ) -> tuple[str, float]:
-    """Mean log-likelihood of images whose pixels know nothing of each other, in nats.
+    """Return the mean log-likelihood under a model of independent pixels, in nats.
 
     Args:
         likelihood: "bernoulli": a probability for each pixel, the training mean with
-            one image of each colour added (Laplace's rule), so that none is 0 or 1.
+            one black and one white image added (Laplace), so that none is 0 or 1.
             "gaussian": the training mean and one variance for all pixels.
-            "discretized_logistic": all 256 levels alike.
+            "discretized_logistic": 256 equally probable levels.
         images: uint8 [n, height, width, channels].
         moments: Of the training images.
 
     Returns:
-        What it is called, and the mean over the images.
+        Name of the baseline, and the mean over the images.
     """
     if likelihood == "discretized_logistic":
         return "uniform levels", -images[0].size * math.log(256.0)

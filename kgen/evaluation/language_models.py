@@ -1,28 +1,26 @@
-"""What a language model is measured by: its loss, and what it writes."""
+"""Evaluation of language models: loss, generated text and decoding speed."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
-import re
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kgen.data.text_sets import TextSet
+from kgen.evaluation import text_statistics
 from kgen.evaluation.records import Record, bootstrap_interval
-from kgen.evaluation.speed import device
+from kgen.evaluation.split_rows import check_at_least_1
+from kgen.evaluation.timing import rate_record
 
 NUM_TEXTS = 50
 PROMPT_CHARACTERS, TEXT_CHARACTERS = 40, 400
-NGRAM = 5  # words in a row that count as copied where the training text has them
+NGRAM = 5  # words in a row that count as copied if the training text has them
 TIMED_TOKENS = 128
-HIDDEN_EVERY = 7  # tokens: about as many as are hidden in training
-_WORD = re.compile(r"\w+|[^\w\s]")
+BATCH_SIZE = 64  # windows
 
 
 def evaluate_language_model(
@@ -34,148 +32,42 @@ def evaluate_language_model(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
-    """Measures how well text is predicted, what is written, and how fast.
+    """Measure loss, diversity and novelty of generated text, and decoding speed.
 
-    Every token of the split but the first is predicted once, in windows that do not
-    overlap: those at the beginning of a window from few tokens. What is written goes on
-    from places of the split that are spread over it evenly, at a temperature of 1.
+    Every token of the split except the first is predicted once, in windows that do not
+    overlap, so that the first tokens of a window have little context. Generated texts
+    continue prompts at evenly spaced positions of the split, at a temperature of 1.
 
     Args:
-        model: Has `generate`, `score`, and a call that returns logits.
+        model: Has `generate`, and a call that returns logits.
         text_set: The text the model was trained on.
-        split: "validation" or "test"; "train" measures what was learned by heart.
-        limit: Fewer texts than the usual 50, and windows than all.
-        seed: Of the texts, and of the intervals.
-        progress: Called with the number of texts that are written, and their total.
+        split: "validation" or "test"; "train" measures memorisation.
+        limit: At most so many windows, and texts (default: 50).
+        seed: Of the generated texts, and of the intervals.
+        progress: Called with the number of generated texts, and their total.
 
     Returns:
         Records `loss`, `perplexity`, `bits_per_character`, `loss[random-batches]` (the
-        estimate of nanoGPT), `distinct_words@1` and `@2`,
-        `self_bleu` (where the sacrebleu library is installed), `novelty@5` and
-        `tokens_per_second`; the baselines are the frequencies of the tokens in
-        training, and the split's own text.
+        estimate of nanoGPT), `distinct_words@1` and `@2`, `novelty@5`,
+        `self_bleu` (if the sacrebleu library is installed) and
+        `tokens_per_second`. The baselines are the token frequencies of the training
+        split, and the text of the split.
 
     Raises:
-        ValueError: The model has another tokenizer than the text.
+        ValueError: An argument is out of its range, or the text has another tokenizer.
     """
-    _check_tokenizer(model, text_set)
-    what = f"{text_set.name}, {split}"
+    check_at_least_1(limit=limit)
+    check_tokenizer(model, text_set)
+    protocol = f"{text_set.name}, {split}"
     return [
-        *_prediction(model, text_set, split, limit, seed, what),
-        *_writing(model, text_set, split, limit, seed, progress, what),
-        *_speed(model, text_set, split),
+        *_loss_records(model, text_set, split, limit, seed, protocol),
+        *_text_records(model, text_set, split, limit, seed, progress, protocol),
+        *_speed_records(model, text_set.tokens(split)[:1]),
     ]
 
 
-def evaluate_masked_language_model(
-    model: Any,
-    text_set: TextSet,
-    *,
-    split: str = "validation",
-    limit: int | None = None,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Record]:
-    """Measures how well hidden tokens are guessed, and how fast texts are embedded.
-
-    The split is cut into windows that do not overlap. Every seventh token of a window
-    is hidden, all at once; where they begin goes round from window to window.
-
-    Args:
-        model: A BERT: a call returns logits, `embed` vectors.
-        text_set: The text the model was trained on.
-        split: "validation", "test" or "train".
-        limit: Only the first windows, this many.
-        seed: Of the intervals.
-        progress: Called with the number of windows that are done, and their total.
-
-    Returns:
-        Records `masked_loss`, `masked_accuracy` and `texts_per_second`; the baselines
-        are the frequencies of the tokens in training, and the most frequent token.
-
-    Raises:
-        ValueError: The model has another tokenizer than the text.
-    """
-    _check_tokenizer(model, text_set)
-    tokens = text_set.tokens(split)
-    size = model.context
-    windows = np.full((-(-len(tokens) // size), size), -1, np.int32)
-    windows.reshape(-1)[: len(tokens)] = tokens
-    windows = windows[:limit]
-    rows, places = np.indices(windows.shape)
-    hidden = (places % HIDDEN_EVERY == rows % HIDDEN_EVERY) & (windows >= 0)
-    windows, hidden = (x[hidden.any(axis=1)] for x in (windows, hidden))
-    shown = np.where(hidden, model.vocab_size, windows)
-    graph = tf.function(lambda tokens: tf.nn.log_softmax(model(tokens)))
-    nats, right = np.zeros(windows.shape), np.zeros(windows.shape)
-    for start in range(0, len(windows), 64):
-        part = slice(start, start + 64)
-        log_shares = graph(tf.constant(shown[part])).numpy()
-        targets = np.maximum(windows[part], 0)[..., None]
-        nats[part] = -np.take_along_axis(log_shares, targets, 2)[..., 0]
-        right[part] = log_shares.argmax(axis=2) == windows[part]
-        if progress:
-            progress(min(start + 64, len(windows)), len(windows))
-    targets = windows[hidden]
-    counts = np.bincount(text_set.tokens("train"), minlength=model.vocab_size)
-    protocol = (
-        f"{text_set.name}, {split}, every {HIDDEN_EVERY}th token of {len(windows):,} "
-        f"windows of {size}"
-    )
-    by_frequency = ("frequencies", _unigram_nats(text_set, targets) / len(targets))
-    by_most = ("most frequent", float((targets == counts.argmax()).mean()))
-    return [
-        _of_windows("masked_loss", "nats", nats, hidden, protocol, seed, by_frequency),
-        _of_windows("masked_accuracy", "", right, hidden, protocol, seed, by_most),
-        _embedding_speed(model, windows),
-    ]
-
-
-def _of_windows(metric, unit, values, chosen, protocol, seed, baseline) -> Record:
-    """The mean of chosen values, with an interval over the windows they are in."""
-    sums, counts = (values * chosen).sum(axis=1), chosen.sum(axis=1)
-    return Record(
-        metric=metric,
-        headline=True,
-        value=float(sums.sum() / counts.sum()),
-        unit=unit,
-        protocol=f"{protocol}; 95 % bootstrap interval over windows",
-        n=int(counts.sum()),
-        seed=seed,
-        higher_is_better=metric != "masked_loss",
-        interval=bootstrap_interval(sums / counts.mean(), seed=seed),
-        baseline=baseline,
-    )
-
-
-def _embedding_speed(model, windows) -> Record:
-    rows = [row[row >= 0] for row in windows[:64]]
-    low, middle, high = _rates(lambda: model.embed(rows), len(rows))
-    return Record(
-        metric="texts_per_second",
-        headline=True,
-        value=float(middle),
-        unit="texts/s",
-        protocol=f"embed, {len(rows)} texts of at most {model.context} tokens, warm, "
-        f"median of 3 runs on {device()}; interval: the slowest and fastest",
-        n=3 * len(rows),
-        higher_is_better=True,
-        interval=(float(low), float(high)),
-    )
-
-
-def _rates(run: Callable[[], Any], amount: int) -> np.ndarray:
-    """An amount a second: the slowest, median and fastest of three warm runs."""
-    run()
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return amount / np.array(sorted(seconds, reverse=True))
-
-
-def _check_tokenizer(model, text_set) -> None:
+def check_tokenizer(model: Any, text_set: TextSet) -> None:
+    """Raise a ValueError unless model and text have the same tokenizer."""
     if model.tokenizer != text_set.tokenizer.config():
         raise ValueError(
             "The model and the text must have the same tokenizer. Received: one of "
@@ -184,78 +76,83 @@ def _check_tokenizer(model, text_set) -> None:
         )
 
 
-# -- prediction ----------------------------------------------------------------
+def training_counts(text_set: TextSet) -> np.ndarray:
+    """Return the occurrences of each token in the training split: [vocab_size]."""
+    size = text_set.tokenizer.vocab_size
+    return np.bincount(text_set.tokens("train"), minlength=size)
 
 
-def _prediction(model, text_set, split, limit, seed, what) -> list[Record]:
-    """Nats of all tokens, from the sums over the windows."""
+# -- loss ----------------------------------------------------------------------
+
+
+def _loss_records(model, text_set, split, limit, seed, protocol) -> list[Record]:
     graph = tf.function(lambda tokens: _window_losses(model, tokens))
-    pipeline = text_set.pipeline(split, batch_size=64)
-    windows = []
-    for batch in pipeline.dataset():
-        windows.append(np.float64(graph(batch["tokens"])))
-        if limit is not None and 64 * len(windows) >= limit:
-            break
+    pipeline = text_set.pipeline(split, batch_size=BATCH_SIZE)
+    batches = pipeline.dataset()
+    if limit is not None:
+        batches = batches.take(-(-limit // BATCH_SIZE))
+    windows = [np.float64(graph(batch["tokens"])) for batch in batches]
     nats, counts = np.concatenate(windows, axis=1)[:, :limit]
-    tokens = text_set.tokens(split)[: int(counts.sum()) + 1]
-    characters = len(text_set.tokenizer.decode(tokens[1:]))
-    unigrams = _unigram_nats(text_set, tokens[1:])
-    # A mean over tokens whose windows are drawn: each window's share of it.
-    shares = nats / counts.mean()
-    low, high = bootstrap_interval(shares, seed=seed)
-    loss = nats.sum() / counts.sum()
-    per_bit = counts.sum() / characters / math.log(2.0)
-    protocol = (
-        f"{what}, {int(counts.sum()):,} tokens ({characters:,} characters), each "
-        f"predicted once in windows of {text_set.context}"
+    num_tokens = int(counts.sum())
+    targets = text_set.tokens(split)[1 : num_tokens + 1]
+    num_characters = len(text_set.tokenizer.decode(targets))
+    unigrams = text_statistics.unigram_loss(training_counts(text_set), targets)
+    # The loss is a mean over tokens, and windows are resampled: the share of each.
+    low, high = bootstrap_interval(nats / counts.mean(), seed=seed)
+    loss = nats.sum() / num_tokens
+    to_bits = num_tokens / num_characters / math.log(2.0)
+    rows = (
+        ("loss", "nats/token", float),
+        ("perplexity", "", math.exp),
+        ("bits_per_character", "bits", lambda nats: float(nats * to_bits)),
     )
-
-    def record(metric, unit, change):
-        return Record(
+    records = [
+        Record(
             metric=metric,
             headline=metric != "perplexity",
-            value=change(loss),
+            value=convert(loss),
             unit=unit,
-            protocol=f"{protocol}; 95 % bootstrap interval over windows",
-            n=int(counts.sum()),
+            protocol=(
+                f"{protocol}, {num_tokens:,} tokens ({num_characters:,} characters), "
+                f"each predicted once in windows of {text_set.context}; 95 % bootstrap "
+                "interval over windows"
+            ),
+            n=num_tokens,
             seed=seed,
             higher_is_better=False,
-            interval=(change(low), change(high)),
-            baseline=("frequencies", change(unigrams / counts.sum())),
+            interval=(convert(low), convert(high)),
+            baseline=("token frequencies", convert(unigrams)),
         )
-
-    return [
-        record("loss", "nats/token", lambda nats: float(nats)),
-        record("perplexity", "", lambda nats: math.exp(nats)),
-        record("bits_per_character", "bits", lambda nats: float(nats * per_bit)),
-        _random_batches(graph, text_set, split, seed, what),
+        for metric, unit, convert in rows
     ]
+    return [*records, _random_batches(graph, text_set, split, seed, protocol)]
 
 
-def _random_batches(graph, text_set, split, seed, what) -> Record:
-    """The loss as nanoGPT estimates it: many papers and logs have this one alone."""
+def _random_batches(graph, text_set, split, seed, protocol) -> Record:
+    """The loss as nanoGPT estimates it, to compare with papers and logs."""
     tokens, size = text_set.tokens(split).astype(np.int32), text_set.context + 1
     starts = np.random.default_rng(seed).integers(0, len(tokens) - size + 1, (20, 12))
     windows = tokens[starts[..., None] + np.arange(size)]
     nats = np.array([np.sum(graph(tf.constant(batch))[0]) for batch in windows])
     losses = nats / windows[0, :, 1:].size
     targets = windows[..., 1:].ravel()
+    unigrams = text_statistics.unigram_loss(training_counts(text_set), targets)
     return Record(
         metric="loss[random-batches]",
         value=float(losses.mean()),
         unit="nats/token",
-        protocol=f"{what}, 20 batches of 12 windows of {text_set.context} that begin "
-        "anywhere; mean; 95 % bootstrap interval over batches",
+        protocol=f"{protocol}, 20 batches of 12 windows of {text_set.context} from "
+        "random positions; mean; 95 % bootstrap interval over batches",
         n=targets.size,
         seed=seed,
         higher_is_better=False,
         interval=bootstrap_interval(losses, seed=seed),
-        baseline=("frequencies", _unigram_nats(text_set, targets) / targets.size),
+        baseline=("token frequencies", unigrams),
     )
 
 
 def _window_losses(model, tokens):
-    """Nats of each window, and how many tokens they are of: [batch] each."""
+    """Nats of each window, and its number of predicted tokens: [batch] each."""
     targets = tokens[:, 1:]
     counted = tf.cast(targets >= 0, tf.float32)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -264,19 +161,13 @@ def _window_losses(model, tokens):
     return tf.reduce_sum(losses * counted, axis=1), tf.reduce_sum(counted, axis=1)
 
 
-def _unigram_nats(text_set, tokens) -> float:
-    """Nats of tokens by their frequencies in training; each has one more there."""
-    counts = np.bincount(
-        text_set.tokens("train"), minlength=text_set.tokenizer.vocab_size
-    )
-    return float(-np.log((counts + 1) / (counts + 1).sum())[tokens].sum())
+# -- generated text ------------------------------------------------------------
 
 
-# -- writing -------------------------------------------------------------------
-
-
-def _writing(model, text_set, split, limit, seed, progress, what) -> list[Record]:
-    """Diversity and novelty of texts, beside the split's own from the same places."""
+def _text_records(
+    model, text_set, split, limit, seed, progress, protocol
+) -> list[Record]:
+    """Diversity and novelty of generated texts and of the split's own continuations."""
     count = min(limit or NUM_TEXTS, NUM_TEXTS)
     ratio = text_set.splits[split] / text_set.characters(split)
     num_prompt = max(round(PROMPT_CHARACTERS * ratio), 1)
@@ -288,120 +179,66 @@ def _writing(model, text_set, split, limit, seed, progress, what) -> list[Record
     room = max(len(tokens) - num_prompt - num_text, 0)
     starts = np.linspace(0, room, count).astype(int)
     prompts = [tokens[start : start + num_prompt] for start in starts]
-    real = [
-        tokens[start + num_prompt : start + num_prompt + num_text] for start in starts
-    ]
-    written: list[np.ndarray] = []
+    generated: list[np.ndarray] = []
     for start in range(0, count, 10):
-        written += model.generate(
+        generated += model.generate(
             prompts[start : start + 10],
             max_new_tokens=num_text,
             seeds=range(seed + start, seed + min(start + 10, count)),
         )
         if progress:
-            progress(len(written), count)
+            progress(len(generated), count)
     decode = text_set.tokenizer.decode
-    ours, theirs = [decode(row) for row in written], [decode(row) for row in real]
-    train = decode(text_set.tokens("train"))
-    protocol = (
-        f"{what}, {count} texts of {num_text} tokens that go on from {num_prompt} of "
-        "the split, temperature 1; the baseline is what follows there"
+    ours = [decode(row) for row in generated]
+    theirs = [decode(tokens[start:][num_prompt:][:num_text]) for start in starts]
+    known = text_statistics.ngrams(
+        text_statistics.words(decode(text_set.tokens("train"))), NGRAM
     )
-    known = _ngrams(_words(train), NGRAM)
-    rows: list[tuple[str, Callable[[list[str]], float], bool, str]] = [
+    rows: list[tuple[str, Callable[[list[str]], float], str]] = [
         (
             "distinct_words@1",
-            lambda texts: _distinct(texts, 1),
-            True,
+            lambda texts: text_statistics.distinct(texts, 1),
             "different words over words",
         ),
         (
             "distinct_words@2",
-            lambda texts: _distinct(texts, 2),
-            True,
+            lambda texts: text_statistics.distinct(texts, 2),
             "different pairs of words over pairs",
         ),
         (
             f"novelty@{NGRAM}",
-            lambda texts: _novelty(texts, known),
-            True,
-            f"share of {NGRAM} words in a row that are nowhere in the training text",
+            lambda texts: text_statistics.novelty(texts, known, NGRAM),
+            f"share of {NGRAM} words in a row that the training text does not contain",
         ),
     ]
     if importlib.util.find_spec("sacrebleu"):
         detail = "BLEU-4 of each text against all others"
-        rows.append(("self_bleu", _self_bleu, False, detail))
+        rows.append(("self_bleu", text_statistics.self_bleu, detail))
     return [
         Record(
             metric=metric,
             headline=metric.startswith("novelty"),
             value=measure(ours),
             unit="",
-            protocol=f"{protocol}; {detail}",
+            protocol=(
+                f"{protocol}, {count} texts of {num_text} tokens that continue "
+                f"{num_prompt} of the split, temperature 1; the baseline is the "
+                f"continuation in the split; {detail}"
+            ),
             n=count,
             seed=seed,
-            higher_is_better=higher_is_better,
-            baseline=("the text", measure(theirs)),
+            higher_is_better=metric != "self_bleu",
+            baseline=("text of the split", measure(theirs)),
         )
-        for metric, measure, higher_is_better, detail in rows
+        for metric, measure, detail in rows
     ]
-
-
-def _words(text: str) -> list[str]:
-    """Words and signs, in lower case."""
-    return _WORD.findall(text.lower())
-
-
-def _ngrams(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
-    return set(zip(*(words[start:] for start in range(n)), strict=False))
-
-
-def _distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all n-grams.
-
-    Reference:
-        Li et al., 2016, A Diversity-Promoting Objective Function for Neural
-        Conversation Models.
-    """
-    total, different = 0, set()
-    for text in texts:
-        words = _words(text)
-        total += max(len(words) - n + 1, 0)
-        different |= _ngrams(words, n)
-    return len(different) / max(total, 1)
-
-
-def _self_bleu(texts: Sequence[str]) -> float:
-    """The mean BLEU-4 of each text against all others, 0 to 1; 0 for a single text.
-
-    Reference:
-        Zhu et al., 2018, Texygen: A Benchmarking Platform for Text Generation Models.
-    """
-    import sacrebleu
-
-    if len(texts) < 2:
-        return 0.0
-    scores = [
-        sacrebleu.sentence_bleu(
-            text, [*texts[:index], *texts[index + 1 :]], lowercase=True
-        ).score
-        for index, text in enumerate(texts)
-    ]
-    return statistics.fmean(scores) / 100.0
-
-
-def _novelty(texts: Sequence[str], known: set[tuple[str, ...]]) -> float:
-    """The share of n-grams that are not known; 1 where there are none."""
-    found = [gram for text in texts for gram in _ngrams(_words(text), NGRAM)]
-    return sum(gram not in known for gram in found) / len(found) if found else 1.0
 
 
 # -- speed ---------------------------------------------------------------------
 
 
-def _speed(model, text_set, split) -> list[Record]:
-    """Tokens a second of one text, with the cache and without."""
-    prompt = text_set.tokens(split)[:1]
+def _speed_records(model, prompt) -> list[Record]:
+    """Tokens per second of one text, with and without the KV cache."""
     num_tokens = min(TIMED_TOKENS, max(model.context - 1, 1))
     next_token = tf.function(
         lambda tokens: tf.argmax(model(tokens)[:, -1:], axis=2, output_type=tf.int32),
@@ -416,24 +253,19 @@ def _speed(model, text_set, split) -> list[Record]:
         for _ in range(num_tokens):
             tokens = tf.concat([tokens, next_token(tokens)], axis=1)
 
-    records = []
-    rates = {
-        name: _rates(run, num_tokens)
-        for name, run in (("uncached", uncached), ("cached", cached))
-    }
-    for name, rate in rates.items():
+    records: list[Record] = []
+    for name, call in (("uncached", uncached), ("cached", cached)):
+        baseline = ("uncached", records[0].value) if records else None
         records.append(
-            Record(
+            rate_record(
+                call,
+                num_tokens,
                 metric=f"tokens_per_second[{name}]",
                 headline=name == "cached",
-                value=float(rate[1]),
                 unit="tokens/s",
-                protocol=f"generate, one text of {num_tokens} tokens, warm, greedy, "
-                f"median of 3 runs on {device()}; interval: the slowest and fastest",
-                n=3 * num_tokens,
-                higher_is_better=True,
-                interval=(float(rate[0]), float(rate[2])),
-                baseline=("uncached", float(rates["uncached"][1])),
+                protocol=f"generate, one text of {num_tokens} tokens, greedy",
+                num_runs=3,
+                baseline=baseline,
             )
         )
     return records

@@ -1,4 +1,4 @@
-"""The images that a model is measured on."""
+"""Rows of a split that a model is measured on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import numpy as np
 
 from kgen.data.image_sets import Binarization, ImageSet
 
-READ_BATCH_SIZE = 500  # images that are read, or summed, together
+READ_BATCH_SIZE = 500  # images
+
+
+def check_at_least_1(**arguments: int | None) -> None:
+    """Raise a ValueError for an argument below 1; None is accepted."""
+    for name, value in arguments.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
 
 
 def read_split(
@@ -20,15 +27,15 @@ def read_split(
     binarize: Binarization = None,
     shuffle: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads images of a split, and their labels where there are any.
+    """Read the images of a split, and their labels if it has labels.
 
     Args:
         image_set: The images.
         split: "test", "validation" or "train".
-        limit: The first images only, this many.
-        seed: Keys the binarisation and the order.
+        limit: Only the first images, this many.
+        seed: Of the binarisation and the order.
         binarize: None, "dynamic" or "static".
-        shuffle: Whether they come in random order, so that the first are a sample.
+        shuffle: Whether the order is random, so that the first are a sample.
 
     Returns:
         uint8 [n, height, width, channels] and int32 [n] or None.
@@ -50,7 +57,7 @@ def read_split(
 
 
 def check_one_shape(model: Any, image_set: ImageSet) -> None:
-    """Raises a ValueError unless the model makes images like those of the set."""
+    """Raise a ValueError unless model and images have the same shape."""
     if tuple(model.image_shape) != image_set.image_shape:
         raise ValueError(
             "The model and the images must have one shape. Received: a model of "

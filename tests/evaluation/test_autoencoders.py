@@ -9,7 +9,7 @@ from scipy import stats
 
 import kgen.data
 from kgen.evaluation import autoencoders, evaluate_autoencoder
-from kgen.evaluation.autoencoders import Moments, independent_pixels
+from kgen.evaluation.autoencoders import Moments, pixel_baseline
 from kgen.models import VAE
 
 
@@ -25,7 +25,7 @@ def test_independent_bernoulli_pixels_by_hand():
     # probabilities (1 + 1) / 4 = 1/2 and (0 + 1) / 4 = 1/4.
     moments = Moments(np.array([[[0.5], [0.0]]]), variance=1.0, count=2)
     images = two_pixel_images((255, 0), (0, 255))
-    _, value = independent_pixels("bernoulli", images, moments)
+    _, value = pixel_baseline("bernoulli", images, moments)
     first = math.log(1 / 2) + math.log(3 / 4)
     second = math.log(1 / 2) + math.log(1 / 4)
     assert value == pytest.approx((first + second) / 2)
@@ -34,7 +34,7 @@ def test_independent_bernoulli_pixels_by_hand():
 def test_independent_gaussian_pixels_are_scipys():
     moments = Moments(np.array([[[0.25], [0.5]]]), variance=0.04, count=2)
     images = two_pixel_images((255, 0), (51, 102), (0, 0))
-    _, value = independent_pixels("gaussian", images, moments)
+    _, value = pixel_baseline("gaussian", images, moments)
     pixels = stats.norm(np.array([0.25, 0.5]), 0.2).logpdf(images[:, 0, :, 0] / 255)
     assert value == pytest.approx(pixels.sum(axis=1).mean())
 
@@ -42,7 +42,7 @@ def test_independent_gaussian_pixels_are_scipys():
 def test_uniform_levels_cost_eight_bits_a_pixel():
     moments = Moments(np.zeros([1, 2, 1]), variance=1.0, count=2)
     images = two_pixel_images((3, 4))
-    _, value = independent_pixels("discretized_logistic", images, moments)
+    _, value = pixel_baseline("discretized_logistic", images, moments)
     assert value == pytest.approx(-2 * 8 * math.log(2))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import kgen.data
 from kgen.evaluation import evaluate_generator, frechet_distance, generators
-from kgen.evaluation.generators import independent_pixels
+from kgen.evaluation.generators import shuffled_pixels
 from kgen.evaluation.split_rows import read_split
 from kgen.models import VAE
 
@@ -41,9 +41,8 @@ class MadeUpReader:
 
 @pytest.fixture(autouse=True)
 def quick_speed(monkeypatch):
-    """Speed has its own test."""
-    monkeypatch.setattr(kgen.evaluation.speed, "RUN_SECONDS", 1e-9)
-    monkeypatch.setattr(kgen.evaluation.speed, "NUM_RUNS", 1)
+    """Measure the speed by single calls: it has a test of its own."""
+    monkeypatch.setattr(kgen.evaluation.timing, "RUN_SECONDS", 1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +69,13 @@ def test_real_images_in_the_generators_place_reach_the_floor(digits):
     found = by_name(records)
     distance, floor = found["frechet_distance"], found["frechet_distance_floor"]
     assert distance.value == pytest.approx(floor.value, rel=1e-4)
-    assert f"179 of train in their place: {floor.value:.4g}" in distance.protocol
+    others = f"179 of train instead of generated ones: {floor.value:.4g}"
+    assert others in distance.protocol
     assert distance.baseline == floor.baseline
     assert floor.interval is None
     for name in NEIGHBOUR_NAMES:
-        in_their_place = f"in their place: {found[name].value:.4g};"
-        assert in_their_place in found[name].protocol
+        others = f"instead of generated ones: {found[name].value:.4g};"
+        assert others in found[name].protocol
         assert found[name].baseline[1] < found[name].value
     assert all(record.n == 179 for record in records[:-1])
     assert all(record.seed == 4 for record in records[:-1])
@@ -96,7 +96,7 @@ def test_worse_images_are_farther_away_and_cover_less(digits):
     noisy = np.clip(train + noise, 0, 255).astype(np.uint8)
     kinds = [
         by_name(evaluate_generator(KnownModel(images), digits, num_sets=1))
-        for images in (train, noisy, independent_pixels(train))
+        for images in (train, noisy, shuffled_pixels(train))
     ]
     distances = [found["frechet_distance"].value for found in kinds]
     floor = kinds[0]["frechet_distance_floor"].value
@@ -115,13 +115,13 @@ def test_one_image_for_all_covers_next_to_nothing(digits):
 
 def test_the_baseline_keeps_each_pixels_values_and_nothing_else(digits):
     train, _ = read_split(digits, "train")
-    drawn = independent_pixels(train, seed=1)
+    drawn = shuffled_pixels(train, seed=1)
     np.testing.assert_array_equal(np.sort(drawn, axis=0), np.sort(train, axis=0))
     one, other = drawn[:, 1, 5, 0], drawn[:, 2, 5, 0]
     before = np.corrcoef(train[:, 1, 5, 0], train[:, 2, 5, 0])[0, 1]
     # Of 1,439 independent pairs: 0 with a standard deviation of 0.026.
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.1 < 0.5 < before
-    assert (drawn == independent_pixels(train, seed=1)).all()
+    assert (drawn == shuffled_pixels(train, seed=1)).all()
 
 
 def test_the_interval_is_that_of_disjoint_sets(digits):
@@ -197,7 +197,8 @@ def test_as_many_are_compared_as_both_splits_hold(digits):
             KnownModel(train), image_set, split=split, num_sets=1
         )
         assert distance.n == 54  # a tenth of the 60 is the validation set
-        assert f"54 of {split}; 54 of {other} in their place" in distance.protocol
+        compared = f"54 of {split}; 54 of {other} instead of generated ones"
+        assert compared in distance.protocol
 
 
 # -- modes --------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_modes_of_stacked_digits(monkeypatch):
     expected = 0.75 * math.log(0.75 * 200) + 0.25 * math.log(0.25 / 20 * 200)
     assert divergence.value == pytest.approx(expected)
     assert modes.n == divergence.n == 240  # three sets
-    assert "reads 100.0% of the real ones right" in modes.protocol
+    assert "whose accuracy on real ones is 100.0%" in modes.protocol
     # 240 draws from 200 classes: 200 (1 - (1 - 1/200)^240) = 139.9 appear.
     perfect = float(modes.protocol.rpartition(": ")[2])
     assert perfect == pytest.approx(139.9, abs=2)

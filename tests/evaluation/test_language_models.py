@@ -1,4 +1,4 @@
-"""The evaluation of language models: numbers by hand, and what is copied."""
+"""Evaluation of language models: numbers by hand, and a planted copy."""
 
 import math
 
@@ -12,6 +12,7 @@ from kgen.evaluation import (
     evaluate_language_model,
     evaluate_masked_language_model,
     language_models,
+    text_statistics,
 )
 from kgen.models import BERT, GPT
 
@@ -45,7 +46,13 @@ def records(model, text_set):
     return {record.metric: record for record in found}
 
 
-def test_the_loss_is_that_of_every_token_but_the_first(records, model, text_set):
+def text_records(model, text_set, limit, seed, progress=None):
+    return language_models._text_records(
+        model, text_set, "validation", limit, seed, progress, "made up"
+    )
+
+
+def test_the_loss_is_the_mean_over_every_token_but_the_first(records, model, text_set):
     tokens = text_set.tokens("validation")
     nats = 0.0
     for start in range(0, len(tokens) - 1, 16):
@@ -66,12 +73,12 @@ def test_the_loss_is_that_of_every_token_but_the_first(records, model, text_set)
     )
     shares = (train + 1) / (train + 1).sum()
     name, baseline = loss.baseline
-    assert name == "frequencies"
+    assert name == "token frequencies"
     assert baseline == pytest.approx(-np.log(shares[tokens[1:]]).mean())
     assert loss.value < baseline
 
 
-def test_random_batches_are_windows_that_begin_anywhere(records, model, text_set):
+def test_random_batches_are_windows_at_random_positions(records, model, text_set):
     tokens = text_set.tokens("validation")
     starts = np.random.default_rng(3).integers(0, len(tokens) - 16, 240)
     nats = model.score([tokens[start : start + 17] for start in starts])
@@ -81,6 +88,10 @@ def test_random_batches_are_windows_that_begin_anywhere(records, model, text_set
 
 
 def test_a_limit_measures_the_first_windows(model, text_set):
+    with pytest.raises(
+        ValueError, match="`limit` must be at least 1. Received: limit=0"
+    ):
+        evaluate_language_model(model, text_set, limit=0)
     records = evaluate_language_model(model, text_set, limit=2)
     tokens = text_set.tokens("validation")[:33]
     nats = -model.score([tokens[:17], tokens[16:]]).sum()
@@ -88,7 +99,7 @@ def test_a_limit_measures_the_first_windows(model, text_set):
     assert records[0].value == pytest.approx(nats / 32, rel=1e-5)
 
 
-def test_bits_are_over_characters_whatever_the_tokens_are():
+def test_bits_are_per_character_for_any_tokenizer():
     text = "é" * 400 + "e" * 400
     text_set = open_text([text], tokenizer="byte", context=8, validation_fraction=0.5)
     model = GPT(
@@ -104,11 +115,11 @@ def test_bits_are_over_characters_whatever_the_tokens_are():
 def test_different_words_are_counted():
     texts = ["A cat, a cat", "a dog"]
     # a cat , a cat a dog: four different ones of seven; pairs: a cat, cat ",", ", a".
-    assert language_models._distinct(texts, 1) == pytest.approx(4 / 7)
-    assert language_models._distinct(texts, 2) == pytest.approx(4 / 5)
+    assert text_statistics.distinct(texts, 1) == pytest.approx(4 / 7)
+    assert text_statistics.distinct(texts, 2) == pytest.approx(4 / 5)
 
 
-def test_self_bleu_is_that_of_each_text_against_the_others():
+def test_self_bleu_compares_each_text_with_the_others():
     texts = [
         "the cat sat on the mat",
         "the cat sat on the log",
@@ -118,23 +129,23 @@ def test_self_bleu_is_that_of_each_text_against_the_others():
         sacrebleu.sentence_bleu(texts[i], texts[:i] + texts[i + 1 :]).score
         for i in range(3)
     ]
-    assert language_models._self_bleu(texts) == pytest.approx(np.mean(scores) / 100)
-    assert language_models._self_bleu(texts[:2] + texts[:1]) > 0.9
-    assert language_models._self_bleu(texts[:1]) == 0.0
+    assert text_statistics.self_bleu(texts) == pytest.approx(np.mean(scores) / 100)
+    assert text_statistics.self_bleu(texts[:2] + texts[:1]) > 0.9
+    assert text_statistics.self_bleu(texts[:1]) == 0.0
 
 
-def test_what_is_copied_is_not_new():
-    known = language_models._ngrams("to be or not to be that".split(), 5)
+def test_copied_ngrams_are_not_novel():
+    known = text_statistics.ngrams("to be or not to be that".split(), 5)
     copied, other = "be or not to be", "be or not to go"
-    assert language_models._novelty([copied], known) == 0.0
-    assert language_models._novelty([copied, other], known) == 0.5
-    assert language_models._novelty(["too short"], known) == 1.0
+    assert text_statistics.novelty([copied], known, 5) == 0.0
+    assert text_statistics.novelty([copied, other], known, 5) == 0.5
+    assert text_statistics.novelty(["too short"], known, 5) == 1.0
 
 
-def test_a_planted_copy_shows(text_set, model, monkeypatch):
+def test_a_planted_copy_lowers_the_novelty(text_set, model, monkeypatch):
     def novelty(generate):
         monkeypatch.setattr(model, "generate", generate)
-        found = language_models._writing(model, text_set, "validation", 5, 0, None, "x")
+        found = text_records(model, text_set, 5, 0)
         return next(r for r in found if r.metric == "novelty@5")
 
     train, draws = text_set.tokens("train"), np.random.default_rng(0)
@@ -144,7 +155,7 @@ def test_a_planted_copy_shows(text_set, model, monkeypatch):
     # But for the word that it ends in the middle of.
     assert copied.value < 0.1
     name, baseline = copied.baseline
-    assert name == "the text" and baseline < 0.1
+    assert name == "text of the split" and baseline < 0.1
     drawn = novelty(
         lambda rows, max_new_tokens, **_: list(
             draws.integers(
@@ -155,16 +166,11 @@ def test_a_planted_copy_shows(text_set, model, monkeypatch):
     assert drawn.value > 0.9
 
 
-def test_texts_are_those_of_their_seeds(model, text_set):
-    one, other = (
-        language_models._writing(model, text_set, "validation", 12, 3, None, "x")
-        for _ in range(2)
-    )
-    assert one == other
+def test_texts_follow_from_their_seeds(model, text_set):
     done = []
-    language_models._writing(
-        model, text_set, "validation", 12, 3, lambda *n: done.append(n), "x"
-    )
+    one = text_records(model, text_set, 12, 3)
+    other = text_records(model, text_set, 12, 3, lambda *n: done.append(n))
+    assert one == other
     assert done == [(10, 12), (12, 12)]
 
 
@@ -185,7 +191,7 @@ def test_another_tokenizer_is_refused(model):
 # -- masked ------------------------------------------------------------------------
 
 
-def test_every_seventh_token_is_guessed(text_set):
+def test_every_seventh_token_is_predicted(text_set):
     keras.utils.set_random_seed(0)
     model = BERT(
         tokenizer=text_set.tokenizer.config(),
@@ -213,8 +219,9 @@ def test_every_seventh_token_is_guessed(text_set):
     assert loss.n == accuracy.n == len(nats)
     assert loss.value == pytest.approx(np.mean(nats), rel=1e-4)
     assert accuracy.value == pytest.approx(np.mean(right))
-    assert accuracy.baseline[0] == "most frequent" and 0 < accuracy.baseline[1] < 0.5
-    assert loss.baseline[0] == "frequencies" and not loss.higher_is_better
+    name, baseline = accuracy.baseline
+    assert name == "most frequent token" and 0 < baseline < 0.5
+    assert loss.baseline[0] == "token frequencies" and not loss.higher_is_better
     low, high = records["texts_per_second"].interval
     assert 0 < low <= records["texts_per_second"].value <= high
     limited = evaluate_masked_language_model(model, text_set, limit=2)

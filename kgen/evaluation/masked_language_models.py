@@ -1,0 +1,122 @@
+"""Evaluation of masked language models: prediction of masked tokens, and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kgen.data.text_sets import TextSet
+from kgen.evaluation.language_models import (
+    BATCH_SIZE,
+    check_tokenizer,
+    training_counts,
+)
+from kgen.evaluation.records import Record, bootstrap_interval
+from kgen.evaluation.split_rows import check_at_least_1
+from kgen.evaluation.text_statistics import unigram_loss
+from kgen.evaluation.timing import rate_record
+
+MASK_EVERY = 7  # tokens: about the share that is masked in training
+
+
+def evaluate_masked_language_model(
+    model: Any,
+    text_set: TextSet,
+    *,
+    split: str = "validation",
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Record]:
+    """Measure the prediction of masked tokens, and the speed of embedding.
+
+    The split is cut into windows that do not overlap. In each, every seventh token is
+    masked, from a start that moves by one from window to window.
+
+    Args:
+        model: A BERT: a call returns logits, `embed` vectors.
+        text_set: The text the model was trained on.
+        split: "validation", "test" or "train".
+        limit: Only the first windows, this many.
+        seed: Of the intervals.
+        progress: Called with the number of processed windows, and their total.
+
+    Returns:
+        Records `masked_loss`, `masked_accuracy` and `texts_per_second`. The baselines
+        are the token frequencies of the training split, and its most frequent token.
+
+    Raises:
+        ValueError: An argument is out of its range, or the text has another tokenizer.
+    """
+    check_at_least_1(limit=limit)
+    check_tokenizer(model, text_set)
+    windows, masked = _masked_windows(text_set.tokens(split), model.context, limit)
+    inputs = np.where(masked, model.vocab_size, windows)
+    graph = tf.function(lambda tokens: tf.nn.log_softmax(model(tokens)))
+    nats, correct = np.zeros(windows.shape), np.zeros(windows.shape)
+    for start in range(0, len(windows), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
+        log_probs = graph(tf.constant(inputs[rows])).numpy()
+        targets = np.maximum(windows[rows], 0)[..., None]
+        nats[rows] = -np.take_along_axis(log_probs, targets, 2)[..., 0]
+        correct[rows] = log_probs.argmax(axis=2) == windows[rows]
+        if progress:
+            progress(min(rows.stop, len(windows)), len(windows))
+    targets, counts = windows[masked], training_counts(text_set)
+    most_frequent = float((targets == counts.argmax()).mean())
+    num_masked = masked.sum(axis=1)  # [windows]
+    texts = [row[row >= 0] for row in windows[:BATCH_SIZE]]
+
+    def mean_record(metric, unit, values, baseline):
+        sums = (values * masked).sum(axis=1)
+        return Record(
+            metric=metric,
+            headline=True,
+            value=float(sums.sum() / num_masked.sum()),
+            unit=unit,
+            protocol=(
+                f"{text_set.name}, {split}, every {MASK_EVERY}th token of "
+                f"{len(windows):,} windows of {model.context}; 95 % bootstrap interval "
+                "over windows"
+            ),
+            n=len(targets),
+            seed=seed,
+            higher_is_better=metric == "masked_accuracy",
+            interval=bootstrap_interval(sums / num_masked.mean(), seed=seed),
+            baseline=baseline,
+        )
+
+    return [
+        mean_record(
+            "masked_loss",
+            "nats",
+            nats,
+            ("token frequencies", unigram_loss(counts, targets)),
+        ),
+        mean_record(
+            "masked_accuracy", "", correct, ("most frequent token", most_frequent)
+        ),
+        rate_record(
+            lambda: model.embed(texts),
+            len(texts),
+            metric="texts_per_second",
+            headline=True,
+            unit="texts/s",
+            protocol=f"embed, {len(texts)} texts of at most {model.context} tokens",
+            num_runs=3,
+        ),
+    ]
+
+
+def _masked_windows(tokens, size, limit) -> tuple[np.ndarray, np.ndarray]:
+    """Windows with a masked token, padded with -1, and their masks: [windows, size]."""
+    windows = np.full((-(-len(tokens) // size), size), -1, np.int32)
+    windows.reshape(-1)[: len(tokens)] = tokens
+    windows = windows[:limit]
+    rows, positions = np.indices(windows.shape)
+    masked = (positions % MASK_EVERY == rows % MASK_EVERY) & (windows >= 0)
+    kept = masked.any(axis=1)
+    return windows[kept], masked[kept]

@@ -145,12 +145,11 @@ def as_labels(array: Any, origin: str, num_rows: int) -> np.ndarray:
         ValueError: Labels that are no integers, negative, or of another number.
     """
     array = np.asarray(array)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
     if array.shape != (num_rows,):
+        hint = " Pass labels[:, 0]." if array.shape == (num_rows, 1) else ""
         raise ValueError(
-            f"Labels must be one integer per image, here {num_rows}. Received: "
-            f"{origin} with shape {array.shape}."
+            f"Labels must be one integer per image, here {num_rows}, and not one-hot. "
+            f"Received: {origin} with shape {array.shape}.{hint}"
         )
     if not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
@@ -240,12 +239,14 @@ class _LazyArrays(Mapping):
 
     def __getitem__(self, key: str) -> np.ndarray:
         try:
-            return self._archive[key]
+            array = self._archive[key]
         except (ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise ValueError(
                 f"Cannot read `{key}` in {self._path}: {error}. Arrays of Python "
                 "objects are never read: save plain numbers."
             ) from error
+        # MedMNIST keeps labels in a column.
+        return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
     def __iter__(self):
         return iter(self._archive.files)

@@ -162,7 +162,13 @@ def cache_rows(
             np.lib.format.write_array_header_1_0(file, header)
             for chunk in chunks:
                 file.write(np.ascontiguousarray(chunk).data)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"Cannot read the decoded images in {path}: {error}. Delete the "
+            "file: it is a cache."
+        ) from error
 
 
 def cache_labels(chunks: Iterable[np.ndarray], num_rows: int, path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Data sets of tensorflow-datasets: found by name, prepared, and read in order."""
+"""Data sets of tensorflow-datasets: opened by name, prepared, and read in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from typing import Any
 NAME = re.compile(r"\w+(/[\w-]+)?(:[\w.*]+)?")
 # tensorflow-datasets tries ten times, which takes minutes where there is no network.
 _DOWNLOAD_RETRIES = 4
+# Log messages that begin like this say nothing to a user: of a folder that a failed
+# download left, of a deprecation within tensorflow-datasets, of each retry.
+_NOISE = ("Variant folder", "`FeatureConnector.dtype`", "Retrying")
 
 
 def find_builder(name: str, data_dir: Path | None, own_names: Sequence[str]) -> Any:
@@ -24,16 +27,17 @@ def find_builder(name: str, data_dir: Path | None, own_names: Sequence[str]) -> 
     Args:
         name: A name that `NAME` matches.
         data_dir: The folder of all data sets, or None for the default.
-        own_names: The names of our own that could have been meant.
+        own_names: Further names of sources, for a suggestion.
 
     Raises:
         ValueError: There is no such data set, configuration or version.
     """
     import tensorflow_datasets as tfds
 
+    for logger in ("absl", "urllib3.connectionpool"):
+        logging.getLogger(logger).addFilter(_is_no_noise)
     try:
-        with _muted("absl", "Variant folder"):  # what a download that failed left
-            return tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = [*own_names, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(name, known)
@@ -53,11 +57,11 @@ def prepare(builder: Any, name: str, download: bool) -> None:
     """Downloads and prepares a data set unless its files are there.
 
     Raises:
-        FileNotFoundError: They are not there, and a download failed or is not allowed.
+        FileNotFoundError: The files are missing, and a download failed or is not
+            allowed.
     """
-    with _muted("absl", "Variant folder"):
-        if builder.is_prepared():
-            return
+    if builder.is_prepared():
+        return
     data_path = Path(builder.data_path)
     data_dir = data_path.parents[len(Path(builder.info.full_name).parts) - 1]
     if not download:
@@ -73,14 +77,13 @@ def prepare(builder: Any, name: str, download: bool) -> None:
         if not path.exists()
     ]
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
 
-    # For good: threads of a download that failed go on trying for a while.
-    logging.getLogger("urllib3.connectionpool").addFilter(_all_but("Retrying"))
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, _DOWNLOAD_RETRIES
     try:
-        with _few_retries():
-            builder.download_and_prepare()
+        builder.download_and_prepare()
     except Exception as error:  # a builder's own code may raise anything
         for path in missing:
             _remove_empty_folders(path)
@@ -90,63 +93,51 @@ def prepare(builder: Any, name: str, download: bool) -> None:
             f"the folder that holds {Path(builder.info.full_name).parts[0]}/ with "
             "`data_dir`."
         ) from error
-
-
-def read_examples(builder: Any, split: str, features: dict[str, bool]) -> Any:
-    """Returns a tf.data.Dataset of the features asked for, in the order of the files.
-
-    Args:
-        builder: A builder whose files are there.
-        split: The name of one of its splits.
-        features: True for each feature to read.
-    """
-    import tensorflow_datasets as tfds
-
-    # One file after the other: the order is part of what a row number means.
-    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    with _muted("absl", "`FeatureConnector.dtype`"):  # deprecated, and used there
-        return builder.as_dataset(
-            split=split,
-            decoders=tfds.decode.PartialDecoding(features),
-            read_config=config,
-            shuffle_files=False,
-        )
-
-
-def _remove_empty_folders(top: Path) -> None:
-    """Removes what a failed download made; what it did download stays."""
-    for path, _, _ in os.walk(top, topdown=False):
-        with suppress(OSError):  # not empty
-            os.rmdir(path)
-
-
-@contextmanager
-def _few_retries() -> Iterator[None]:
-    """Gives up a hopeless download in seconds."""
-    from tensorflow_datasets.core.download import downloader
-
-    retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, _DOWNLOAD_RETRIES
-    try:
-        yield
     finally:
         downloader.MAX_RETRIES = retries
 
 
 @contextmanager
-def _muted(logger_name: str, beginning: str) -> Iterator[None]:
-    """Hides the messages of one logger that begin with these words, and no others."""
-    others = _all_but(beginning)
-    logger = logging.getLogger(logger_name)
-    logger.addFilter(others)
+def examples(builder: Any, split: str, features: dict[str, bool]) -> Iterator[Any]:
+    """Opens a tf.data.Dataset of some features, in the order of the files.
+
+    Args:
+        builder: A builder whose files exist.
+        split: The name of one of its splits.
+        features: True for each feature to read.
+
+    Raises:
+        ValueError: A file is damaged; raised while the dataset is read.
+    """
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    # One file after the other: a row number must always mean the same row.
+    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     try:
-        yield
-    finally:
-        logger.removeFilter(others)
+        yield builder.as_dataset(
+            split=split,
+            decoders=tfds.decode.PartialDecoding(features),
+            read_config=config,
+            shuffle_files=False,
+        )
+    except tf.errors.OpError as error:
+        reason = re.sub(r"{{.*?}} | \[Op:.*", "", error.message)
+        raise ValueError(
+            f"Cannot read the {split} split in {builder.data_path}: a file is damaged "
+            f"({reason}). Delete the folder and prepare the data set again."
+        ) from error
 
 
-def _all_but(beginning: str) -> Callable[[logging.LogRecord], bool]:
-    """Returns a filter of messages that begin with these words."""
-    return lambda record: not record.getMessage().startswith(beginning)
+def _remove_empty_folders(top: Path) -> None:
+    """Removes the empty folders of a failed download; downloaded files stay."""
+    for path, _, _ in os.walk(top, topdown=False):
+        with suppress(OSError):  # not empty
+            os.rmdir(path)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NOISE)
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from kgen.data.image_rows import (
     fit_image,
     gather_rows,
 )
-from kgen.data.named_builders import find_builder, prepare, read_examples
+from kgen.data.named_builders import examples, find_builder, prepare
 
 _SPLITS = ("train", "validation", "test")
 _CHUNK_ROWS = 1024
@@ -42,7 +42,7 @@ def open_named_images(
 ) -> Source:
     """Opens a data set of tensorflow-datasets; see `open_images` for the errors."""
     builder = find_builder(name, data_dir, ("digits", "stacked_mnist"))
-    examples = _Examples(builder, name, size, channels)
+    stored = _StoredImages(builder, name, size, channels)
     prepare(builder, name, download)
     rows = {
         split: builder.info.splits[split].num_examples
@@ -55,7 +55,7 @@ def open_named_images(
             f"{name} with {', '.join(builder.info.splits)}."
         )
     if cache == "auto":
-        decoded_bytes = sum(rows.values()) * np.prod(examples.image_shape)
+        decoded_bytes = sum(rows.values()) * np.prod(stored.image_shape)
         cache = "memory" if decoded_bytes <= MEMORY_LIMIT else "disk"
     if cache == "none":
         raise ValueError(
@@ -63,25 +63,25 @@ def open_named_images(
             "are kept decoded, in memory or on disk. Received: cache='none'. Try "
             "cache='disk'."
         )
-    identity = f"{builder.info.full_name} {rows} {examples.image_shape}"
+    identity = f"{builder.info.full_name} {rows} {stored.image_shape}"
     splits = {}
     for split, num_rows in rows.items():
         images: ImageRows
         labels = None
         numbers: list[np.ndarray] = []
-        chunks = examples.images(split, numbers)
-        shape = (num_rows, *examples.image_shape)
+        chunks = stored.images(split, numbers)
+        shape = (num_rows, *stored.image_shape)
         place = (identity, split, str(builder.data_path))
         if cache == "memory":
             images = gather_rows(chunks, shape)
         else:
             images = cache_rows(chunks, shape, cache_file(*place))
-        if examples.class_names is not None:
+        if stored.class_names is not None:
             if cache == "memory":
                 labels = np.concatenate(numbers)
             else:
                 # The chunks were not read if the images were in the cache already.
-                label_chunks = numbers or examples.labels(split)
+                label_chunks = numbers or stored.labels(split)
                 path = cache_file(*place, "labels")
                 labels = cache_labels(label_chunks, num_rows, path)
             labels = as_labels(labels, f"the {split} split of {name}", num_rows)
@@ -90,14 +90,14 @@ def open_named_images(
     return Source(
         name=name,
         splits=splits,
-        class_names=examples.class_names,
+        class_names=stored.class_names,
         identity=identity,
         notes=(f"not read: {', '.join(unused)}",) if unused else (),
     )
 
 
-class _Examples:
-    """The examples of a prepared builder, in the order of its files."""
+class _StoredImages:
+    """The images of a prepared builder, in the order of its files."""
 
     def __init__(
         self, builder: Any, name: str, size: Size | None, channels: int | None
@@ -136,30 +136,28 @@ class _Examples:
             self.class_names = tuple(label.names)
 
     def images(self, split: str, labels: list[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields all images of a split, uint8, some at a time; appends their labels."""
-        dataset = read_examples(
-            self._builder, split, {"image": True, "label": bool(self.class_names)}
-        )
-        if self._as_stored:
-            for chunk in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
-                if self.class_names is not None:
-                    labels.append(chunk["label"].astype(np.int32))
-                yield chunk["image"]
-            return
-        examples = dataset.as_numpy_iterator()
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            while chunk := list(itertools.islice(examples, _CHUNK_ROWS)):
-                if self.class_names is not None:
-                    labels.append(np.array([one["label"] for one in chunk], np.int32))
-                yield np.stack(list(pool.map(self._fit, chunk)))
+        """Yields all images of a split, uint8, in chunks; appends their labels."""
+        features = {"image": True, "label": bool(self.class_names)}
+        with examples(self._builder, split, features) as dataset:
+            if self._as_stored:
+                for chunk in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
+                    if self.class_names is not None:
+                        labels.append(chunk["label"].astype(np.int32))
+                    yield chunk["image"]
+                return
+            rows = dataset.as_numpy_iterator()
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                while chunk := list(itertools.islice(rows, _CHUNK_ROWS)):
+                    if self.class_names is not None:
+                        found = [row["label"] for row in chunk]
+                        labels.append(np.array(found, np.int32))
+                    yield np.stack(list(pool.map(self._fit, chunk)))
 
     def labels(self, split: str) -> Iterator[np.ndarray]:
-        """Yields all labels of a split, int32, some at a time; decodes no image."""
-        dataset = read_examples(self._builder, split, {"label": True}).batch(
-            _CHUNK_ROWS
-        )
-        for example in dataset.as_numpy_iterator():
-            yield example["label"].astype(np.int32)
+        """Yields all labels of a split, int32, in chunks; decodes no image."""
+        with examples(self._builder, split, {"label": True}) as dataset:
+            for row in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
+                yield row["label"].astype(np.int32)
 
     def _fit(self, example: dict[str, np.ndarray]) -> np.ndarray:
         pixels = example["image"]

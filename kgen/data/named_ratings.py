@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from kgen.data.item_titles import is_genre
-from kgen.data.named_builders import find_builder, prepare, read_examples
+from kgen.data.named_builders import examples, find_builder, prepare
 from kgen.data.rating_columns import (
     ALL_COLUMNS,
     ROLES,
@@ -38,18 +38,17 @@ def read_named_ratings(
     titles: Titles = {}
     first = 1
     for split in builder.info.splits:
-        read = dict.fromkeys(features.values(), True)
-        examples = read_examples(builder, split, read)
-        for chunk in examples.ragged_batch(_CHUNK_ROWS):
-            used = {
-                role: pa.array(chunk[features[role]].numpy())
-                for role in ROLES
-                if role in features
-            }
-            columns.add(used, first)
-            first += len(used["user"])
-            if "title" in features:
-                _add_titles(titles, chunk, features, genre_names)
+        with examples(builder, split, dict.fromkeys(features.values(), True)) as rows:
+            for chunk in rows.ragged_batch(_CHUNK_ROWS):
+                used = {
+                    role: pa.array(chunk[features[role]].numpy())
+                    for role in ROLES
+                    if role in features
+                }
+                columns.add(used, first)
+                first += len(used["user"])
+                if "title" in features:
+                    _add_titles(titles, chunk, features, genre_names)
     splits = len(builder.info.splits)
     notes = (f"read as one: its {splits} splits",) if splits > 1 else ()
     return columns.table(name, titles if "title" in features else None, notes)

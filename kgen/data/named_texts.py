@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from kgen.data.named_builders import find_builder, prepare, read_examples
+from kgen.data.named_builders import examples, find_builder, prepare
 from kgen.data.text_files import Documents, decode_utf8, filled
 
 PYTHON_MANUAL = "python-manual"
@@ -32,12 +32,11 @@ def read_named_texts(
     prepare(builder, name, download)
     texts = []
     for split in builder.info.splits:
-        examples = read_examples(builder, split, {feature: True})
-        rows = examples.as_numpy_iterator()
-        texts += [
-            decode_utf8(row[feature], f"{name}, {split}, row {number}")
-            for number, row in enumerate(rows, 1)
-        ]
+        with examples(builder, split, {feature: True}) as dataset:
+            texts += [
+                decode_utf8(row[feature], f"{name}, {split}, row {number}")
+                for number, row in enumerate(dataset.as_numpy_iterator(), 1)
+            ]
     splits = len(builder.info.splits)
     notes = (f"read as one: its {splits} splits",) if splits > 1 else ()
     return filled(name, texts, name, notes)

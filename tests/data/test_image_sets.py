@@ -174,7 +174,9 @@ def test_arrays_that_are_no_images_are_refused(array, message):
     ("labels", "message"),
     [
         (np.zeros(4, int), r"one integer per image, here 5.*shape \(4,\)"),
-        (np.zeros([5, 2], int), r"shape \(5, 2\)"),
+        (np.zeros([5, 2], int), r"not one-hot.*shape \(5, 2\)"),
+        # As in `fit`.
+        (np.zeros([5, 1], int), r"shape \(5, 1\)\. Pass labels\[:, 0\]"),
         (np.zeros(5), "`labels` with dtype float64"),
         (np.full(5, -1), "from -1 to -1"),
         (np.full(5, 2**31), "below 2"),
@@ -183,12 +185,6 @@ def test_arrays_that_are_no_images_are_refused(array, message):
 def test_labels_that_do_not_fit_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
         open_images((numbered(5), labels))
-
-
-def test_labels_may_stand_in_a_column():
-    opened = open_images((numbered(20), np.arange(20)[:, None] % 4))
-    assert opened.num_classes == 4
-    assert all_rows(opened, "test", "labels").shape == (2,)
 
 
 @pytest.mark.parametrize("source", [None, b"digits"])
@@ -216,6 +212,7 @@ def test_npz_keeps_its_splits_and_says_what_it_did_not_read(tmp_path):
     assert opened.splits == {"train": 20, "validation": 5, "test": 6}
     assert opened.num_classes == 8
     assert all_rows(opened, "validation")[:, 0, 0, 0].tolist() == list(range(50, 55))
+    assert all_rows(opened, "validation", "labels").shape == (5,)  # saved as a column
     assert str(opened).startswith("kleine Bilder: 31 images 4x4x1, uint8 in 0..105, 8")
     assert str(opened).endswith("; not read: mean")
 
@@ -833,6 +830,32 @@ def test_any_prepared_data_set_is_read_by_its_name(prepared, tmp_path, monkeypat
         np.testing.assert_array_equal(all_rows(found, "train", "labels"), train % 2)
     with pytest.raises(ValueError, match="an image of pets is 4x8"):
         open_images("pets", data_dir=prepared, image_size=5)
+
+
+def test_a_damaged_file_of_a_prepared_data_set_is_named(prepared, tmp_path):
+    shutil.copytree(prepared / "pets", tmp_path / "pets")
+    [path] = (tmp_path / "pets" / "1.0.0").glob("*train*tfrecord*")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    for content in (bytes(flipped), whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match="train split in .*pets.*a file is damaged"
+        ):
+            open_images("pets", data_dir=tmp_path, image_size=4)
+
+
+def test_a_damaged_cache_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    open_images(folder, cache="disk")
+    [path] = (tmp_path / "cache").rglob("*.npy")
+    for content in (path.read_bytes()[:200], b"", b"text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path.name}: .*Delete the file"):
+            open_images(folder, cache="disk")
+    path.unlink()
+    assert open_images(folder, cache="disk").splits["train"]
 
 
 def test_fingerprints_tell_pixels_and_labels_apart():

@@ -1,4 +1,4 @@
-"""`kgen serve RUN...`: answers requests from exported models."""
+"""`kgen serve RUN...`: serves exported models over HTTP."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ from .startup import load_tensorflow
 
 
 class VersionsFolder(RunFolder):
-    """A run, or any folder of versions, such as `to_saved_model` makes."""
+    """A run, or any folder of versions that `to_saved_model` made."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -35,7 +35,7 @@ class VersionsFolder(RunFolder):
     "labels",
     multiple=True,
     metavar="NAME=VERSION",
-    help="A version that stays in memory, and is found under this name; of one RUN.",
+    help="A version that stays in memory under this name; for a single RUN.",
 )
 @click.option(
     "--embedded",
@@ -52,38 +52,39 @@ def command(
 ) -> None:
     """Serve the exports of RUN... over TensorFlow Serving's REST API.
 
-    One RUN by tensorflow_model_server if it is installed, or by Docker if it runs;
-    else by kgen's own server (pip install kgen[serve]), from the SavedModel and nothing
-    else. A version that is exported meanwhile takes over, and no request is lost. Only
-    kgen's own has a page at / and OpenAI's completions.
+    A single RUN is served by tensorflow_model_server if it is installed, or by Docker
+    if it runs; otherwise by kgen's own server (pip install kgen[serve]), which needs
+    the SavedModel alone. A new version takes over as soon as it is exported, without
+    losing a request. Only kgen's own server has a page at / and OpenAI's completions.
     """
-    real = None
+    from kgen.export.tensorflow_serving import check_versions, model_name
+
+    by_label = dict(_label(text) for text in labels)
+    if labels and len(runs) > 1:
+        raise click.UsageError("--label needs a single RUN.")
+    if len({model_name(run) for run in runs}) < len(runs):
+        raise click.UsageError(
+            "Runs are served by the names of their folders, and two of "
+            f"{', '.join(map(str, runs))} have the same. Serve them on two ports, or "
+            "rename one."
+        )
+    for run in runs:
+        check_versions(run, by_label)
     if len(runs) == 1 and not embedded and not labels:
-        real = _real_server(runs[0], host, port)
-    if real:
-        click.echo(f"{shlex.join(real)}\n(kgen's own server: --embedded)")
-        os.execvp(real[0], real)  # Signals are its own from here on.
+        server = _tensorflow_serving(runs[0], host, port)
+        if server:
+            click.echo(f"{shlex.join(server)}\n(kgen's own server: --embedded)")
+            os.execvp(server[0], server)  # It receives the signals from here on.
     try:
         import uvicorn
     except ImportError as error:
         raise click.UsageError(
             "The server needs packages that are not installed: pip install kgen[serve]"
         ) from error
-    if labels and len(runs) > 1:
-        raise click.UsageError("--label is of one RUN.")
-    by_label = dict(_label(text) for text in labels)
     with _bound_socket(host, port) as listener:
         load_tensorflow()
-        from kgen.export.tensorflow_serving import model_name
         from kgen.serving import BoundedProtocol, ServedModel, make_application
 
-        names = [model_name(run) for run in runs]
-        if len({*names}) < len(names):
-            listed = ", ".join(map(str, runs))
-            raise click.UsageError(
-                f"Runs are served by the names of their folders, and two of {listed} "
-                "have the same. Serve them on two ports, or rename one."
-            )
         models = [ServedModel(run, by_label) for run in runs]
         for model in models:
             versions = ", ".join(map(str, sorted(model.loaded.versions)))
@@ -96,6 +97,7 @@ def command(
         config = uvicorn.Config(
             make_application(models, report=click.echo),
             http=BoundedProtocol,
+            log_config=None,  # Uvicorn's would close the handlers of other loggers.
             log_level="error",
             timeout_graceful_shutdown=60,
             limit_concurrency=1024,
@@ -104,7 +106,7 @@ def command(
 
 
 def _bound_socket(host: str, port: int) -> socket.socket:
-    """A socket on an address, before seconds are spent on what is served there."""
+    """A socket on an address: bound before seconds are spent on loading the models."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family)
     try:
@@ -123,17 +125,16 @@ def _label(text: str) -> tuple[str, int]:
     name, _, version = text.partition("=")
     if not name or not version.isdecimal():
         raise click.UsageError(
-            f"--label is written NAME=VERSION, such as stable=1. Received: {text}"
+            f"--label must be NAME=VERSION, such as stable=1. Received: {text}"
         )
     return name, int(version)
 
 
-def _real_server(run: Path, host: str, port: int) -> list[str] | None:
-    """The command that starts TensorFlow Serving on a run's folder; None: it cannot."""
+def _tensorflow_serving(run: Path, host: str, port: int) -> list[str] | None:
+    """The command that starts TensorFlow Serving on a run; None: not installed."""
     server, docker = shutil.which("tensorflow_model_server"), shutil.which("docker")
     if server is None and (docker is None or not _answers([docker, "info"])):
         return None
-    load_tensorflow()
     from kgen.export.tensorflow_serving import IMAGE, model_name
 
     name, folder = model_name(run), run.resolve()
@@ -149,7 +150,7 @@ def _real_server(run: Path, host: str, port: int) -> list[str] | None:
 
 
 def _answers(command: list[str]) -> bool:
-    """Whether a program is there, and says that all is well."""
+    """Whether a program runs and exits with status 0."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=10, check=False)
         return done.returncode == 0

@@ -68,7 +68,6 @@ EXCUSED: set[str] = {
     "kgen/training/callbacks.py",
     "kgen/training/clusters.py",
     "kgen/training/strategies.py",
-    "tests/cli/test_serve.py",
     "tests/conformance.py",
     "tests/conformance_processes.py",
     "tests/conformance_rows.py",

@@ -1,4 +1,4 @@
-"""What TensorFlow Serving reads beside a SavedModel, and the request it answers."""
+"""Files that TensorFlow Serving reads beside a SavedModel, and a request to it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
 from kgen.files import replacing
-from kgen.models.shared.signatures import Signature
+
+if TYPE_CHECKING:  # `kgen serve` needs a name from here before it loads TensorFlow.
+    from kgen.models.shared.signatures import Signature
 
 IMAGE = "tensorflow/serving:2.20.0"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
@@ -53,16 +54,43 @@ _BATCHED = """\
 
 
 def model_name(folder: Path) -> str:
-    """The name that a folder of versions is served under: its own, in plain letters."""
+    """The name of a served folder of versions: its own, in plain letters."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", folder.resolve().name)
+
+
+def versions_in(folder: Path) -> list[int]:
+    """The numbers of the versions in a folder, ascending."""
+    found = [path.parent.name for path in folder.glob("*/saved_model.pb")]
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def check_versions(folder: Path, labels: dict[str, int]) -> None:
+    """Checks that a folder can be served.
+
+    Raises:
+        FileNotFoundError: It holds no version.
+        ValueError: A label names a version that is not there.
+    """
+    numbers = versions_in(folder)
+    if not numbers:
+        raise FileNotFoundError(
+            "A model to serve must have a version, a folder named by a number. "
+            f"Received: {folder}, which has none. Make one: kgen export {folder.name}."
+        )
+    for label, number in labels.items():
+        if number not in numbers:
+            raise ValueError(
+                f"The label {label} must be of a version in {folder}: "
+                f"{', '.join(map(str, numbers))}. Received: {label}={number}"
+            )
 
 
 def write_configuration(folder: Path, signatures: Sequence[Signature]) -> None:
     """Writes models.config, batching.config and compose.yaml beside the versions.
 
-    A file that is there already is left as it is: somebody may have changed it. Rows of
-    different lengths cannot be put into one batch by the server, which would pad them
-    with what they begin with: where an input has such rows there is no batching.config.
+    An existing file is kept, since its user may have changed it. Where an input has
+    rows of different lengths there is no batching.config: the server would pad short
+    rows with their first values.
     """
     name = model_name(folder)
     even = all(
@@ -82,12 +110,14 @@ def write_configuration(folder: Path, signatures: Sequence[Signature]) -> None:
 
 
 def write_warm_up(version: Path, name: str, signatures: Sequence[Signature]) -> None:
-    """Writes a request to each signature, which the server makes before it is ready.
+    """Writes a request to each signature, which the server runs before it is ready.
 
     Each is a `PredictionLog` of tensorflow_serving/apis/prediction_log.proto. Its
-    classes come with a package that wants another TensorFlow; it is four messages deep,
-    and written here as the bytes that it is.
+    classes come with a package that needs another version of TensorFlow; its four
+    nested messages are written as bytes here.
     """
+    import tensorflow as tf
+
     path = version / WARM_UP
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -111,11 +141,12 @@ def _field(number: int, value: str | bytes) -> bytes:
 
 
 def curl(name: str, signatures: Sequence[Signature]) -> str:
-    """The command that asks the server for what the model is for.
+    """The command that sends the server an example request.
 
     Args:
-        name: The model's.
-        signatures: Those of the SavedModel; image files are preferred to numbers.
+        name: The name of the model.
+        signatures: The signatures of the SavedModel. The first is asked for, in its
+            variant for image files where there is one.
     """
     first = signatures[0]
     files = f"{first.name}_png"
@@ -131,7 +162,7 @@ def _one_row(signature: Signature) -> dict[str, np.ndarray]:
 
 
 def _plain(value: np.ndarray) -> Any:
-    """As JSON has it."""
+    """The JSON form of an array."""
     if value.dtype.kind in "SO":
         return [{"b64": base64.b64encode(one).decode()} for one in value.tolist()]
     return value.tolist()

@@ -16,7 +16,7 @@ import tensorflow as tf
 from kgen.data import Tokenizer, tokenizer_from_json
 from kgen.export import check_sums
 from kgen.export.manifest import sums_of
-from kgen.export.tensorflow_serving import model_name
+from kgen.export.tensorflow_serving import check_versions, model_name, versions_in
 
 Arrays = dict[str, np.ndarray]
 
@@ -126,12 +126,6 @@ def _endpoint(loaded: Any, name: str) -> Endpoint:
     return Endpoint(call, dict(inputs), outputs, names, concurrency)
 
 
-def versions_in(folder: Path) -> list[int]:
-    """The numbers of the versions in a folder, ascending."""
-    found = [path.parent.name for path in folder.glob("*/saved_model.pb")]
-    return sorted(int(name) for name in found if name.isdigit())
-
-
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """The versions in memory, and the one that answers where none is asked for."""
@@ -155,7 +149,7 @@ class ServedModel:
     Raises:
         ExportError: No version can be loaded, or one with a label.
         FileNotFoundError: There is no version.
-        ValueError: A label is of a version that is not there.
+        ValueError: A label names a version that is not there.
     """
 
     def __init__(self, folder: Path, labels: dict[str, int] | None = None):
@@ -164,20 +158,9 @@ class ServedModel:
         self.labels = labels or {}
         self.failed: dict[int, str] = {}
         self._stamps: dict[int, int] = {}  # times of change of the versions' files
-        numbers = versions_in(folder)
-        if not numbers:
-            raise FileNotFoundError(
-                "A model to serve has a version, a folder named by a number. Received: "
-                f"{folder}, which has none. Make one: kgen export {folder.name}."
-            )
-        for label, number in self.labels.items():
-            if number not in numbers:
-                raise ValueError(
-                    f"The label {label} must be of a version in {folder}: "
-                    f"{', '.join(map(str, numbers))}. Received: {label}={number}"
-                )
+        check_versions(folder, self.labels)
         labelled = {n: load_version(folder / str(n)) for n in {*self.labels.values()}}
-        newest = self._newest_that_loads(numbers, labelled)
+        newest = self._newest_that_loads(versions_in(folder), labelled)
         self.loaded = Loaded(labelled | {newest.number: newest}, newest.number)
 
     @property

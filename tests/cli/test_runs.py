@@ -3,12 +3,14 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import kgen
+from kgen.export import Export
 from kgen.export.manifest import write_sums
 from kgen_cli.main import run
 
@@ -181,7 +183,11 @@ def test_protocols_are_read_from_the_file_and_nothing_is_loaded(
 
 
 ONNX = ["vae.onnx", "vae.encode.onnx", "vae.score.onnx"]
-SERVED = ["made_up/", "", "Served by `docker compose up` in this folder, it answers:"]
+SERVED = [
+    "made_up/1 (2.00 MB, 3.0 s)",
+    "",
+    "Served by `docker compose up` in this folder, it answers:",
+]
 
 
 @pytest.mark.parametrize(
@@ -206,13 +212,15 @@ def test_export_writes_each_format(arguments, written, monkeypatch, capsys):
         assert signature == (path.name.split(".")[1:-1] or ["generate"])[0] or other
         return f"{path.name} {layout}" if other else path.name
 
+    def to_saved_model(model, folder, *, metadata):
+        about = (), 2 * 10**6, 3.0, f"curl {folder.name}"
+        return Export(Path(f"{folder.name}/1"), *about)
+
     other = "--layout" in arguments
     stubs = {
-        "to_saved_model": lambda model, folder, metadata: f"{folder.name}/",
+        "to_saved_model": to_saved_model,
         "to_onnx": to_onnx,
         "to_triton": lambda path, folder: f"{folder.name}/{path.name}",
-        "verification.signatures_for": lambda model, runtime: [],
-        "tensorflow_serving.curl": lambda name, signatures: f"curl {name}",
     }
     for name, stub in stubs.items():
         monkeypatch.setattr(f"kgen.export.{name}", stub)

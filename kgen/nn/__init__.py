@@ -1,11 +1,10 @@
-"""What two or more models share: tensors in, tensors out."""
+"""Networks, losses, randomness and optimization on tensors, shared by the models."""
 
 import lazy_loader as lazy
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=[
-        "blocks",
         "flows",
         "gradients",
         "image_networks",

@@ -1,12 +1,12 @@
-"""Generators and discriminators of images, sized from the image's shape.
+"""Generators and discriminators of images, sized by the shape of the images.
 
 A generator maps latents (and one-hot labels) to images in [-1, 1]. A discriminator maps
 images in [-1, 1] to one logit each; labels enter by projection (Miyato and Koyama,
-2018): the inner product of the features with a learned vector of the class is added.
+2018): the inner product of the features with an embedding of the class is added.
 
 `normalization` is "batch" or "group" (layers after the convolutions), "spectral" (of
-their kernels) or "none". Batch norm is synchronised over replicas, and nothing before
-it has a bias: its gradient would be rounding noise.
+their kernels) or "none". Batch norm is synchronised over replicas; no layer before it
+has a bias, whose gradient would be rounding noise.
 """
 
 import math
@@ -23,12 +23,12 @@ from kgen.nn.layers import (
 )
 
 NORMALIZATIONS = ("batch", "group", "spectral", "none")
-SMALLEST, LARGEST = 8, 128  # pixels a side
-R3GAN_BLOCKS = 2  # on each level
+SMALLEST, LARGEST = 8, 128  # pixels per side
+R3GAN_BLOCKS = 2  # per level
 
 
 def dcgan_generator(image_shape, latent_dim, num_classes, base_channels, normalization):
-    """Transposed convolutions, each doubling the sides: latents [b, d] -> [b, h, w, c].
+    """Transposed convolutions that double the sides: latents [b, d] -> [b, h, w, c].
 
     Reference:
         Radford et al., 2016, Unsupervised Representation Learning with Deep
@@ -50,12 +50,12 @@ def dcgan_generator(image_shape, latent_dim, num_classes, base_channels, normali
 def dcgan_discriminator(
     image_shape, latent_dim, num_classes, base_channels, normalization
 ):
-    """Convolutions, each halving the sides: images [b, h, w, c] -> [b, 1]."""
+    """Convolutions that halve the sides: images [b, h, w, c] -> [b, 1]."""
     del latent_dim
     _, widths = _levels(image_shape, base_channels)
     inputs, hidden, labels = make_inputs(image_shape, num_classes)
     for level, level_width in enumerate(widths):
-        # The first sees the images themselves, whose statistics it should know.
+        # The first layer sees the images: a norm would hide their statistics.
         norm = "none" if level == 0 and normalization != "spectral" else normalization
         if level > 0:
             hidden = layers.LeakyReLU(0.2)(hidden)
@@ -73,7 +73,7 @@ def residual_generator(
 
     Reference:
         Miyato et al., 2018, Spectral Normalization for Generative Adversarial
-        Networks, table 4; widths double from level to level here.
+        Networks, table 4; here the widths double from level to level.
     """
     grid, widths = _levels(image_shape, base_channels)
     first = _dense(math.prod(grid) * widths[-1], normalization)
@@ -120,9 +120,9 @@ def r3gan_generator(image_shape, latent_dim, num_classes, base_channels, normali
         configuration E. Here a dense layer makes the coarsest grid, upsampling is
         bilinear, and tanh bounds the images.
     """
-    del normalization  # It has none.
+    del normalization  # R3GAN has none.
     grid, widths = _levels(image_shape, base_channels)
-    widths = [widths[0], *widths]  # one more, at the full size
+    widths = [widths[0], *widths]  # one more level at full resolution
     first = layers.Dense(math.prod(grid) * widths[-1])
     inputs, hidden = _coarsest(latent_dim, num_classes, grid, first)
     for level in reversed(range(len(widths))):
@@ -139,7 +139,7 @@ def r3gan_generator(image_shape, latent_dim, num_classes, base_channels, normali
 def r3gan_discriminator(
     image_shape, latent_dim, num_classes, base_channels, normalization
 ):
-    """The generator's mirror image, with average pooling: [b, h, w, c] -> [b, 1]."""
+    """Mirror image of the generator, with average pooling: [b, h, w, c] -> [b, 1]."""
     del latent_dim, normalization
     grid, widths = _levels(image_shape, base_channels)
     widths = [widths[0], *widths]
@@ -164,14 +164,14 @@ NETWORKS = {
 
 
 def sizes_that_work(image_shape) -> bool:
-    """Whether halving the sides ends at a grid of at most 7, from 8 to 128 pixels."""
+    """Whether both sides are 8 to 128 pixels and halve to a grid of at most 7."""
     sides = image_shape[:2]
     grid, _ = _levels(image_shape, 1)
     return SMALLEST <= min(sides) and max(sides) <= LARGEST and min(grid) <= 7
 
 
 def _levels(image_shape, base_channels):
-    """The coarsest grid, and the width of each level, from fine to coarse.
+    """Returns the coarsest grid and the widths of the levels, from fine to coarse.
 
     The sides are halved until one is 4 or odd; the width doubles, up to eightfold.
     """
@@ -184,20 +184,20 @@ def _levels(image_shape, base_channels):
 
 
 def _coarsest(latent_dim, num_classes, grid, dense):
-    """A generator's inputs, and what a first dense layer makes of them on a grid."""
+    """Returns a generator's inputs and the first dense layer's output on the grid."""
     inputs, latents, labels = make_inputs((latent_dim,), num_classes)
     hidden = dense(with_labels(latents, labels))
     return inputs, layers.Reshape((*grid, dense.units // math.prod(grid)))(hidden)
 
 
 def _bounded(inputs, images):
-    """A generator whose images are bounded by tanh, in float32."""
+    """Returns a generator of images bounded by tanh, in float32."""
     images = layers.Activation("tanh", dtype="float32")(images)
     return keras.Model(inputs, images, name="generator")
 
 
 def _score(inputs, features, labels, normalization):
-    """The discriminator's last layer: a logit, and the projection of the labels."""
+    """Returns a discriminator: a logit of the features plus the label projection."""
     spectral = normalization == "spectral"
     logits = _dense(1, "spectral" if spectral else "none")(features)
     if labels is not None:
@@ -209,10 +209,10 @@ def _score(inputs, features, labels, normalization):
 
 
 def _bottleneck(values, num_blocks):
-    """Twice the width inside, in groups of 16: [b, h, w, c] -> [b, h, w, c].
+    """Adds an inverted bottleneck of grouped convolutions: [b, h, w, c] -> same.
 
-    The last convolution starts at zero and the others small (Zhang et al., 2019,
-    Fixup), which stands in for normalisation in a network of `num_blocks` blocks.
+    Fixup initialisation (Zhang et al., 2019) replaces normalisation: the last
+    convolution starts at zero, the others small for `num_blocks` blocks in a row.
     """
     width = values.shape[-1]
     scaled = keras.initializers.VarianceScaling(

@@ -1,11 +1,11 @@
-"""Differentiable augmentation: small data does not let a discriminator memorise.
+"""Differentiable augmentation, against discriminators that memorise small data sets.
 
-The same kinds of change are made to real and to generated images before the
-discriminator sees them, and gradients flow through them to the generator.
+Real and generated images are augmented alike before the discriminator sees them, and
+gradients flow through the augmentation to the generator.
 
 Reference:
-    Zhao et al., 2020, Differentiable Augmentation for Data-Efficient GAN Training. The
-    ranges are theirs.
+    Zhao et al., 2020, Differentiable Augmentation for Data-Efficient GAN Training,
+    with the ranges of the paper.
 """
 
 import tensorflow as tf
@@ -14,7 +14,7 @@ from kgen.nn import random
 
 
 def color(images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-    """Shifts brightness by up to 0.5; saturation times 0 to 2, contrast 0.5 to 1.5.
+    """Shifts brightness by up to 0.5, scales saturation by 0-2 and contrast by 0.5-1.5.
 
     Shapes:
         images: [batch, height, width, channels] in [-1, 1], keys: [batch]
@@ -29,7 +29,7 @@ def color(images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
 
 
 def translation(images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-    """Moves by up to an eighth of the side; what comes in is 0, the middle grey.
+    """Translates by up to an eighth of the side; new pixels are 0, the middle grey.
 
     Shapes:
         images: [batch, height, width, channels] in [-1, 1], keys: [batch]
@@ -38,7 +38,7 @@ def translation(images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     noise = random.uniform(random.fold_in(keys, 2), (2,))  # [b, 2]
     rows = _shift_matrix(noise[:, 0], height)
     columns = _shift_matrix(noise[:, 1], width)
-    # As matrix products: the gradient of a gather is slow, and has no gradient itself.
+    # Matrix products, because the gradient of a gather is slow and not differentiable.
     images = tf.einsum("byi,bijc->byjc", rows, images)
     return tf.einsum("bxj,byjc->byxc", columns, images)
 
@@ -62,7 +62,7 @@ AUGMENTATIONS = {
 
 
 def augment(images: tf.Tensor, keys: tf.Tensor, names: tuple[str, ...]) -> tf.Tensor:
-    """Applies these augmentations in their order.
+    """Applies the named augmentations in order.
 
     Shapes:
         images: [batch, height, width, channels] in [-1, 1], keys: [batch]
@@ -82,9 +82,11 @@ def _shift_matrix(noise: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _hole(noise: tf.Tensor, size: int) -> tf.Tensor:
-    """1 inside of a stretch of half the size, anywhere: [batch, size]."""
+    """1 inside a random interval of half the size, 0 outside: [batch, size]."""
     length = size // 2
-    start = tf.floor(noise * (size + 1)) - length // 2  # may reach over either end
+    start = (
+        tf.floor(noise * (size + 1)) - length // 2
+    )  # may start before 0 or end after size
     pixels = tf.range(size, dtype=tf.float32)[None]
     inside = (pixels >= start[:, None]) & (pixels < start[:, None] + length)
     return tf.cast(inside, tf.float32)

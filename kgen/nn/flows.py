@@ -1,4 +1,4 @@
-"""An invertible map with a cheap determinant, for densities that are learned."""
+"""Normalizing flows: learned densities by invertible maps."""
 
 import keras
 import tensorflow as tf
@@ -8,26 +8,26 @@ from kgen.nn import losses
 
 @keras.saving.register_keras_serializable(package="kgen")
 class CouplingFlow(keras.layers.Layer):
-    """A learned density over vectors: affine couplings over a standard normal.
+    """Learned density of vectors: affine coupling layers over a standard normal.
 
-    Each coupling keeps one half of the vector and scales and shifts the other by a
-    small network of the first; the halves change places from one to the next. The last
-    layer of each network starts at zero, so the untrained flow is the standard normal.
+    Each coupling keeps one half of the vector, and scales and shifts the other half by
+    a small network of the first; the halves swap between couplings. The last layer of
+    each network starts at zero, so the untrained flow is the standard normal.
 
     Args:
         dim: Length of the vectors, at least 2.
-        num_couplings: How many couplings, at least 2 (each element is changed).
+        num_couplings: Number of couplings, at least 2 so that each element is changed.
         hidden_dim: Width of the two hidden layers of each coupling's network.
 
     Reference:
-        Dinh et al., 2017, Density Estimation Using Real NVP. We use no batch norm, and
-        bound the log-scale by 2 tanh so that no step of the optimizer can blow it up.
+        Dinh et al., 2017, Density Estimation Using Real NVP. Without batch norm here;
+        2 tanh bounds the log-scale, so that no optimizer step can make it explode.
     """
 
     def __init__(
         self, *, dim: int, num_couplings: int = 6, hidden_dim: int = 128, **kwargs
     ):
-        # A density in nats needs float32 whatever the policy of the networks around it.
+        # Densities need float32, whatever the dtype policy of the model.
         super().__init__(**kwargs | {"dtype": "float32"})
         if dim < 2 or num_couplings < 2:
             raise ValueError(
@@ -55,7 +55,7 @@ class CouplingFlow(keras.layers.Layer):
         self.built = True
 
     def call(self, vectors: tf.Tensor) -> tf.Tensor:
-        """Log-density of each vector in nats: [rows, dim] -> [rows]."""
+        """Returns the log-density of each vector in nats: [rows, dim] -> [rows]."""
         noise, log_determinant = self.to_noise(vectors)
         return losses.gaussian_log_likelihood(noise, 0.0, 0.0) + log_determinant
 
@@ -71,11 +71,11 @@ class CouplingFlow(keras.layers.Layer):
             log_scale, shift = self._affine(network, kept)
             changed = changed * tf.exp(log_scale) + shift
             log_determinant += tf.reduce_sum(log_scale, axis=1)
-            vectors = tf.concat([changed, kept], axis=1)  # the halves change places
+            vectors = tf.concat([changed, kept], axis=1)  # swap
         return vectors, log_determinant
 
     def from_noise(self, noise: tf.Tensor) -> tf.Tensor:
-        """The inverse of `to_noise`: [rows, dim] -> [rows, dim]."""
+        """Inverts `to_noise`: [rows, dim] -> [rows, dim]."""
         for index in reversed(range(self.num_couplings)):
             num_kept, num_changed = self._halves(index)
             changed, kept = tf.split(noise, [num_changed, num_kept], axis=1)
@@ -93,8 +93,7 @@ class CouplingFlow(keras.layers.Layer):
         }
 
     def _halves(self, index: int) -> tuple[int, int]:
-        # The concatenation in `to_noise` swaps the halves, so with an odd `dim` the
-        # larger one is first kept and then changed.
+        # `to_noise` swaps the halves: with an odd `dim` their sizes alternate.
         small = self.dim // 2
         return (
             (small, self.dim - small) if index % 2 == 0 else (self.dim - small, small)

@@ -1,4 +1,4 @@
-"""What the output of a decoder says of images: their log-probability and their mean."""
+"""Observation models of a decoder's output: log-probability and mean of images."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from kgen.nn import losses
 
 
 class Likelihood(NamedTuple):
-    """How to read an output, [rows, h, w, c], and a log-variance, a scalar.
+    """Distribution of images given an output [rows, h, w, c] and a log-variance [].
 
     Attributes:
         log_probability: (images, output, log_variance) -> [rows], in nats.
@@ -36,7 +36,7 @@ def _discretized_logistic(images, output, log_variance):
 
 
 def _centred(output):
-    # An output of 0 is the middle of the range, where images live.
+    # An output of 0 is the middle of the range [0, 1] of images.
     return tf.clip_by_value(output + 0.5, 0.0, 1.0)
 
 

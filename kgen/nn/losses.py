@@ -1,8 +1,8 @@
-"""Losses: one number for each row of the batch, or one for each of its dimensions.
+"""Likelihoods, divergences, adversarial losses and penalties, one number per row.
 
 Log-likelihoods and divergences are in nats; their `images` are floats in [0, 1]. All
-take tensors of any floating type and compute in float32. Sums run over pixels, channels
-or latent dimensions, never over the batch.
+functions take tensors of any floating type and compute in float32. Sums run over
+pixels, channels or latent dimensions, never over the batch.
 """
 
 import math
@@ -17,8 +17,8 @@ LOG_2_PI = math.log(2.0 * math.pi)
 def bernoulli_log_likelihood(images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Log-likelihood of independent Bernoulli pixels.
 
-    Exact for binary images. Grey values in between give the cross-entropy of common
-    practice, which is not a normalised likelihood.
+    Exact for binary images. For grey values it is the usual cross-entropy, which is
+    not a normalised likelihood.
 
     Shapes:
         images, logits: [batch, ...] -> [batch]
@@ -28,13 +28,13 @@ def bernoulli_log_likelihood(images: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 @tf.custom_gradient
 def _bernoulli(images, logits):
-    # Written for speed, which in a small network it decides: softplus of TensorFlow is
-    # slow, and its gradient of this sum takes twice as many passes over the pixels.
+    # Written by hand because it dominates the step of a small network: TensorFlow's
+    # softplus is slow, and its gradient passes over the pixels twice as often.
     def gradient(upstream):
         upstream = tf.reshape(upstream, [-1] + [1] * (logits.shape.rank - 1))
         return upstream * logits, upstream * (images - tf.sigmoid(logits))
 
-    # softplus(x) = max(x, 0) - log(sigmoid(|x|)), right to 1e-7 for every x.
+    # softplus(x) = max(x, 0) - log(sigmoid(|x|)), exact to 1e-7 for every x.
     log_sigmoid = tf.math.log(tf.sigmoid(tf.abs(logits)))
     softplus = tf.maximum(logits, 0.0) - log_sigmoid
     return sum_rows(images * logits - softplus), gradient
@@ -45,11 +45,11 @@ def gaussian_log_likelihood(
 ) -> tf.Tensor:
     """Log-density of independent Gaussians.
 
-    With a fixed variance this is the squared error of the textbook form, divided by
-    twice the variance, plus a constant.
+    With a fixed variance this is the negative squared error over twice the variance,
+    plus a constant.
 
     Shapes:
-        values, mean: [batch, ...]; log_variance: anything that broadcasts -> [batch]
+        values, mean: [batch, ...]; log_variance: broadcastable -> [batch]
     """
     return sum_rows(gaussian_log_density(values, mean, log_variance))
 
@@ -60,7 +60,7 @@ def gaussian_log_density(
     """Log-density of each value under its own Gaussian.
 
     Shapes:
-        values: [batch, ...]; the others: anything that broadcasts -> [batch, ...]
+        values: [batch, ...]; the others: broadcastable -> [batch, ...]
     """
     values, mean = tf.cast(values, tf.float32), tf.cast(mean, tf.float32)
     log_variance = tf.cast(log_variance, tf.float32)
@@ -71,13 +71,13 @@ def gaussian_log_density(
 def discretized_logistic_log_likelihood(
     images: tf.Tensor, mean: tf.Tensor, log_scale: tf.Tensor
 ) -> tf.Tensor:
-    """Log-probability of 8-bit pixels under a logistic, integrated over each level.
+    """Log-probability of 8-bit pixels under a logistic discretised to 256 levels.
 
-    The lowest level takes the whole lower tail and the highest the whole upper one, so
+    The lowest level holds the whole lower tail and the highest the whole upper tail, so
     that the 256 probabilities of a pixel sum to one.
 
     Shapes:
-        images, mean: [batch, ...]; log_scale: anything that broadcasts -> [batch]
+        images, mean: [batch, ...]; log_scale: broadcastable -> [batch]
 
     Reference:
         Kingma et al., 2016, Improving Variational Inference with Inverse
@@ -89,7 +89,7 @@ def discretized_logistic_log_likelihood(
     inverse_scale = tf.exp(-log_scale)
     upper = (images + half_level - mean) * inverse_scale
     lower = (images - half_level - mean) * inverse_scale
-    # log(sigmoid(upper) - sigmoid(lower)), written so that it stays finite where both
+    # log(sigmoid(upper) - sigmoid(lower)), in a form that stays finite where both
     # sigmoids round to the same number: the width of a level is inverse_scale / 255.
     width = inverse_scale / 255.0
     log_level = (
@@ -118,7 +118,7 @@ def gaussian_kl(mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
 def free_bits(kl: tf.Tensor, num_nats: float) -> tf.Tensor:
     """Raises each dimension's KL, averaged over the global batch, to a floor.
 
-    Below the floor a dimension costs the same whatever it does, so it gets no gradient.
+    Below the floor a dimension's cost is constant, so it gets no gradient.
 
     Shapes:
         kl: [batch, latent_dim] -> [batch, latent_dim]
@@ -137,22 +137,22 @@ def free_bits(kl: tf.Tensor, num_nats: float) -> tf.Tensor:
 
 
 def log_mean_exp(values: tf.Tensor, axis: int) -> tf.Tensor:
-    """The logarithm of the mean of exp(values) along an axis, without overflow."""
+    """Logarithm of the mean of exp(values) along an axis, without overflow."""
     count = tf.cast(tf.shape(values)[axis], values.dtype)
     return tf.reduce_logsumexp(values, axis=axis) - tf.math.log(count)
 
 
 # -- adversarial losses ---------------------------------------------------------
 #
-# Each takes a discriminator's logits of real and of generated images, [batch, 1] or
-# [batch], and returns what the discriminator and what the generator minimises: [batch]
-# both. The sigmoid of a logit is the probability that the image is real.
+# Each function takes a discriminator's logits of real and of generated images, [batch,
+# 1] or [batch], and returns the losses of the discriminator and of the generator, both
+# [batch]. The sigmoid of a logit is the probability that the image is real.
 
 
 def minimax(
     real_logits: tf.Tensor, fake_logits: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The original game: -log D(real) - log(1 - D(fake)), and log(1 - D(fake)).
+    """Minimax losses: -log D(real) - log(1 - D(fake)), and log(1 - D(fake)).
 
     Reference:
         Goodfellow et al., 2014, Generative Adversarial Nets, equation 1.
@@ -165,7 +165,7 @@ def minimax(
 def non_saturating(
     real_logits: tf.Tensor, fake_logits: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Minimax, but the generator minimises -log D(fake), which has a gradient early.
+    """Non-saturating losses: minimax, but the generator minimises -log D(fake).
 
     Reference:
         Goodfellow et al., 2014, Generative Adversarial Nets, section 3.
@@ -177,7 +177,7 @@ def non_saturating(
 def least_squares(
     real_logits: tf.Tensor, fake_logits: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Half squared distances to the targets: 1 for real, 0 for generated images.
+    """Half squared distances to the targets: 1 for real images, 0 for generated ones.
 
     Reference:
         Mao et al., 2017, Least Squares Generative Adversarial Networks, equation 9.
@@ -190,7 +190,7 @@ def least_squares(
 def hinge(
     real_logits: tf.Tensor, fake_logits: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The discriminator wants margins of 1 on both sides of 0.
+    """Hinge losses: the discriminator is pushed to margins of 1 on both sides of 0.
 
     Reference:
         Lim and Ye, 2017, Geometric GAN; Miyato et al., 2018, equations 16 and 17.
@@ -202,7 +202,7 @@ def hinge(
 def wasserstein(
     real_logits: tf.Tensor, fake_logits: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The difference of scores; it needs a penalty or spectral normalisation.
+    """Difference of scores; needs a gradient penalty or spectral normalisation.
 
     Reference:
         Arjovsky et al., 2017, Wasserstein GAN.
@@ -214,7 +214,7 @@ def wasserstein(
 def relativistic(
     real_logits: tf.Tensor, fake_logits: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each real image against one generated image: the only loss with pairs.
+    """Relativistic pairing losses: each real image against one generated image.
 
     Reference:
         Jolicoeur-Martineau, 2019, The relativistic discriminator (RpGAN); Huang et
@@ -236,7 +236,7 @@ ADVERSARIAL_LOSSES = {
     )
 }
 
-PAIRED_LOSSES = ("relativistic",)  # The generator's looks at the real images, too.
+PAIRED_LOSSES = ("relativistic",)  # The generator's loss needs real images, too.
 
 
 # -- penalties of a discriminator's gradient ------------------------------------
@@ -245,10 +245,10 @@ PAIRED_LOSSES = ("relativistic",)  # The generator's looks at the real images, t
 def with_gradients(
     score: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scores images and differentiates each score by its own image, in one pass.
+    """Scores images and returns each score's gradient by its own image, in one pass.
 
     Returns:
-        The scores as `score` returns them, and float32 gradients like the images.
+        The scores as `score` returns them, and float32 gradients of the images' shape.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
@@ -257,7 +257,7 @@ def with_gradients(
 
 
 def zero_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
-    """Half the squared norm: R1 at real images, R2 at generated ones.
+    """Half the squared gradient norm: R1 at real images, R2 at generated ones.
 
     Shapes:
         gradients: [batch, ...] -> [batch]
@@ -269,7 +269,7 @@ def zero_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
 
 
 def one_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
-    """Squared distance of the norm from 1: WGAN-GP's, between real and generated.
+    """Squared distance of the gradient norm from 1 (WGAN-GP), at interpolated images.
 
     Shapes:
         gradients: [batch, ...] -> [batch]
@@ -277,7 +277,7 @@ def one_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
     Reference:
         Gulrajani et al., 2017, Improved Training of Wasserstein GANs.
     """
-    # The root has no gradient at 0: a discriminator that ignores its input.
+    # sqrt has no finite gradient at 0, where a discriminator ignores its input.
     norm = tf.sqrt(sum_rows(tf.square(gradients)) + 1e-12)
     return tf.square(norm - 1.0)
 
@@ -286,7 +286,7 @@ def one_centred_penalty(gradients: tf.Tensor) -> tf.Tensor:
 
 
 def squared_weights(variables: Sequence[keras.Variable]) -> tf.Tensor:
-    """Sums the squares of all kernels among these; biases are left out. A scalar."""
+    """Sums the squares of all kernels, without biases: a scalar."""
     kernels = [v.value for v in variables if len(v.shape) > 1]
     return tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
 
@@ -296,7 +296,7 @@ def _columns(*logits: tf.Tensor) -> list[tf.Tensor]:
 
 
 def sum_rows(values: tf.Tensor) -> tf.Tensor:
-    """Sums everything but the first axis: [batch, ...] -> [batch]."""
+    """Sums over all axes but the first: [batch, ...] -> [batch]."""
     return tf.reduce_sum(values, axis=list(range(1, values.shape.rank)))
 
 

@@ -1,4 +1,4 @@
-"""Keras metrics that several models log."""
+"""Keras metrics of the models' logs."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="kgen")
 class ActiveUnits(keras.metrics.Metric):
-    """Counts the latent dimensions the encoder uses.
+    """Number of latent dimensions that the encoder uses.
 
     A dimension is active if the variance of its posterior mean over the data exceeds
     0.01 (Burda et al., 2016, section 5.1).
@@ -22,13 +22,13 @@ class ActiveUnits(keras.metrics.Metric):
         self.squares = self.add_variable((latent_dim,), "zeros", name="squares")
 
     def update_state(self, means: tf.Tensor, sample_weight: Any = None) -> None:
-        """Takes the posterior means of a batch: [batch, latent_dim]."""
+        """Adds the posterior means of a batch: [batch, latent_dim]."""
         self.count.assign_add(tf.cast(tf.shape(means)[0], tf.float32))
         self.total.assign_add(tf.reduce_sum(means, axis=0))
         self.squares.assign_add(tf.reduce_sum(tf.square(means), axis=0))
 
     def result(self) -> tf.Tensor:
-        """The number of active dimensions, float32."""
+        """Returns the number of active dimensions, float32."""
         mean = tf.math.divide_no_nan(self.total.value, self.count.value)
         mean_square = tf.math.divide_no_nan(self.squares.value, self.count.value)
         return tf.reduce_sum(tf.cast(mean_square - tf.square(mean) > 0.01, tf.float32))
@@ -40,10 +40,10 @@ class ActiveUnits(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class Diversity(keras.metrics.Metric):
-    """The variance of generated images over that of real ones, summed over pixels.
+    """Ratio of the total pixel variance of generated images to that of real images.
 
-    1 where two generated images differ as much as two real ones do, in the mean square;
-    0 where all are the same.
+    1 if two generated images differ as much as two real ones in mean square; 0 if all
+    generated images are equal (mode collapse).
     """
 
     def __init__(self, image_shape: Any, name: str = "diversity", **kwargs: Any):
@@ -54,14 +54,16 @@ class Diversity(keras.metrics.Metric):
         self.squares = self.add_variable((2,), "zeros", name="squares")
 
     def update_state(self, images: tf.Tensor, sample_weight: Any = None) -> None:
-        """Takes images in [-1, 1], generated and real: [2, batch, h, w, c]."""
-        images = 0.5 * (images + 1.0)  # Black is 0, so little is lost to rounding.
+        """Adds images in [-1, 1], generated and real: [2, batch, h, w, c]."""
+        images = 0.5 * (
+            images + 1.0
+        )  # Black, a common value, becomes 0: less rounding.
         self.count.assign_add(tf.cast(tf.shape(images)[1], tf.float32))
         self.total.assign_add(tf.reduce_sum(images, axis=1))
         self.squares.assign_add(tf.reduce_sum(tf.square(images), axis=(1, 2, 3, 4)))
 
     def result(self) -> tf.Tensor:
-        """The ratio so far, float32; 0 before the first images."""
+        """Returns the ratio so far, float32; 0 before the first images."""
         mean = tf.math.divide_no_nan(self.total.value, self.count.value)
         mean_square = tf.math.divide_no_nan(self.squares.value, self.count.value)
         variances = mean_square - tf.reduce_sum(tf.square(mean), axis=(1, 2, 3))
@@ -74,8 +76,8 @@ class Diversity(keras.metrics.Metric):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class Perplexity(keras.metrics.Mean):
-    """The exponential of the mean loss of a token, in nats."""
+    """Exponential of the mean loss per token in nats."""
 
     def result(self) -> tf.Tensor:
-        """The perplexity so far, float32; 1 before the first token."""
+        """Returns the perplexity so far, float32; 1 before the first token."""
         return tf.exp(super().result())

@@ -1,4 +1,4 @@
-"""Keras optimizers whose update is one kernel."""
+"""Keras optimizers with a fused update kernel."""
 
 import keras
 import tensorflow as tf
@@ -6,11 +6,11 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="kgen")
 class Adam(keras.optimizers.Adam):
-    """Keras's Adam, with the same arguments, variables and arithmetic.
+    """`keras.optimizers.Adam` with TensorFlow's fused update kernel.
 
-    Keras computes an update in a dozen passes over the memory of a weight; here
-    TensorFlow's fused kernel takes one. On a CPU Adam then costs a small network a
-    tenth of its step instead of a third.
+    Arguments, variables and arithmetic are those of Keras, whose update makes a dozen
+    passes over the memory of a weight; the fused kernel makes one. On a CPU, Adam takes
+    a tenth of a small network's step with it, and a third without.
 
     Reference:
         Kingma and Ba, 2015, Adam: A Method for Stochastic Optimization.

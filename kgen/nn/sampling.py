@@ -1,14 +1,13 @@
-"""The next token: from logits to a choice, row by row.
+"""Sampling of the next token from logits, with parameters per row.
 
-Everything is a tensor with a value for each row, and uses operations that convert to
-ONNX, inside a loop too.
+Only operations that convert to ONNX are used, also inside a loop.
 """
 
 import tensorflow as tf
 
 from kgen.nn import random
 
-# The settings of `next_tokens`, and what leaves the distribution as it is.
+# Sampling parameters of `next_tokens`, with values that leave the logits unchanged.
 DEFAULT_SAMPLING = {
     "temperature": 1.0,
     "top_k": 0,
@@ -17,7 +16,7 @@ DEFAULT_SAMPLING = {
     "repetition_penalty": 1.0,
 }
 
-MAX_TOKENS = 4096  # that a server writes for a row
+MAX_TOKENS = 4096  # limit of `max_new_tokens` per row in exports and the server
 
 
 def next_tokens(
@@ -26,26 +25,25 @@ def next_tokens(
     keys: tf.Tensor,
     settings: dict[str, tf.Tensor],
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Chooses a token for each row.
+    """Samples a token for each row.
 
-    In this order: logits of tokens that have been seen are divided by the repetition
-    penalty if positive, and multiplied by it if negative; all are divided by the
-    temperature; of what is left, the `top_k` most likely tokens stay, then the most
-    likely ones that together have at least `top_p` of the probability, then those with
-    at least `min_p` of the highest probability. The token is drawn from these. A
-    temperature of 0 takes the most likely one.
+    The filters, in this order: logits of seen tokens are divided by the repetition
+    penalty if positive, and multiplied by it if negative; all logits are divided by the
+    temperature; top-k keeps the `top_k` most likely tokens; top-p keeps the fewest most
+    likely of these whose probabilities sum to at least `top_p`; min-p keeps tokens with
+    at least `min_p` of the highest probability. A temperature of 0 is greedy.
 
     Args:
         logits: float32 [batch, tokens].
-        seen: Which tokens the row holds already, bool [batch, tokens].
-        keys: Of the noise, int64 [batch].
-        settings: float32 [batch] each, but `top_k`, int32 [batch], whose 0 is all:
-            `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`.
+        seen: Tokens that the row holds already, bool [batch, tokens].
+        keys: Random keys, int64 [batch].
+        settings: `temperature`, `top_p`, `min_p` and `repetition_penalty`, float32
+            [batch], and `top_k`, int32 [batch], where 0 keeps all tokens.
 
     Returns:
-        The tokens, int32 [batch]; and by how much the logit and the noise of each are
-        above those of the second best, float32 [batch]: where that is little, another
-        runtime may choose another token.
+        The tokens, int32 [batch], and their margins, float32 [batch]: the noisy logit
+        minus the second best. Where it is small, another runtime may choose another
+        token.
 
     Reference:
         Keskar et al., 2019, CTRL (the penalty); Fan et al., 2018 (top-k); Holtzman et
@@ -63,14 +61,14 @@ def next_tokens(
     log_z = tf.reduce_logsumexp(descending, axis=1, keepdims=True)
     ranks = tf.range(num_tokens)[None]
     kept = (column["top_k"] == 0) | (ranks < column["top_k"])
-    # Of what the last filter left: the probabilities, and those before each.
+    # Probabilities of the tokens that top-k kept, and their exclusive sums.
     log_kept = tf.where(kept, descending - log_z, -1e9)
-    shares = tf.nn.softmax(log_kept)
-    before = tf.cumsum(shares, axis=1) - shares
-    kept &= before < column["top_p"]
-    kept &= shares >= column["min_p"] * shares[:, :1]
+    probabilities = tf.nn.softmax(log_kept)
+    preceding = tf.cumsum(probabilities, axis=1) - probabilities
+    kept &= preceding < column["top_p"]
+    kept &= probabilities >= column["min_p"] * probabilities[:, :1]
     kept |= ranks == 0
-    # The lowest logit that stays; of equal ones all do.
+    # The lowest kept logit; all tokens with an equal one are kept.
     lowest = tf.reduce_min(tf.where(kept, descending, descending[:, :1]), axis=1)
     logits = tf.where(logits >= lowest[:, None], logits, -1e9)
 

@@ -1,8 +1,7 @@
-"""Values that change during training, as functions of the model's own step.
+"""Schedules of learning rates, loss weights and averages.
 
-Learning rates use `keras.optimizers.schedules`; what is here is for everything else
-(KL weight, regularisers). A schedule has no state: the step it reads is a variable of
-the model and is saved with it.
+The schedules of weights and averages have no state: they are functions of the model's
+own step, a variable that is saved with it.
 """
 
 import math
@@ -16,7 +15,7 @@ def linear_ramp(step: tf.Tensor, num_steps: int) -> tf.Tensor:
 
     Args:
         step: Integer scalar, optimizer steps taken so far.
-        num_steps: Length of the ramp in steps; 0 means that it is over at once.
+        num_steps: Length of the ramp in steps; 0: 1 from the start.
 
     Returns:
         float32 scalar in [0, 1].
@@ -29,9 +28,10 @@ def linear_ramp(step: tf.Tensor, num_steps: int) -> tf.Tensor:
 def cosine_ramp(
     images_seen: tf.Tensor, start: float, end: float, num_images: int
 ) -> tf.Tensor:
-    """Goes from `start` to `end` by half a cosine over `num_images`; float32 scalar.
+    """Moves from `start` to `end` along half a cosine over `num_images` images.
 
-    With no images to go over, it is `start` for good.
+    Returns:
+        float32 scalar; always `start` if `num_images` is 0.
     """
     if num_images == 0:
         return tf.constant(start, tf.float32)
@@ -42,15 +42,15 @@ def cosine_ramp(
 def ema_decay(
     images_seen: tf.Tensor, num_images: tf.Tensor, half_life: int
 ) -> tf.Tensor:
-    """Factor of the old average when `num_images` more have been seen.
+    """Decay of an exponential moving average for a step of `num_images` images.
 
-    The half-life, in images, starts at a twentieth of the images seen, so that the
-    average forgets the first weights soon (Karras et al., 2020, StyleGAN2-ADA).
+    The half-life is at most a twentieth of the images seen so far, so that the average
+    soon forgets the first weights (Karras et al., 2020, StyleGAN2-ADA).
 
     Args:
         images_seen: Integer scalar, images seen before.
         num_images: Scalar, images of this step.
-        half_life: Images after which an old weight counts half, above 0.
+        half_life: Number of images that halves the weight of an old value, above 0.
 
     Returns:
         float32 scalar in [0, 1).
@@ -64,11 +64,11 @@ def ema_decay(
 def warmup_cosine(
     peak: float, total_steps: int, warmup_steps: int = 0
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """A learning rate that rises to `peak`, then follows a half cosine to zero.
+    """Learning rate with a linear warm-up to `peak`, then a half cosine to zero.
 
     Args:
         peak: Highest learning rate.
-        total_steps: Steps of the whole run, the warm-up included.
+        total_steps: Steps of the whole run, including the warm-up.
         warmup_steps: Steps of the linear rise from zero.
     """
     decay_steps = max(total_steps - warmup_steps, 1)

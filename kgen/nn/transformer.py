@@ -1,4 +1,4 @@
-"""What the models of text are made of: attention, and the block around it."""
+"""Transformer blocks, attention, rotary embeddings, dropout and tied logits."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import tensorflow as tf
 from kgen.nn import random
 
 ROTARY_BASE = 10_000.0
-Remember = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+KeyValueCache = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 def attention(
@@ -21,28 +21,28 @@ def attention(
     Shapes:
         queries: [batch, heads, time, dim], keys and values: [batch, heads, positions,
         dim] -> [batch, heads, time, dim]
-        mask: bool, broadcast to [batch, time, positions]: what each query may see.
+        mask: bool, broadcast to [batch, time, positions]: True where a query attends.
 
     Reference:
         Vaswani et al., 2017, Attention Is All You Need.
     """
     scale = 1.0 / math.sqrt(queries.shape[-1])
     scores = tf.matmul(queries * scale, keys, transpose_b=True)
-    # Not minus infinity: a row that may see nothing gets a mean and not NaN.
+    # Not minus infinity: a fully masked row gets the mean, not NaN.
     scores = tf.where(mask[:, None], tf.cast(scores, tf.float32), -1e9)
     weights = tf.cast(tf.nn.softmax(scores), values.dtype)
     return tf.matmul(weights, values)
 
 
 def apply_rotary_embedding(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """Turns pairs of a vector's elements by angles that grow with its position.
+    """Rotates pairs of a vector's elements by angles that grow with its position.
 
-    The product of two turned vectors depends on how far apart they are and on nothing
-    else of their positions. Element i is paired with element i + dim / 2.
+    The dot product of two rotated vectors depends on their positions only through the
+    distance. Element i is paired with element i + dim / 2.
 
     Shapes:
-        vectors: [batch, heads, time, dim], positions: whole numbers, [batch, time] or
-        [1, time] -> [batch, heads, time, dim]
+        vectors: [batch, heads, time, dim], positions: integers, [batch, time] or [1,
+        time] -> [batch, heads, time, dim]
 
     Reference:
         Su et al., 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding.
@@ -61,7 +61,7 @@ def apply_rotary_embedding(vectors: tf.Tensor, positions: tf.Tensor) -> tf.Tenso
 def apply_dropout(
     inputs: tf.Tensor, row_keys: tf.Tensor | None, rate: float
 ) -> tf.Tensor:
-    """Sets a share of the elements to 0 and scales the others up; without keys none.
+    """Applies dropout with counter-based noise; none without keys.
 
     Shapes:
         inputs: [batch, time, hidden_dim], row_keys: int64 [batch]
@@ -74,7 +74,7 @@ def apply_dropout(
 
 
 def tied_logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
-    """Logits by the embedding that made the vectors: float32.
+    """Float32 logits by the transposed embedding table (weight tying).
 
     Shapes:
         hidden: [..., hidden_dim], table: [tokens, hidden_dim] -> [..., tokens]
@@ -82,7 +82,7 @@ def tied_logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
     Reference:
         Press and Wolf, 2017, Using the Output Embedding to Improve Language Models.
     """
-    # Of two matrices: TensorFlow's gradient of a product of more axes is no product.
+    # Flattened to a matrix: TensorFlow's gradient of a product with more axes is slow.
     rows = tf.reshape(hidden, [-1, hidden.shape[-1]])
     logits = tf.matmul(rows, tf.cast(table, hidden.dtype), transpose_b=True)
     shape = tf.concat([tf.shape(hidden)[:-1], tf.shape(table)[:1]], axis=0)
@@ -91,14 +91,14 @@ def tied_logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable(package="kgen")
 class TransformerBlock(keras.layers.Layer):
-    """Attention and two dense layers, each after a norm and added to its input.
+    """Pre-norm transformer block: self-attention and a two-layer MLP, both residual.
 
     Args:
-        num_heads: Heads of the attention; divides the hidden_dim of the inputs.
-        rotary: Whether queries and keys are turned by their positions.
-        dropout: Share of the outputs of each half that is left out in training.
-        num_blocks: How many such blocks follow each other: the layers whose outputs are
-            added begin smaller by the root of twice that.
+        num_heads: Number of attention heads; divides the hidden_dim of the inputs.
+        rotary: Whether queries and keys get rotary position embeddings.
+        dropout: Dropout rate of the outputs of attention and MLP in training.
+        num_blocks: Number of blocks in the model: the initial weights of the residual
+            outputs are divided by sqrt(2 * num_blocks).
 
     Shapes:
         [batch, time, hidden_dim] -> [batch, time, hidden_dim]
@@ -123,7 +123,7 @@ class TransformerBlock(keras.layers.Layer):
         self.num_blocks = num_blocks
 
     def build(self, input_shape):
-        """Makes the six layers."""
+        """Creates the six layers."""
         hidden_dim = input_shape[-1]
 
         def dense(units, width_in, scale=1.0):
@@ -156,20 +156,20 @@ class TransformerBlock(keras.layers.Layer):
         positions: tf.Tensor,
         mask: tf.Tensor,
         row_keys: tf.Tensor | None = None,
-        remember: Remember | None = None,
+        remember: KeyValueCache | None = None,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         """Applies the block.
 
         Args:
             inputs: [batch, time, hidden_dim].
-            positions: Whole numbers, [batch, time] or [1, time].
-            mask: What each place may see; see `attention`.
-            row_keys: For the dropout, int64 [batch]; None: no dropout.
+            positions: Integers, [batch, time] or [1, time].
+            mask: Attention mask; see `attention`.
+            row_keys: Random keys of the dropout, int64 [batch]; None: no dropout.
             remember: Takes the keys and values of these positions and returns those of
-                all positions that are attended to. None: these are all.
+                all positions to attend to. None: attend to these positions only.
 
         Returns:
-            The outputs, and the keys and values attended to, [batch, heads, positions,
+            The outputs, and the attended keys and values, [batch, heads, positions,
             dim].
         """
         hidden_dim = inputs.shape[-1]

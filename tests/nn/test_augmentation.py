@@ -1,4 +1,4 @@
-"""Augmentations against what they are said to do."""
+"""Augmentations against their definitions."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def apply(name, images=IMAGES):
 
 
 def test_color_is_an_affine_map_of_the_pixels_of_an_image():
-    """Grey images show the brightness b and the contrast c: mean + b + c (x - mean)."""
+    """Grey images give the brightness b and the contrast c: mean + b + c (x - mean)."""
     grey = np.repeat(IMAGES[..., :1], 3, axis=3)
     changed = apply("color", grey)
     axes = (1, 2, 3)
@@ -24,7 +24,7 @@ def test_color_is_an_affine_map_of_the_pixels_of_an_image():
     contrast = changed.std(axis=axes) / grey.std(axis=axes)
     assert -0.5 <= shift.min() < -0.45 and 0.45 < shift.max() <= 0.5
     assert 0.5 - 1e-4 <= contrast.min() < 0.55 and 1.45 < contrast.max() <= 1.5 + 1e-4
-    # And colours the saturation, which the contrast multiplies.
+    # Colours give the saturation, times the contrast.
     changed = apply("color")
     chroma, before = (x - x.mean(axis=3, keepdims=True) for x in (changed, IMAGES))
     saturation = (chroma.std(axis=axes) / before.std(axis=axes)) / contrast
@@ -52,7 +52,7 @@ def shifted(image, down, right):
     return padded[3 - down :, 3 - right :][:height, :width]
 
 
-def test_cutout_blanks_a_square_of_half_the_side_that_may_lie_over_the_edge():
+def test_cutout_blanks_a_square_of_half_the_side_that_may_cross_the_edge():
     holes = apply("cutout") == 0
     rows, columns = holes.all(axis=(2, 3)), holes.all(axis=(1, 3))
     inside = holes.all(axis=3).any(axis=2).sum(axis=1)  # rows that the hole touches

@@ -1,4 +1,4 @@
-"""CouplingFlow: a density that integrates to one, and a map that can be undone."""
+"""CouplingFlow: a normalised density and an invertible map."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from kgen.nn.flows import CouplingFlow
 
 
 def random_flow(dim, scale=0.6, **options):
-    """A flow that is far from the identity: all weights drawn anew."""
+    """A flow that is far from the identity: all weights are random."""
     flow = CouplingFlow(dim=dim, hidden_dim=4, **options)
     rng = np.random.default_rng(dim)
     flow.set_weights([rng.normal(0, scale, w.shape) for w in flow.get_weights()])
@@ -33,7 +33,7 @@ def test_an_untrained_flow_is_the_standard_normal(dim):
 
 @pytest.mark.parametrize("num_couplings", [2, 3, 6])
 @pytest.mark.parametrize("dim", [2, 4, 5])
-def test_from_noise_undoes_to_noise(dim, num_couplings):
+def test_from_noise_inverts_to_noise(dim, num_couplings):
     flow, vectors = random_flow(dim, num_couplings=num_couplings), vectors_of(dim)
     noise, _ = flow.to_noise(vectors)
     assert np.abs(noise - vectors).max() > 0.1
@@ -44,14 +44,14 @@ def test_from_noise_undoes_to_noise(dim, num_couplings):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_the_log_determinant_is_that_of_the_jacobian(dim):
+def test_the_log_determinant_equals_the_jacobian_s(dim):
     """The Jacobian by automatic differentiation, one output at a time."""
     flow, vectors = random_flow(dim), vectors_of(dim)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(vectors)
         noise, log_determinant = flow.to_noise(vectors)
         outputs = tf.unstack(noise, axis=1)
-    # Row n, output i, input j: rows do not see each other.
+    # Row n, output i, input j: rows are independent.
     jacobian = np.stack([tape.gradient(output, vectors) for output in outputs], axis=1)
     _, expected = np.linalg.slogdet(jacobian.astype(np.float64))
     np.testing.assert_allclose(log_determinant, expected, atol=1e-4)
@@ -59,7 +59,7 @@ def test_the_log_determinant_is_that_of_the_jacobian(dim):
 
 
 def test_two_couplings_change_every_element():
-    """So a flow of the fewest couplings allowed leaves no dimension as it was."""
+    """So the smallest flow that is allowed changes every dimension."""
     flow, vectors = random_flow(5, num_couplings=2), vectors_of(5)
     noise, _ = flow.to_noise(vectors)
     for element in noise.numpy().T:
@@ -67,7 +67,7 @@ def test_two_couplings_change_every_element():
 
 
 def test_a_density_integrates_to_one():
-    """A Riemann sum over a square that holds all the mass, in steps of 0.1."""
+    """A Riemann sum over a square with all the mass, in steps of 0.1."""
     flow, step = random_flow(2, scale=0.3), 0.1
     axis = np.arange(-15, 15, step)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)

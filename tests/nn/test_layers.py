@@ -130,7 +130,7 @@ def test_a_grouped_convolution_equals_one_per_group():
         np.testing.assert_allclose(outputs[..., channels], alone, rtol=1e-4, atol=1e-5)
 
 
-# -- sums that repeat bit for bit ------------------------------------------------
+# -- deterministic sums ------------------------------------------------
 
 
 def test_split_adds_its_gradients_and_add_passes_them_on():

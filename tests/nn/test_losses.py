@@ -32,7 +32,7 @@ def test_bernoulli_of_grey_pixels_is_the_cross_entropy():
     np.testing.assert_allclose(result, [2 * math.log(0.5)], rtol=1e-6)
 
 
-def test_bernoulli_is_finite_for_a_decoder_that_is_sure():
+def test_bernoulli_is_finite_for_a_confident_decoder():
     """Right: 0 nats. Wrong: -1000 nats, the logit itself."""
     logits = tf.constant([[1000.0], [-1000.0], [1000.0]])
     images = tf.constant([[1.0], [0.0], [0.0]])
@@ -40,7 +40,7 @@ def test_bernoulli_is_finite_for_a_decoder_that_is_sure():
     np.testing.assert_allclose(result, [0, 0, -1000], atol=1e-6)
 
 
-def test_likelihoods_compute_in_float32_whatever_comes_in():
+def test_likelihoods_of_16_bit_tensors_compute_in_float32():
     """At 16 bits a sum of 5000 equal terms would stop growing at 2048 or sooner."""
     images, logits = tf.zeros([1, 5000], tf.float16), tf.zeros([1, 5000], tf.float16)
     bernoulli = losses.bernoulli_log_likelihood(images, logits)
@@ -140,14 +140,14 @@ def test_kl_of_a_gaussian_is_the_mean_log_ratio():
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0, -1000.0])
 def test_log_mean_exp_does_not_overflow(offset):
-    """log((1 + 3) / 2) = log 2, moved by any offset: exp(1000) is infinite."""
+    """log((1 + 3) / 2) = log 2, shifted by any offset: exp(1000) is infinite."""
     values = tf.constant([[0.0, math.log(3.0)]] * 3) + offset
     np.testing.assert_allclose(
         losses.log_mean_exp(values, axis=1), [offset + math.log(2)] * 3, rtol=1e-5
     )
 
 
-def test_log_mean_exp_takes_the_axis_it_is_given():
+def test_log_mean_exp_reduces_the_given_axis():
     """Along the first axis all values are equal: their mean is each of them."""
     values = tf.constant([[1.0, 2.0, 5.0]] * 4)
     np.testing.assert_allclose(losses.log_mean_exp(values, axis=0), [1, 2, 5])

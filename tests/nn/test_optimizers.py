@@ -48,14 +48,14 @@ def test_steps_follow_the_formula():
     ],
     ids=lambda options: next(iter(options), "plain"),
 )
-def test_every_option_means_what_it_means_in_keras(options):
+def test_every_option_works_as_in_keras(options):
     ours = trajectory(optimizers.Adam(**RATES | options), GRADIENTS)
     theirs = trajectory(keras.optimizers.Adam(**RATES | options), GRADIENTS)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert np.abs(np.diff(ours, axis=0)).max() > 0.01
 
 
-def test_the_state_is_that_of_keras_and_survives_saving():
+def test_the_state_equals_keras_s_and_survives_saving():
     ours, theirs = optimizers.Adam(**RATES), keras.optimizers.Adam(**RATES)
     trajectory(ours, GRADIENTS), trajectory(theirs, GRADIENTS)
     for mine, other in zip(ours.variables, theirs.variables, strict=True):

@@ -22,7 +22,7 @@ SIGMAS = 4.0
 
 
 def mix(state):
-    """The published hash in Python's integers, which know no overflow."""
+    """The published hash in Python's integers, which do not overflow."""
     state = (state + 0x9E3779B9) & MASK
     state ^= state >> 16
     state = state * 0x21F0AAAD & MASK
@@ -32,7 +32,7 @@ def mix(state):
 
 
 def unmix(state):
-    """The inverse: each step of `mix` undone, the last one first."""
+    """The inverse of `mix`: each step inverted, the last one first."""
     state ^= state >> 15 ^ state >> 30
     state = state * pow(0x735A2D97, -1, 2**32) & MASK
     state ^= state >> 15 ^ state >> 30
@@ -64,7 +64,7 @@ def reference_normal(key, count):
 
 
 def draws(seeds):
-    """All that a model draws for some seeds, as one graph."""
+    """All random numbers of a model for some seeds, as one graph."""
     keys = random.keys(seeds, random.STREAM_GENERATE, 3)
     return {
         "keys": keys,
@@ -150,7 +150,7 @@ def test_onnx_runtime_draws_the_same_bits(eager_draws, monkeypatch):
     check_equal(results, eager_draws)
 
 
-# -- what a key depends on ----------------------------------------------------
+# -- dependence on the key ----------------------------------------------------
 
 
 def test_a_row_does_not_depend_on_its_batch(eager_draws):
@@ -191,7 +191,7 @@ def test_neighbouring_seeds_never_share_a_key(first):
     """The map from one 32-bit word to the key is one to one; -50,000 crosses a word."""
     seeds = np.arange(first, first + NUM_DRAWS, dtype=np.int64)
     keys = random.keys(seeds, random.STREAM_GENERATE).numpy()
-    # Across words two seeds may meet by chance: 50,000**2 / 2**32 = 0.6 expected.
+    # Across words two seeds may collide by chance: 50,000**2 / 2**32 = 0.6 expected.
     allowed = 4 if first < 0 else 0
     assert len(np.unique(keys)) >= NUM_DRAWS - allowed
     assert keys.min() >= 0
@@ -303,7 +303,7 @@ def test_radius_and_angle_use_different_numbers():
     assert abs(correlation(uniforms, np.abs(normals))) < bound
 
 
-def test_categorical_draws_come_as_often_as_their_probabilities():
+def test_categorical_draws_follow_the_probabilities():
     """Two rows of 20,000 draws: each frequency within four standard errors."""
     probabilities = np.array([[0.5, 0.3, 0.2, 0.0], [0.01, 0.01, 0.01, 0.97]])
     with np.errstate(divide="ignore"):

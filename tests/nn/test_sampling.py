@@ -1,4 +1,4 @@
-"""The choice of the next token: by hand, and against a NumPy version of its own."""
+"""Sampling of the next token, by hand and against NumPy."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from kgen.nn.sampling import DEFAULT_SAMPLING, next_tokens
 
 
 def choose(logits, seen=(), num_draws=4000, **settings):
-    """How often each token is drawn, by as many keys."""
+    """The frequency of each token over as many keys."""
     logits = np.tile(np.float32(logits), (num_draws, 1))
     held = np.zeros(logits.shape, bool)
     held[:, list(seen)] = True
@@ -39,12 +39,12 @@ def assert_drawn(received, expected, num_draws=4000):
 LOGITS = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
 
 
-def test_tokens_are_drawn_by_their_probabilities():
+def test_tokens_follow_their_probabilities():
     assert_drawn(choose(LOGITS), [0.4, 0.3, 0.15, 0.1, 0.05])
     assert_drawn(choose(LOGITS, temperature=0.5), shares(2 * LOGITS))
 
 
-def test_a_temperature_of_0_takes_the_first_of_the_likeliest():
+def test_a_temperature_of_0_takes_the_first_most_likely_token():
     assert choose([0.0, 2.0, 2.0], temperature=0, num_draws=20).tolist() == [0, 1, 0]
 
 
@@ -53,35 +53,35 @@ def test_a_temperature_of_0_takes_the_first_of_the_likeliest():
     [
         ({"top_k": 2}, 2),
         ({"top_k": 9}, 5),
-        ({"top_p": 0.69}, 2),  # 0.4 is too little, 0.4 + 0.3 enough
+        ({"top_p": 0.69}, 2),  # 0.4 < 0.69 <= 0.4 + 0.3
         ({"top_p": 0.71}, 3),
         ({"top_p": 1e-6}, 1),
         ({"min_p": 0.3}, 3),  # 0.12 and above
         ({"min_p": 1.0}, 1),
-        ({"top_k": 3, "top_p": 0.8}, 2),  # 0.7 of the 0.85 that top_k leaves: 0.82
+        ({"top_k": 3, "top_p": 0.8}, 2),  # 0.7 / 0.85 after top-k: 0.82
         ({"top_p": 0.71, "min_p": 0.5}, 2),
     ],
 )
-def test_a_filter_leaves_the_likeliest(settings, kept):
+def test_a_filter_keeps_the_most_likely_tokens(settings, kept):
     expected = np.exp(LOGITS) * (np.arange(5) < kept)
     assert_drawn(choose(LOGITS, **settings), expected / expected.sum())
 
 
-def test_filters_look_at_what_the_temperature_makes():
+def test_filters_apply_after_the_temperature():
     # 2 * LOGITS: 0.565, 0.318, 0.079, ...
     expected = shares(2 * LOGITS) * (np.arange(5) < 2)
     received = choose(LOGITS, temperature=0.5, top_p=0.6)
     assert_drawn(received, expected / expected.sum())
 
 
-def test_the_penalty_makes_what_is_there_less_likely():
+def test_the_penalty_makes_seen_tokens_less_likely():
     logits = np.array([1.0, -1.0, 0.5])
     received = choose(logits, seen=(0, 1), repetition_penalty=2.0)
     assert_drawn(received, shares([0.5, -2.0, 0.5]))
 
 
 def reference(logits, seen, uniforms, temperature, top_k, top_p, min_p, penalty):
-    """One row, by sets and loops, in float64."""
+    """One row by loops in float64."""
     logits = [
         (x / penalty if x > 0 else x * penalty) if held else x
         for x, held in zip(logits.tolist(), seen, strict=True)
@@ -103,7 +103,7 @@ def reference(logits, seen, uniforms, temperature, top_k, top_p, min_p, penalty)
     return max(left, key=lambda t: logits[t] - np.log(-np.log(uniforms[t])))
 
 
-def test_rows_of_all_settings_are_those_of_the_reference():
+def test_random_parameters_per_row_equal_the_reference():
     rng = np.random.default_rng(0)
     n, width = 2000, 30
     logits = rng.normal(size=(n, width)).astype(np.float32) * 3

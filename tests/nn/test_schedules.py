@@ -16,7 +16,7 @@ def test_a_ramp_rises_in_equal_steps_and_stays(step, value):
     np.testing.assert_allclose(result, value, rtol=1e-6)
 
 
-def test_a_ramp_of_no_steps_is_over_at_once():
+def test_a_ramp_of_no_steps_is_1_from_the_start():
     assert schedules.linear_ramp(tf.constant(0, tf.int64), 0).numpy() == 1
 
 

@@ -29,7 +29,7 @@ def softmax(scores):
 
 
 def attention_one_by_one(queries, keys, values, mask):
-    """A loop over everything, in float64."""
+    """Loops in float64."""
     outputs = np.zeros(queries.shape)
     for row, head, place in np.ndindex(queries.shape[:3]):
         query = queries[row, head, place]
@@ -42,7 +42,7 @@ def attention_one_by_one(queries, keys, values, mask):
     return outputs
 
 
-def test_attention_is_that_of_a_loop():
+def test_attention_equals_a_loop():
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(2, 2, 3, 4))
     keys, values = rng.normal(size=(2, 2, 2, 5, 4))
@@ -56,7 +56,7 @@ def test_attention_is_that_of_a_loop():
     np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rotation_turns_pairs_by_angles_of_the_position():
+def test_rotary_embedding_rotates_pairs_by_angles_of_the_position():
     vector = tf.constant([[[[1.0, 2.0, 3.0, 4.0]]]])  # pairs (1, 3) and (2, 4)
     turned = apply_rotary_embedding(vector, tf.constant([[5]])).numpy().ravel()
     one = (1 + 3j) * np.exp(5j)
@@ -88,7 +88,7 @@ def test_products_of_rotated_vectors_depend_on_the_distance_alone():
 
 
 def block_by_hand(block, inputs, mask):
-    """The block of one row, without positions, in float64."""
+    """The block for one row without positions, in float64."""
 
     def norm(x, gamma, beta):
         centred = x - x.mean(axis=-1, keepdims=True)
@@ -128,7 +128,7 @@ def block_by_hand(block, inputs, mask):
     return hidden + gelu @ by_layer["mlp_down"][0] + by_layer["mlp_down"][1]
 
 
-def test_a_block_is_that_of_numpy():
+def test_a_block_equals_numpy():
     keras.utils.set_random_seed(0)
     block = TransformerBlock(2)
     block.build((None, None, 8))
@@ -147,7 +147,7 @@ def test_a_block_is_that_of_numpy():
     assert keys.shape == values.shape == (1, 2, 5, 4)
 
 
-def test_what_is_dropped_is_a_share_and_keyed_by_the_row():
+def test_dropout_has_its_rate_and_is_keyed_by_row():
     inputs = tf.ones([3, 50, 40])
     keys = random.keys(1, tf.constant([5, 6, 5]))
     dropped = apply_dropout(inputs, keys, 0.25).numpy()

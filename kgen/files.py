@@ -1,4 +1,4 @@
-"""Files that are either old or new, never half of one."""
+"""Atomic writes: a file is complete, or the old one, or missing."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a file to write that takes its name only once it is complete.
+    """Opens a file for writing that replaces the old one when it is complete.
 
-    It is written beside the old one and renamed into place: a kill, an error or a full
-    disk leaves the old file, or none, and nothing else.
+    It is written to a temporary file and renamed: after a kill, an error or a full disk
+    the old file, or none, is there.
 
     Args:
         path: The file to write, in a folder that exists.
@@ -37,5 +37,5 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # A write that fails does not know its file.
+            error.filename = str(path)  # A failed write does not name its file.
         raise

@@ -1,4 +1,4 @@
-"""Images on disk as PNG: one by one, or many side by side in a grid."""
+"""PNG files of single images, and of grids of images."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from kgen.files import replacing
 
 SOFTWARE = "kgen"  # value of the text "Software" in each PNG file
 SEPARATOR = 2  # Pixels of white between two images of a grid.
-MIN_CELL_SIZE = 32  # Smaller images are enlarged, or nobody sees what is on them.
+MIN_CELL_SIZE = 32  # Smaller images are enlarged, to be recognisable.
 
 
 def write_image_grid(
@@ -22,7 +22,7 @@ def write_image_grid(
     *,
     columns: int | None = None,
 ) -> None:
-    """Writes images side by side, row by row, into one PNG file.
+    """Writes images as a grid, row by row, into one PNG file.
 
     Images smaller than 32 pixels are enlarged by a whole factor, so that each of their
     pixels becomes a square. The file appears complete or not at all.
@@ -31,12 +31,11 @@ def write_image_grid(
         images: `[count, height, width, channels]`, float in [0, 1] or uint8, with one,
             three or four channels.
         path: The file to write. An existing one is replaced.
-        columns: How many images stand in a row; by default as many as make the grid
-            nearly square.
+        columns: Number of images in a row; by default the grid is nearly square.
 
     Raises:
-        ValueError: If the images have another shape or type, leave [0, 1], or if
-            `columns` is not positive.
+        ValueError: Images of another shape or type, or outside [0, 1]; or `columns`
+            below 1.
     """
     pixels = _as_bytes(images)
     count, height, width, channels = pixels.shape
@@ -70,14 +69,14 @@ def write_image(image: npt.ArrayLike, path: str | os.PathLike[str]) -> None:
         path: The file to write. An existing one is replaced.
 
     Raises:
-        ValueError: If the image has another shape or type, or leaves [0, 1].
+        ValueError: An image of another shape or type, or outside [0, 1].
     """
     [pixels] = _as_bytes(np.asarray(image)[None])
     _write_png(pixels, Path(path))
 
 
 def _as_bytes(images: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Returns the images as uint8, once it is sure that they are images."""
+    """Returns the images as uint8, after checks of shape, type and range."""
     array = np.asarray(images)
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""CelebA, in a folder as its authors give it out."""
+"""CelebA, in a folder as its authors publish it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def find_celeba_files(folder: Path) -> FoundFiles | None:
     """Finds the images of CelebA, split by its published partition.
 
     The folder holds img_align_celeba.zip or, unpacked, img_align_celeba/, and no images
-    beside it. If it has both, the zip is read: it is complete or refused. What counts
-    is list_eval_partition.txt if it is there (lines like "000001.jpg 0" with 0 for
-    train, 1 for validation, 2 for test), and else the number of each image: 1 to 162770
-    train, to 182637 validation, to 202599 test. The images may be some of all, and a
-    split of which there are none is left out.
+    beside it. If it has both, the zip is read: it is complete or refused. The split is
+    given by list_eval_partition.txt if it exists (lines like "000001.jpg 0" with 0 for
+    train, 1 for validation, 2 for test), or else by the number of each image: 1 to
+    162770 train, to 182637 validation, to 202599 test. A part of the images is enough;
+    an empty split is left out.
 
     Returns:
         The files of each split, without classes; None if the folder is not CelebA's.
 
     Raises:
         FileNotFoundError: There are no images, or none for training.
-        ValueError: A damaged zip or list, or an image that belongs to no split.
+        ValueError: A damaged zip or list, or an image without a split.
 
     Reference: Liu et al., 2015, Deep Learning Face Attributes in the Wild.
     """

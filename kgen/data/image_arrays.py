@@ -1,4 +1,4 @@
-"""Images that come as arrays: from Python, an .npz, IDX files or scikit-learn."""
+"""Images from arrays: of Python, an .npz, IDX files or scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from PIL import Image
 
 from kgen.data.image_rows import Size, Source, Split, fit_image
 
-# The names under which an .npz or a dict may hold the images and labels of a split:
-# our own, those of the Keras data sets, and those of MedMNIST.
+# Keys of the images and labels of a split in an .npz or a dict: our own names, the
+# names of the Keras data sets, and the names of MedMNIST.
 ARRAY_KEYS = {
     "train": (
         ("images", "x_train", "train_images"),
@@ -38,7 +38,7 @@ _GREY_WEIGHTS = (19595, 38470, 7471)  # ITU-R 601 luma in units of 2**-16, as in
 
 
 class Named(NamedTuple):
-    """An array, and what it is called in an error."""
+    """An array, and its name in an error."""
 
     array: np.ndarray
     origin: str
@@ -53,10 +53,10 @@ def source_from_arrays(
     """Makes a source of the images and labels of each split.
 
     Args:
-        name: What the set is called.
-        found: For each split the images and, where there are any, the labels.
-        size: Height and width to make of each image, or None.
-        channels: 1 or 3, or None to leave them as they are.
+        name: Name of the data set.
+        found: For each split the images and the labels, if it has labels.
+        size: Height and width of the result, or None.
+        channels: 1 or 3, or None to keep them.
     """
     splits: dict[str, Split] = {}
     num_classes = 0
@@ -92,7 +92,7 @@ def as_uint8_images(array: Any, origin: str) -> np.ndarray:
         array: [n, height, width] or [n, height, width, 1 or 3]: integers in 0..255,
             booleans, or floats in [0, 1], which are rounded to the nearest of 0/255,
             1/255, ..., 255/255.
-        origin: What the array is called in an error.
+        origin: Name of the array in an error.
 
     Raises:
         ValueError: Another shape or type, values out of range, NaN, or no rows.
@@ -114,7 +114,7 @@ def as_uint8_images(array: Any, origin: str) -> np.ndarray:
             found = "NaN" if math.isnan(low) else f"values from {low:g} to {high:g}"
             raise ValueError(
                 "Float images must be finite and lie in [0, 1]. Received: "
-                f"{origin} with {found}. Images in 0..255 go in as uint8; those in "
+                f"{origin} with {found}. Pass images in 0..255 as uint8, images in "
                 "[-1, 1] as (images + 1) / 2."
             )
         return np.rint(array * 255).astype(np.uint8)
@@ -142,7 +142,7 @@ def as_labels(array: Any, origin: str, num_rows: int) -> np.ndarray:
     """Returns labels as int32 [n].
 
     Raises:
-        ValueError: Labels that are no integers, negative, or of another number.
+        ValueError: Labels of another type or shape, or negative.
     """
     array = np.asarray(array)
     if array.shape != (num_rows,):
@@ -159,8 +159,8 @@ def as_labels(array: Any, origin: str, num_rows: int) -> np.ndarray:
     if array.min() < 0 or array.max() >= 2**31 - 1:
         raise ValueError(
             "Labels must be integers from 0 on, below 2**31. Received: "
-            f"{origin} with values from {array.min()} to {array.max()}. Leave rows "
-            "without a label out, or give them a class of their own."
+            f"{origin} with values from {array.min()} to {array.max()}. Leave out "
+            "rows without a label, or give them a class of their own."
         )
     return array.astype(np.int32)
 
@@ -192,11 +192,11 @@ def open_digits(size: Size | None, channels: int | None) -> Source:
     if path.exists():
         table = np.loadtxt(path, delimiter=",", dtype=np.int64)
         pixels, labels = table[:, :64], table[:, 64]
-    else:  # the same, after some seconds for the import
+    else:  # the same, but the import takes seconds
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
-    # The pixels count 0 to 16: 0 turns into 0, 8 into 128 (127.5, to even), 16 to 255.
+    # Pixels are 0 to 16: 0 becomes 0, 8 becomes 128 (127.5, to even), 16 becomes 255.
     images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     named = Named(images, "digits"), Named(labels, "the labels of digits")
     return source_from_arrays("digits", {"train": named}, size, channels)
@@ -217,7 +217,7 @@ def open_python_arrays(source: Any, size: Size | None, channels: int | None) -> 
 
 
 def open_npz(path: Path, size: Size | None, channels: int | None) -> Source:
-    """Opens an .npz file; see `ARRAY_KEYS` for the keys that are looked for."""
+    """Opens an .npz file; see `ARRAY_KEYS` for its keys."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(
@@ -270,7 +270,7 @@ def _open_keys(
             present = [key for key in keys if key in arrays]
             if len(present) > 1:
                 raise ValueError(
-                    f"The {split} split is there twice. Received: the keys "
+                    f"The {split} split must be given once. Received: the keys "
                     f"{', '.join(present)}{place}. Leave one of them out."
                 )
             pair += [Named(arrays[key], f"`{key}`{place}") for key in present] or [None]
@@ -280,8 +280,8 @@ def _open_keys(
             found[split] = images, labels
         elif labels is not None:
             raise ValueError(
-                f"There are labels without images. Received: {labels.origin}, but none "
-                f"of the keys {', '.join(image_keys)}."
+                f"Labels must have images. Received: labels without images, "
+                f"{labels.origin} but none of the keys {', '.join(image_keys)}."
             )
     if "train" not in found:
         raise ValueError(
@@ -317,7 +317,7 @@ def find_idx_files(folder: Path) -> dict[tuple[str, str], Path]:
 
 
 def open_idx_folder(folder: Path, size: Size | None, channels: int | None) -> Source:
-    """Opens a folder of IDX files under the names that MNIST gave them."""
+    """Opens a folder of IDX files with MNIST's file names."""
     files = find_idx_files(folder)
     if ("train", "images") not in files:
         raise FileNotFoundError(

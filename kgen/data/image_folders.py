@@ -1,4 +1,4 @@
-"""Folders and zips of image files: which files there are, and their pixels."""
+"""Folders and zips of image files: their layout, and their pixels."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ SPLIT_FOLDERS = {
     "test": "test",
 }
 
-# How many channels an image of each Pillow mode has here. Alpha is no channel.
+# Number of channels of an image of each Pillow mode, without alpha.
 _CHANNELS = {
     **dict.fromkeys(("1", "L", "LA", "I;16", "I;16L", "I;16B"), 1),
     **dict.fromkeys(("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"), 3),
 }
-_TURNED = (5, 6, 7, 8)  # the EXIF orientations that exchange height and width
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _CHUNK_ROWS = 1024
 
 ImageFile = Path | ZipEntry  # or a folder of them
@@ -57,7 +57,7 @@ class FoundFiles(NamedTuple):
     Attributes:
         files: The files of each split, in order, each with the name of its class.
         class_names: The names of the classes, or None without.
-        notes: What was not read, in words.
+        notes: Remarks on files that are not read.
     """
 
     files: dict[str, ClassedFiles]
@@ -72,7 +72,7 @@ def open_image_files(
     channels: int | None,
     cache: str,
 ) -> Source:
-    """Opens the image files that were found at a path; see `open_images`."""
+    """Opens the image files of a path; see `open_images`."""
     files, class_names, notes = found
     readers = {
         split: ImageFiles([file for file, _ in classed], image_size, channels)
@@ -111,7 +111,7 @@ def find_image_files(folder: ImageFile) -> FoundFiles:
 
     Raises:
         FileNotFoundError: There are no image files.
-        ValueError: The layout says two things at once.
+        ValueError: The layout is ambiguous.
     """
     children = visible(folder)
     by_split: dict[str, ImageFile] = {}
@@ -197,7 +197,7 @@ def walk(path: ImageFile, others: Counter[str]) -> list[ImageFile]:
 
 
 def not_read(others: Counter[str]) -> tuple[str, ...]:
-    """Returns the note on files that were not read, if there are any."""
+    """Returns the note on files that are not read, if there are any."""
     return (f"not read: {_count_text(others)}",) if others else ()
 
 
@@ -206,12 +206,12 @@ def _count_text(others: Counter[str]) -> str:
 
 
 class ImageFiles:
-    """Images in files, decoded when their rows are asked for, on all processors.
+    """Images in files, decoded on request, on all processors.
 
     Args:
         files: The files, one row each; at least one.
-        image_size: Height and width to make of each image, or None.
-        channels: 1 or 3, or None to keep those of the first file.
+        image_size: Height and width of the result, or None.
+        channels: 1 or 3, or None for the channels of the first file.
     """
 
     def __init__(
@@ -236,25 +236,25 @@ class ImageFiles:
         return images
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Yields all rows, some at a time."""
+        """Yields all rows in chunks."""
         for start in range(0, len(self._files), _CHUNK_ROWS):
             yield self[np.arange(start, min(start + _CHUNK_ROWS, len(self._files)))]
 
     def expect(self, first: ImageFiles) -> None:
-        """Makes the files agree with the first file of another set."""
+        """Requires the shape of the first file of another set."""
         self._first, self._image_shape = first._first, first._image_shape
         self._check(self._files[0], self._probe(self._files[0]))
 
     def check_all(self) -> None:
-        """Raises ValueError unless the headers of all files say the same shape."""
+        """Raises ValueError unless the headers of all files hold the same shape."""
         shapes = _pool(os.getpid()).map(self._probe, self._files)
         for file, shape in zip(self._files, shapes, strict=True):
             self._check(file, shape)
 
     def identity(self, folder: Path) -> str:
-        """Returns names, sizes and times of the files: what stands for the pixels.
+        """Returns names, sizes and times of the files, which identify the pixels.
 
-        In place of the time, a file in a zip has its checksum.
+        A file in a zip has its checksum in place of the time.
         """
         lines = []
         for file in self._files:
@@ -304,7 +304,7 @@ class ImageFiles:
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Returns the decoding threads of a process: a fork does not take them along."""
+    """Returns the decoding threads of a process: a fork does not inherit them."""
     return ThreadPoolExecutor(os.cpu_count() or 1)
 
 
@@ -338,7 +338,7 @@ def _opened(file: ImageFile) -> Iterator[Image.Image]:
 def decode_image(file: ImageFile) -> Image.Image:
     """Returns the image of a file, upright, as 8-bit grey ("L") or "RGB".
 
-    16-bit grey is scaled to 8 bits, transparent pixels are laid over white.
+    16-bit grey is scaled to 8 bits; transparency is blended over white.
 
     Raises:
         ValueError: The file is no image, is damaged, or of an unknown kind.

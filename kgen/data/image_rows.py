@@ -1,4 +1,4 @@
-"""Rows of decoded images: what a source gives, and where its pixels are kept."""
+"""Rows of decoded images: the content of a source, and the storage of its pixels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from PIL import Image, ImageOps
 
 from kgen.files import replacing
 
-# Decoded sets up to this size are kept in memory. Twice this much fits beside a model
-# on the machines this library is made for; 2 GiB are 2.7 million MNIST images or
-# 175,000 colour images of 64x64.
+# Decoded sets up to this size are kept in memory: 2.7 million MNIST images or 175,000
+# colour images of 64x64. Twice as much fits beside a model on a machine of 16 GB.
 MEMORY_LIMIT = 2 * 2**30
 
 Size = tuple[int, int]  # height, width
@@ -24,7 +23,7 @@ Shape = tuple[int, int, int]  # height, width, channels
 
 
 class ImageRows(Protocol):
-    """Images that are read by their row numbers: an array, or what acts like one."""
+    """Images that are read by their row numbers, such as an array."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -36,13 +35,13 @@ class ImageRows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The images of one split, and their labels, int32 [n], where there are any."""
+    """The images of one split, and their labels, int32 [n], or None."""
 
     images: ImageRows
     labels: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> Split:
-        """Returns the split that holds only some of the rows."""
+        """Returns a split of some of the rows."""
         images: ImageRows
         if is_in_memory(self.images):
             images = self.images[rows]
@@ -55,13 +54,13 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What was found at a source, before splits it does not have are carved out.
+    """Content of a source, before missing splits are split off.
 
     Attributes:
-        splits: At least "train"; "validation" and "test" where the source has them.
-        class_names: One name per label, or None where there are no labels.
-        identity: Text that names the content where the rows are not in memory.
-        notes: What was seen but not used, one phrase each.
+        splits: At least "train"; "validation" and "test" if the source has them.
+        class_names: One name per label, or None without labels.
+        identity: Text that identifies the content if the rows are not in memory.
+        notes: Remarks on unused content, one phrase each.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Source:
 
 
 class RowSelection:
-    """Some rows of images that are not in memory."""
+    """A selection of rows of images that are not in memory."""
 
     def __init__(self, images: ImageRows, rows: np.ndarray):
         self._images = images
@@ -91,17 +90,17 @@ def is_in_memory(images: ImageRows) -> TypeGuard[np.ndarray]:
 def fit_image(
     image: Image.Image, image_size: Size | None, channels: int | None, origin: str
 ) -> np.ndarray:
-    """Returns one image in the size and with the channels that are asked for.
+    """Returns one image in the requested size and channels.
 
-    The image is scaled, antialiased, until it just covers `image_size`, and what
-    sticks out is cut off evenly at both sides. RGB turns into grey by the luma of
-    ITU-R 601, grey into RGB by repetition.
+    The image is scaled, antialiased, until it just covers `image_size`, and cropped at
+    the centre. RGB becomes grey by the luma of ITU-R 601, grey becomes RGB by
+    repetition.
 
     Args:
         image: A Pillow image of mode "L" or "RGB".
-        image_size: Height and width, or None to leave the size as it is.
-        channels: 1, 3, or None to leave them as they are.
-        origin: What the image is called in an error.
+        image_size: Height and width, or None to keep the size.
+        channels: 1, 3, or None to keep them.
+        origin: Name of the image in an error.
 
     Returns:
         uint8 [height, width, channels].
@@ -131,7 +130,7 @@ def size_text(size: Iterable[int]) -> str:
 
 
 def gather_rows(chunks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the chunks, one after the other, as one array of `shape` in memory."""
+    """Returns the chunks, concatenated, as one array of `shape` in memory."""
     images = np.empty(shape, np.uint8)
     filled = 0
     for chunk in chunks:
@@ -141,7 +140,7 @@ def gather_rows(chunks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndar
 
 
 def cache_file(*identity: object) -> Path:
-    """Returns where the decoded rows of what these values identify are cached."""
+    """Returns the cache file of the decoded rows that these values identify."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
     return Path(base) / "kgen" / "images" / f"{key}.npy"
@@ -150,9 +149,9 @@ def cache_file(*identity: object) -> Path:
 def cache_rows(
     chunks: Iterable[np.ndarray], shape: tuple[int, ...], path: Path
 ) -> np.ndarray:
-    """Returns the rows as a memory-mapped file, which is written if it is not there.
+    """Returns the rows as a memory-mapped file, which is written if it is missing.
 
-    The file is written beside and renamed: it is there complete, or not at all.
+    The file appears complete or not at all.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +171,6 @@ def cache_rows(
 
 
 def cache_labels(chunks: Iterable[np.ndarray], num_rows: int, path: Path) -> np.ndarray:
-    """Returns labels, int32 [num_rows], that are kept as `cache_rows` keeps images."""
+    """Returns labels, int32 [num_rows], cached as `cache_rows` caches images."""
     as_bytes = (chunk.view(np.uint8) for chunk in chunks)
     return np.array(cache_rows(as_bytes, (num_rows * 4,), path)).view(np.int32)

@@ -105,7 +105,7 @@ def open_images(
     cache: str = "auto",
     download: bool = True,
 ) -> ImageSet:
-    """Opens a set of images.
+    """Opens an image data set.
 
     Validation and test splits of the source are kept. A missing split is taken from
     the training images: a tenth of them, at least 1 and at most 5,000, the first rows
@@ -116,23 +116,23 @@ def open_images(
     Args:
         source: One of
             - "digits": 1,797 handwritten digits of 8x8 pixels, from scikit-learn;
-            - a path (it goes before an equal name) of a folder of PNG, JPEG, WebP or
-              BMP files. Two or more subfolders are classes, labelled in the order of
-              their names. Folders called train, validation (val) and test at the top
-              are splits. Images are turned upright by their EXIF orientation, 16-bit
-              grey is scaled to 8 bits, and what is transparent is laid over white;
-            - a path of a .zip of such a folder, or of what is in it. It is read where
-              it is, and never unpacked to disk;
+            - a path (which has precedence over an equal name) of a folder of PNG, JPEG,
+              WebP or BMP files. Two or more subfolders are classes, labelled in the
+              order of their names. Folders called train, validation (val) and test at
+              the top are splits. Images are turned upright by their EXIF orientation,
+              16-bit grey is scaled to 8 bits, and transparency is blended over white;
+            - a path of a .zip of such a folder, or of its content. It is read in place
+              and never unpacked to disk;
             - a path of a folder with CelebA's img_align_celeba.zip or, unpacked,
               img_align_celeba/, and no other images: split as published, by
-              list_eval_partition.txt if that is there and by number if not; see
+              list_eval_partition.txt if it exists and by number if not; see
               `kgen.data.celeba.find_celeba_files`;
             - a path of a folder of IDX files, plain or .gz, under MNIST's names;
             - a path of an .npz with the key images (or x_train, train_images), and
-              perhaps labels (y_train, train_labels), x_validation, y_validation,
+              optionally labels (y_train, train_labels), x_validation, y_validation,
               x_test, y_test and the like;
             - the name of a data set of tensorflow-datasets with a feature "image", and
-              perhaps a class "label": mnist, fashion_mnist, celeb_a, ...;
+              optionally a class "label": mnist, fashion_mnist, celeb_a, ...;
             - "stacked_mnist": RGB images of three random digits of MNIST, one a
               channel, with the labels 100 a + 10 b + c of the digits a, b and c. Each
               split is made of the digits of that split, as many as there are of them;
@@ -143,8 +143,8 @@ def open_images(
         image_size: Height and width in pixels of all images, or one number for both.
             Each image is scaled, antialiased, until it just covers that size, and
             cropped at the centre. None: the images have one size and keep it.
-        channels: 1 (grey) or 3 (RGB) to turn all images into that. None: all have the
-            same and keep it.
+        channels: 1 (grey) or 3 (RGB), to convert all images. None: all have the same
+            and keep it.
         data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
             own default, ~/tensorflow_datasets. For names only; for stacked_mnist it may
             be a folder of MNIST's IDX files as well.
@@ -153,16 +153,16 @@ def open_images(
             in each pass, for folders and zips only; "auto": in memory up to 2 GiB, and
             from there on "none" for a folder or a zip and "disk" for a name. Arrays and
             stacked_mnist are in memory.
-        download: Whether a data set of tensorflow-datasets that is not there may be
-            downloaded and prepared.
+        download: Whether a missing data set of tensorflow-datasets may be downloaded
+            and prepared.
 
     Raises:
         FileNotFoundError: A path that does not exist, a folder or zip without images,
-            or a data set that is not there and cannot be downloaded.
+            or a missing data set that cannot be downloaded.
         ValueError: An unknown name, a file that is damaged or of another kind, images
             that differ in size or channels or are smaller than `image_size`, numbers
             out of range, labels that do not fit, an encrypted zip, too few images to
-            split. Each message names the file, and the zip that it is in.
+            split. Each message names the file, and its zip.
 
     Example:
         >>> print(kgen.data.open_images("digits"))
@@ -289,8 +289,7 @@ class ImageSet(DataSet):
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all pixels and labels.
 
-        Where the images are not in memory, of the names, sizes and times of the files
-        instead.
+        If the images are not in memory, of the names, sizes and times of the files.
         """
         digest = hashlib.sha256(repr((self.image_shape, self.splits)).encode())
         for rows in self._splits.values():
@@ -386,8 +385,8 @@ def _with_all_splits(source: Source) -> dict[str, Split]:
 def _binarize(pixels: tf.Tensor, key: tf.Tensor, *position: tf.Tensor) -> tf.Tensor:
     """Draws black or white for each pixel, by noise keyed by `key` and `position`.
 
-    XLA turns it into one pass over the memory: this is most of what an epoch of a small
-    model costs outside its step.
+    XLA fuses it into one pass over the memory: it is the largest cost of an epoch of a
+    small model outside the training step.
     """
     noise = random.bits(random.fold_in(key, *position), pixels.shape[1:])
     return _white_or_black(pixels, noise)

@@ -1,25 +1,33 @@
-"""Titles and genres of items: the movie files of MovieLens."""
+"""Titles and genres of items, from the movie files of MovieLens, and their features."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+import scipy.sparse
 
 from kgen.data.rating_columns import Titles, find_roles
 from kgen.data.zip_files import ZipEntry
 
 _NO_GENRE = ("unknown", "(no genres listed)")
+_YEAR = re.compile(r"\s*\((\d{4})[-\u2013]?\d*\)\s*$")  # "Heat (1995)"
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 def read_titles(files: dict[str, Path | ZipEntry]) -> Titles | None:
-    """Reads the titles and genres that lie beside ratings.
+    """Reads the titles and genres in the folder of the ratings.
 
     Args:
-        files: The files of a folder by their names in lower case. Read is the first of
-            - "u.item" of ml-100k: id|title|date|date|address|flags of genres, whose
-              names are in "u.genre";
+        files: The files of a folder by their names in lower case. The first of these is
+            read:
+            - "u.item" of ml-100k: id|title|date|date|address|flags of genres, with the
+              names in "u.genre";
             - "movies.dat" of ml-1m and ml-10m: id::title::genre|genre;
             - "movies.csv" of all later sets: a header with an item, title and genres,
               separated by "|".
@@ -43,13 +51,46 @@ def read_titles(files: dict[str, Path | ZipEntry]) -> Titles | None:
     return None
 
 
+def title_features(
+    titles: Sequence[str], genres: Sequence[Sequence[str]]
+) -> tuple[scipy.sparse.csr_array, list[str]]:
+    """Returns features of items by their titles and genres.
+
+    Features are the genres, called "genre:Comedy", the words of the titles in lower
+    case, called "word:story", and the years at their ends, called "year:1995"; in this
+    order, each ascending. Words and years of a single item are left out.
+
+    Returns:
+        float32 multi-hot rows, [items, features], and the names of the features.
+    """
+    of_genres = [{f"genre:{name}" for name in names} for names in genres]
+    of_titles = [
+        {f"word:{word}" for word in _WORD.findall(_YEAR.sub("", title).lower())}
+        | {f"year:{year}" for year in _YEAR.findall(title)}
+        for title in titles
+    ]
+    counts = Counter(word for one in of_titles for word in one)
+    names = sorted(set().union(*of_genres))
+    names += sorted(word for word, count in counts.items() if count > 1)
+    column = {name: index for index, name in enumerate(names)}
+    rows = [
+        sorted(column[name] for name in one | two if name in column)
+        for one, two in zip(of_genres, of_titles, strict=True)
+    ]
+    columns = np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32)
+    starts = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    ones = np.ones(len(columns), np.float32)
+    shape = (len(titles), len(names))
+    return scipy.sparse.csr_array((ones, columns, starts), shape=shape), names
+
+
 def is_genre(name: str) -> bool:
-    """Returns whether a genre says anything: "unknown" does not."""
+    """Returns whether a genre has a meaning: "unknown" does not."""
     return bool(name) and name.lower() not in _NO_GENRE
 
 
 def _text(file: Path | ZipEntry) -> str:
-    """Returns the text of a file in UTF-8 or, as the older sets are, in Latin-1."""
+    """Returns the text of a file in UTF-8 or, as in the older sets, in Latin-1."""
     content = file.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -58,7 +99,7 @@ def _text(file: Path | ZipEntry) -> str:
 
 
 def _numbered_lines(file: Path | ZipEntry) -> Iterator[tuple[int, str]]:
-    # Not `splitlines`, which also ends lines where a title has a character U+0085.
+    # Not `splitlines`, which also ends lines at U+0085 in a title.
     for number, line in enumerate(_text(file).split("\n"), 1):
         if line.strip():
             yield number, line.rstrip("\r")

@@ -16,13 +16,13 @@ from typing import Any
 NAME = re.compile(r"\w+(/[\w-]+)?(:[\w.*]+)?")
 # tensorflow-datasets tries ten times, which takes minutes where there is no network.
 _DOWNLOAD_RETRIES = 4
-# Log messages that begin like this say nothing to a user: of a folder that a failed
-# download left, of a deprecation within tensorflow-datasets, of each retry.
+# Beginnings of log messages that are hidden: on the folder of a failed download, on a
+# deprecation within tensorflow-datasets, on each retry.
 _NOISE = ("Variant folder", "`FeatureConnector.dtype`", "Retrying")
 
 
 def find_builder(name: str, data_dir: Path | None, own_names: Sequence[str]) -> Any:
-    """Returns the builder of a data set, whether or not its files are there.
+    """Returns the builder of a data set; its files may be missing.
 
     Args:
         name: A name that `NAME` matches.
@@ -54,7 +54,7 @@ def find_builder(name: str, data_dir: Path | None, own_names: Sequence[str]) -> 
 
 
 def prepare(builder: Any, name: str, download: bool) -> None:
-    """Downloads and prepares a data set unless its files are there.
+    """Downloads and prepares a data set unless its files exist.
 
     Raises:
         FileNotFoundError: The files are missing, and a download failed or is not

@@ -1,4 +1,4 @@
-"""Images by the names of tensorflow-datasets."""
+"""Images by name: data sets of tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def open_named_images(
             if cache == "memory":
                 labels = np.concatenate(numbers)
             else:
-                # The chunks were not read if the images were in the cache already.
+                # Cached images are not read again, and so neither are their labels.
                 label_chunks = numbers or stored.labels(split)
                 path = cache_file(*place, "labels")
                 labels = cache_labels(label_chunks, num_rows, path)

@@ -1,4 +1,4 @@
-"""Ratings by the names of tensorflow-datasets."""
+"""Ratings by name: data sets of tensorflow-datasets."""
 
 from __future__ import annotations
 

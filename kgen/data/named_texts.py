@@ -1,4 +1,4 @@
-"""Texts by their names: the one that every Python has, and tensorflow-datasets."""
+"""Texts by name: the manual of Python, and data sets of tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PYTHON_MANUAL = "python-manual"
 
 
 def read_python_manual() -> Documents:
-    """Reads the pages of Python's manual that `help()` shows: they are installed."""
+    """Reads the pages of Python's manual that `help()` shows, from the installation."""
     from pydoc_data.topics import topics
 
     pages = [topics[name] for name in sorted(topics)]
@@ -43,7 +43,7 @@ def read_named_texts(
 
 
 def _find_feature(builder: Any, name: str, text_key: str) -> str:
-    """Returns the feature of that name, or, if it is "text", the only text there is."""
+    """Returns the feature of that name; for "text", also the only text feature."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features

@@ -106,8 +106,8 @@ class Wanted(NamedTuple):
 
     Attributes:
         roles: Roles that are used, of `ROLES`; "user" and "item" at least.
-        names: Names of the columns of `ROLES`, in this order, as far as they are given;
-            or None. Other columns have one of the usual names.
+        names: Given names of the columns of `ROLES`, in this order, or None. The other
+            columns have one of the usual names.
     """
 
     roles: tuple[str, ...] = ROLES

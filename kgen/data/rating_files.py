@@ -1,4 +1,4 @@
-"""Files of ratings: MovieLens as it is published, CSV and Parquet."""
+"""Files of ratings: MovieLens as published, CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_rating_files(path: Path, wanted: Wanted = ALL_COLUMNS) -> RatingTable:
     else:
         file = path
         name = path.name
-        # A table that MovieLens names lies beside its titles.
+        # A table with a name of MovieLens has its titles in the same folder.
         beside = _RATINGS_NAME.fullmatch(path.name.lower())
         titles = read_titles(_files_of(path.parent)) if beside else None
     is_parquet = file.name.lower().endswith(".parquet")
@@ -143,7 +143,7 @@ class _Layout(NamedTuple):
 
 @contextmanager
 def _open(file: TableFile) -> Iterator[Any]:
-    """Opens the text of a file, also of one that is gzipped."""
+    """Opens the text of a file, which may be gzipped."""
     with file.open("rb") as stream:
         if file.name.lower().endswith(".gz"):
             with gzip.GzipFile(fileobj=stream) as text:
@@ -172,7 +172,7 @@ def _read_lines(file: TableFile, columns: RatingColumns, wanted: Wanted) -> list
             _open(file) as stream,
             pyarrow.csv.open_csv(
                 stream,
-                # Threads would lose count of the lines.
+                # With threads the lines are not numbered.
                 read_options=pyarrow.csv.ReadOptions(
                     use_threads=False,
                     block_size=_BLOCK_BYTES,

@@ -1,4 +1,4 @@
-"""Sets of ratings: which items each user likes, split, and read as batches."""
+"""Rating data sets: the liked items of each user, split, and read in batches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import difflib
 import hashlib
 import math
 import os
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +17,7 @@ import scipy.sparse
 import tensorflow as tf
 
 from kgen.data.dataset import SPLITS, DataSet
+from kgen.data.item_titles import title_features
 from kgen.data.named_builders import NAME
 from kgen.data.named_ratings import read_named_ratings
 from kgen.data.pipeline import Batch, Read, check_seed
@@ -34,8 +33,6 @@ from kgen.data.rating_splits import (
 )
 
 SPLIT_STRATEGIES = ("strong", "leave-one-out", "random", "held-out-items")
-_YEAR = re.compile(r"\s*\((\d{4})[-\u2013]?\d*\)\s*$")  # "Heat (1995)"
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 def ratings(
@@ -103,27 +100,26 @@ def open_ratings(
     data_dir: str | os.PathLike | None = None,
     download: bool = True,
 ) -> RatingSet:
-    """Opens a set of (user, item) pairs that say what each user likes.
+    """Opens a data set of (user, item) pairs: the items that each user likes.
 
-    A pair is positive, and kept, if its rating is at least `min_rating`. Of a pair that
-    occurs more than once, the last one counts, whatever its time. Then users with fewer
-    than `min_items` positive pairs leave, and the items are those that are left: an
-    item that only test users have is an item, of which training says nothing
+    A pair is positive, and kept, if its rating is at least `min_rating`. Of repeated
+    pairs the last in the source counts, whatever its time. Then users with fewer than
+    `min_items` positive pairs are dropped, and the items of the other users are the
+    catalogue; it includes items of test users alone, which training never sees
     (`notes` counts these). So MovieLens 100K is 938 users, 1,447 items, 55,361 pairs.
 
-    What is evaluated is how well hidden items (the targets) of a user are found again
-    from other items (the history) of the same user. A user of whom there is no history
-    or no target is in no row of that split. The kinds of split, all of them pure
-    functions of the seed and the set:
+    An evaluation measures how well hidden items (the targets) of a user are predicted
+    from other items (the history) of the same user. A user without a history or without
+    a target has no row in that split. The split strategies, all of them pure functions
+    of the seed and the set:
 
     - "strong": validation and test have `held_out_users` users each, drawn at random,
-      of whom training sees nothing. Of a user's n items, `hidden_fraction` * n, rounded
+      whom training never sees. Of a user's n items, `hidden_fraction` * n, rounded
       to the nearest (halves up), at least 1 and at most n - 1, are targets, drawn at
       random.
-    - "leave-one-out": a user's last item is the target of the test, the one before the
-      target of the validation, as far as one item is left to train on. Last is by time,
-      and among equal times by the order of the source; where there are no times, at
-      random.
+    - "leave-one-out": a user's last item is the target of the test, the item before it
+      the target of the validation, as far as one item is left to train on. The order is
+      by time, and for equal times the order of the source; without times it is random.
     - "random": `hidden_fraction` of all pairs, drawn at random, are the targets of the
       test, and a tenth of the others the targets of the validation (both rounded as
       above).
@@ -131,16 +127,16 @@ def open_ratings(
       history. Drawn at random, half of them (rounded up) are the targets of the test
       and the others those of the validation: `candidates` are the items to rank.
 
-    The history is all that is trained on, of the user; in the test of "leave-one-out"
-    and "random" the targets of the validation are in it too.
+    The history holds all training items of the user; in the test of "leave-one-out" and
+    "random" also the targets of the validation.
 
     Args:
         source: One of
-            - a path (it goes before an equal name) of a folder or a .zip of MovieLens
-              as it is published, whichever edition: u.data, ratings.dat, ratings.csv
+            - a path (which has precedence over an equal name) of a folder or a .zip of
+              MovieLens as published, of any edition: u.data, ratings.dat, ratings.csv
               or ratings.parquet, and the titles and genres of u.item, movies.dat or
-              movies.csv. A zip is read where it is, and never unpacked to disk. The
-              path of the table itself does as well;
+              movies.csv; or the path of the table itself. A zip is read in place and
+              never unpacked to disk;
             - a path of another table of users and items, text (CSV, TSV, .gz of them;
               separated by a tab, comma, ";", "|" or "::") or Parquet, or of a folder or
               zip with just one. Columns are found by their names: user, user_id, uid;
@@ -155,8 +151,8 @@ def open_ratings(
               a data frame, by the names above.
             Ids are whole numbers or text. Where all ids of users (or items) are whole
             numbers without leading zeros they are int64, also if they were text.
-        min_rating: The lowest rating that is positive. None: every pair is. Data
-            without ratings are positive throughout.
+        min_rating: The lowest positive rating. None: every pair is positive, as in data
+            without ratings.
         min_items: Positive pairs that a user must have, at least 1.
         split_strategy: "strong", "leave-one-out", "random" or "held-out-items".
         seed: Integer in [0, 2**63), keys the split.
@@ -167,22 +163,22 @@ def open_ratings(
             first two at least, where they are called otherwise.
         data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
             own default, ~/tensorflow_datasets. For names only.
-        download: Whether a data set of tensorflow-datasets that is not there may be
-            downloaded and prepared.
+        download: Whether a missing data set of tensorflow-datasets may be downloaded
+            and prepared.
 
     Raises:
         FileNotFoundError: A path that does not exist, a folder or zip without ratings,
-            or a data set that is not there and cannot be downloaded.
-        ValueError: An unknown name, a damaged file, a line that is broken, a missing
-            id, a rating that is no finite number, an argument out of range, too few
-            users. The message names the file and the line.
+            or a missing data set that cannot be downloaded.
+        ValueError: An unknown name, a damaged file, a broken line, a missing id, a
+            rating that is not a finite number, an argument out of range, too few users.
+            The message names the file and the line.
 
     Example:
         >>> print(kgen.data.open_ratings("ml-100k.zip"))
         ml-100k: 938 users, 1,447 items, 55,361 pairs rated 4 or more ...
 
     Reference: Liang et al., 2018, Variational Autoencoders for Collaborative Filtering
-    (the "strong" split; there the catalogue is that of the training users alone).
+    (the "strong" split; there the catalogue has the items of training users alone).
     """
     options = RatingOptions(  # checked before a large file is read
         min_rating=min_rating,
@@ -393,13 +389,13 @@ class RatingSet(DataSet):
         return self._user_rows[split]
 
     def history(self, split: str) -> scipy.sparse.csr_array:
-        """Returns what is known of each user of a split.
+        """Returns the history of each user of a split, as multi-hot rows.
 
         Args:
             split: "train", "validation" or "test".
 
         Returns:
-            float32 ones, [users of the split, num_items], in the order of
+            float32, [users of the split, num_items], in the order of
             `user_rows(split)`, with sorted indices.
 
         Raises:
@@ -409,7 +405,7 @@ class RatingSet(DataSet):
         return self._matrix(split, self._parts[split].history)
 
     def targets(self, split: str) -> scipy.sparse.csr_array | None:
-        """Returns what is to be found of each user of a split.
+        """Returns the targets of each user of a split, as multi-hot rows.
 
         Args:
             split: "train", "validation" or "test".
@@ -425,17 +421,17 @@ class RatingSet(DataSet):
         return None if mask is None else self._matrix(split, mask)
 
     def known_pairs(self, split: str) -> scipy.sparse.csr_array:
-        """Returns what `history` holds, but a row for every user.
+        """Returns the content of `history`, with a row for every user.
 
-        Users without a history or without a target, who are in no row of `history`,
-        have theirs here: in the test of "leave-one-out" and "random" all pairs that are
-        no targets of the test.
+        It includes users without a history or without a target, who have no row in
+        `history`: for the test of "leave-one-out" and "random" all pairs except the
+        targets of the test.
 
         Args:
             split: "train", "validation" or "test".
 
         Returns:
-            float32 ones, [num_users, num_items], with sorted indices.
+            float32 multi-hot rows, [num_users, num_items], with sorted indices.
 
         Raises:
             ValueError: There is no such split.
@@ -451,7 +447,7 @@ class RatingSet(DataSet):
     def candidates(self, split: str) -> np.ndarray | None:
         """Returns the items to rank in a split, ascending positions in `item_ids`.
 
-        None stands for all items: in "train", and in all splits but "held-out-items".
+        None means all items: for "train", and for all strategies but "held-out-items".
 
         Raises:
             ValueError: There is no such split.
@@ -460,7 +456,7 @@ class RatingSet(DataSet):
         return self._candidates.get(split)
 
     def item_counts(self) -> np.ndarray:
-        """Returns how many users of the training have each item: int64 [num_items]."""
+        """Returns the number of training users of each item: int64 [num_items]."""
         items = self._rows_of("train", self._parts["train"].history)[1]
         return np.bincount(items, minlength=self.num_items)
 
@@ -472,7 +468,7 @@ class RatingSet(DataSet):
         )
 
     def _rows_of(self, split: str, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns where the items of each user of a split start, and all the items."""
+        """Returns the start of each user's items in a split, and all the items."""
         rows = self._user_rows[split]
         in_split = np.zeros(self.num_users, bool)
         in_split[rows] = True
@@ -514,14 +510,10 @@ class RatingSet(DataSet):
         return read, 1
 
     def item_features(self) -> tuple[scipy.sparse.csr_array, list[str]]:
-        """Returns what the titles and genres say about the items.
-
-        Features are the genres, called "genre:Comedy", the words of the titles in lower
-        case, called "word:story", and the years at their ends, called "year:1995"; in
-        this order, each ascending. Words and years of one item only are left out.
+        """Returns features from the titles and genres of the items.
 
         Returns:
-            float32 ones, [num_items, num_features], and the names of the features.
+            See `kgen.data.item_titles.title_features`.
 
         Raises:
             ValueError: The source has no titles.
@@ -532,27 +524,7 @@ class RatingSet(DataSet):
                 f"{self.name}, which has none. MovieLens has them in u.item, "
                 "movies.dat or movies.csv, beside its ratings."
             )
-        genres = [{f"genre:{name}" for name in names} for names in self.item_genres]
-        words = [
-            {f"word:{word}" for word in _WORD.findall(_YEAR.sub("", title).lower())}
-            | {f"year:{year}" for year in _YEAR.findall(title)}
-            for title in self.item_titles
-        ]
-        titles_with = Counter(word for one in words for word in one)
-        names = sorted(set().union(*genres))
-        names += sorted(word for word, count in titles_with.items() if count > 1)
-        column = {name: index for index, name in enumerate(names)}
-        rows = [
-            sorted(column[name] for name in one | two if name in column)
-            for one, two in zip(genres, words, strict=True)
-        ]
-        starts = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-        columns = np.array([index for row in rows for index in row], np.int32)
-        features = scipy.sparse.csr_array(
-            (np.ones(len(columns), np.float32), columns, starts),
-            shape=(self.num_items, len(names)),
-        )
-        return features, names
+        return title_features(self.item_titles, self.item_genres)
 
     def positions(self, original_ids: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Returns the positions in `item_ids` of items by their ids in the source.
@@ -579,8 +551,8 @@ class RatingSet(DataSet):
                 hint = f"Did you mean {' or '.join(near)}?"
             shown = ", ".join(repr(one) for one in unknown[:5])
             raise ValueError(
-                f"Items must be among the {self.num_items:,} of {self.name}, those "
-                f"with a positive pair. Received: {shown}"
+                f"Items must be among the {self.num_items:,} of {self.name} with a "
+                f"positive pair. Received: {shown}"
                 f"{', ...' if len(unknown) > 5 else ''} ({len(unknown)} unknown). "
                 f"{hint}"
             )
@@ -588,7 +560,7 @@ class RatingSet(DataSet):
 
 
 def _as_id(value: Any, kind: type) -> int | str | None:
-    """Returns an id as the set has it: a number, or text."""
+    """Returns an id in the type of the set, a number or text."""
     if kind is str:
         return str(value)
     try:

@@ -1,4 +1,4 @@
-"""The ways to split (user, item) pairs into what is shown and what is to be found.
+"""Split strategies: (user, item) pairs into histories and targets.
 
 All are pure functions of the pairs and a seed; `open_ratings` describes them.
 """
@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
         users: int32 [n], positions in the ids of the users.
         items: int32 [n], positions in the ids of the items.
         times: float64 [n], or None.
-        rows: int64 [n], their places in the source.
+        rows: int64 [n], their positions in the source.
     """
 
     users: np.ndarray
@@ -41,7 +41,7 @@ class Pairs(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What of all pairs belongs to one split: bool [n], shown and to be found."""
+    """The pairs of one split: masks, bool [n], of histories and targets."""
 
     history: np.ndarray
     targets: np.ndarray | None = None
@@ -50,11 +50,11 @@ class Part(NamedTuple):
 def positive_pairs(
     table: RatingTable, min_rating: float | None, min_items: int
 ) -> tuple[Pairs, np.ndarray, np.ndarray, int]:
-    """Returns the pairs that are kept.
+    """Selects the positive pairs.
 
     Returns:
-        The pairs; which users and which items of the table they have, int64,
-        ascending; and how many users had too few.
+        The pairs; the indices of their users and of their items in the table, int64,
+        ascending; and the number of users with too few pairs.
     """
     rows = np.arange(len(table.users))
     if min_rating is not None and table.ratings is not None:
@@ -88,7 +88,7 @@ def _rounded(numbers: Any) -> Any:
     return np.floor(np.asarray(numbers) + 0.5).astype(np.int64)
 
 
-def _places_of_users(
+def _ranks_within_users(
     pairs: Pairs, num_users: int, keys: tuple[np.ndarray, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks the pairs of each user.
@@ -96,18 +96,18 @@ def _places_of_users(
     Args:
         pairs: All pairs.
         num_users: Number of users.
-        keys: What to sort the pairs of a user by; the last key goes first.
+        keys: Sort keys of the pairs of a user; the last key is the primary one.
 
     Returns:
-        int64 [n], the place of each pair among those of its user, from 0; and int64
+        int64 [n], the rank of each pair among the pairs of its user, from 0; and int64
         [n], the number of pairs of that user.
     """
     counts = np.bincount(pairs.users, minlength=num_users)
     starts = np.cumsum(counts) - counts
     order = np.lexsort((*keys, pairs.users))
-    places = np.empty(len(order), np.int64)
-    places[order] = np.arange(len(order)) - starts[pairs.users]
-    return places, counts[pairs.users]
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order)) - starts[pairs.users]
+    return ranks, counts[pairs.users]
 
 
 def split_users(
@@ -132,11 +132,11 @@ def split_users(
     role[order[held : 2 * held]] = SPLITS.index("validation")
     roles = role[pairs.users]
     shuffled = permutation(len(pairs.users), seed, HIDDEN_STREAM)
-    places, counts = _places_of_users(pairs, num_users, (shuffled,))
+    ranks, counts = _ranks_within_users(pairs, num_users, (shuffled,))
     num_hidden = np.minimum(
         np.maximum(_rounded(hidden_fraction * counts), 1), counts - 1
     )
-    hidden = places < num_hidden
+    hidden = ranks < num_hidden
     parts = {"train": Part(roles == 0)}
     for split in ("validation", "test"):
         in_split = roles == SPLITS.index(split)
@@ -152,9 +152,9 @@ def leave_one_out(pairs: Pairs, num_users: int, seed: int) -> dict[str, Part]:
         )
     else:
         keys = (pairs.rows, pairs.times)
-    places, counts = _places_of_users(pairs, num_users, keys)
-    is_last = (places == counts - 1) & (counts > 1)
-    is_before = (places == counts - 2) & (counts > 2)
+    ranks, counts = _ranks_within_users(pairs, num_users, keys)
+    is_last = (ranks == counts - 1) & (counts > 1)
+    is_before = (ranks == counts - 2) & (counts > 2)
     return {
         "train": Part(~is_last & ~is_before),
         "validation": Part(~is_last & ~is_before, is_before),
@@ -180,7 +180,7 @@ def split_pairs(num_pairs: int, seed: int, hidden_fraction: float) -> dict[str, 
 def split_items(
     pairs: Pairs, num_items: int, seed: int
 ) -> tuple[dict[str, Part], dict[str, np.ndarray]]:
-    """Splits by items: "held-out-items". Returns the items held out as well."""
+    """Splits by items: "held-out-items". Returns the held-out items as well."""
     num_held = max(num_items // 10, 2)
     num_test = (num_held + 1) // 2
     order = permutation(num_items, seed, ITEMS_STREAM)

@@ -1,4 +1,4 @@
-"""Grey images stacked as the channels of RGB images: a set with many known modes."""
+"""Grey images stacked as the channels of RGB images: data with many known modes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kgen.nn import random
 def stack_channels(
     name: str, splits: Mapping[str, Split], class_names: tuple[str, ...] | None
 ) -> Source:
-    """Makes RGB images whose channels are three grey images, drawn at random.
+    """Stacks three random grey images as the channels of an RGB image.
 
     A split of n images gives n stacks of images of that split alone. Channel c of stack
-    i in split s (0, 1, 2, as they are given) is image h * n // 2**32, where h is number
+    i in split s (0, 1, 2 in the given order) is image h * n // 2**32, where h is number
     c of `bits(keys(0, STREAM_STACK, s, i), (3,))` in `kgen.nn.random`: with
     replacement, each image with probability 1/n (to 2**-32), and the same ones on every
     machine.
 
     Args:
-        name: What the stacked set is called.
+        name: Name of the stacked data set.
         splits: Grey images, [n, height, width, 1].
         class_names: The names of their k classes, or None without labels.
 

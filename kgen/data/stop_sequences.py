@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 
 def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stops."""
+    """Returns the text before the first stop sequence."""
     ends = [text.find(stop) for stop in stops]
     return text[: min([end for end in ends if end >= 0], default=len(text))]
 
 
 def streamable_prefix(text: str, stops: Sequence[str], *, is_whole: bool) -> str:
-    """What can be shown of a text, of which more may come unless it `is_whole`.
+    """Returns the part of a streamed text that further text cannot change.
 
-    That is all up to the first of the stops; and while there is none, not the last
-    characters, which may be the begin of one, or a part of a character.
+    It ends before the first stop sequence. Without one, and unless the text `is_whole`,
+    the last characters are held back: they may begin a stop sequence, or be a part of a
+    character.
     """
     shown = truncate_at_stop(text, stops)
     if is_whole or shown != text:

@@ -1,4 +1,4 @@
-"""Files of text: plain, gzipped, JSON Lines, and folders and zips of them."""
+"""Text files: plain, gzipped, JSON Lines, and folders and zips of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TextFile = Path | ZipEntry
 
 
 class Documents(NamedTuple):
-    """What a source of text holds.
+    """The documents of a source.
 
     Attributes:
-        name: What the set is called.
+        name: Name of the data set.
         texts: The documents, none of them empty.
-        notes: What was seen at the source but not used, in words.
+        notes: Remarks on unused content, one phrase each.
     """
 
     name: str
@@ -32,13 +32,14 @@ def read_text_files(path: Path, text_key: str) -> Documents:
     """Reads the documents of a file, a folder or a zip; see `open_text`.
 
     Args:
-        path: What exists there.
+        path: An existing path.
         text_key: The key of the text in a line of JSON.
 
     Raises:
         FileNotFoundError: A folder or zip without files.
-        ValueError: A file that is damaged or no UTF-8, a line that is no JSON or has
-            no text; nothing but empty texts. The message names the file and the line.
+        ValueError: A damaged file, or a file in another encoding than UTF-8; a line
+            without JSON or without text; empty texts alone. The message names the file
+            and the line.
     """
     if not path.is_dir() and path.suffix.lower() != ".zip":
         return filled(path.name, _read_file(path, text_key), str(path))
@@ -54,8 +55,8 @@ def read_text_list(source: Sequence[Any]) -> Documents:
     """Checks documents from Python.
 
     Raises:
-        TypeError: They are no list of str.
-        ValueError: There is nothing in them, or a lone surrogate.
+        TypeError: The source is not a list of str.
+        ValueError: All documents are empty, or one has a lone surrogate.
     """
     if not isinstance(source, (list, tuple)):
         raise TypeError(
@@ -75,10 +76,10 @@ def read_text_list(source: Sequence[Any]) -> Documents:
 def filled(
     name: str, texts: list[str], origin: str, notes: tuple[str, ...] = ()
 ) -> Documents:
-    """Returns the documents that are not empty.
+    """Returns the documents without the empty ones.
 
     Raises:
-        ValueError: All are.
+        ValueError: All documents are empty.
     """
     kept = [text for text in texts if text]
     if not kept:
@@ -116,10 +117,10 @@ def decode_utf8(content: bytes, origin: str) -> str:
 
 
 def check_unicode(text: str, origin: str = "the text") -> None:
-    """Refuses what Python takes for characters and UTF-8 does not.
+    """Refuses lone surrogates: characters in Python, but not in UTF-8.
 
     Raises:
-        ValueError: There is a lone surrogate. The message names it and its place.
+        ValueError: There is one. The message names it and its index.
     """
     try:
         text.encode()
@@ -139,7 +140,7 @@ def _files_below(folder: TextFile) -> Iterator[TextFile]:
 
 
 def _read_file(file: TextFile, text_key: str) -> list[str]:
-    """Returns the documents of a file: the lines of JSON Lines, or the whole."""
+    """Returns the documents of a file: the lines of JSON Lines, or the whole file."""
     try:
         content = file.read_bytes()
         name = file.name.lower()
@@ -170,7 +171,7 @@ def _text_of_line(line: str, text_key: str, origin: str) -> str:
         ) from error
     if isinstance(value, dict) and not isinstance(value.get(text_key, ""), str):
         raise ValueError(
-            f"What is under the key {text_key!r} must be a text. Received: "
+            f"The value of the key {text_key!r} must be a text. Received: "
             f"{type(value[text_key]).__name__} in {origin}."
         )
     if not isinstance(value, dict) or text_key not in value:

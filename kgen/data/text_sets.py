@@ -1,4 +1,4 @@
-"""Sets of text: one stream of tokens, split, and read as windows in batches."""
+"""Text data sets: one stream of tokens, split, and read in batches of windows."""
 
 from __future__ import annotations
 
@@ -107,32 +107,32 @@ def open_text(
     r"""Opens a text for a language model.
 
     Documents are joined to one text by a blank line ("\n\n"), whatever the tokenizer;
-    empty ones are left out. The text is cut by its characters: the first
-    floor((1 - validation_fraction - test_fraction) * characters) are for training, then
-    comes the validation, and the test is the end. So the splits are the same for all
-    tokenizers, and Tiny Shakespeare is 1,003,854 and 111,540 characters. Each split is
-    turned into tokens on its own.
+    empty documents are left out. The text is split by characters: the first
+    floor((1 - validation_fraction - test_fraction) * characters) are for training, the
+    validation split follows, and the test split is the end. So the splits are the same
+    for all tokenizers, and Tiny Shakespeare is 1,003,854 and 111,540 characters. Each
+    split is tokenized on its own.
 
     Args:
         source: One of
-            - a path (it goes before an equal name) of a file of text in UTF-8, with any
-              ending; it is one document. Newlines stay as they are, and a byte order
-              mark at the beginning is dropped;
+            - a path (which has precedence over an equal name) of a file of text in
+              UTF-8, with any ending; it is one document. Newlines are kept, and a byte
+              order mark at the beginning is dropped;
             - a path of JSON Lines (.jsonl): the text under `text_key` of each line is a
-              document, and blank lines are passed over;
+              document, and blank lines are skipped;
             - a .gz of one of these;
             - a path of a folder or a .zip of such files, in the order of their names,
-              folder by folder, hidden ones left out. A zip is read where it is, and
-              never unpacked to disk;
+              folder by folder, without hidden files. A zip is read in place and never
+              unpacked to disk;
             - "python-manual": the pages of Python's manual that `help()` shows, of the
-              Python that runs (3.11: 465,000 characters). Nothing is downloaded;
+              running Python (3.11: 465,000 characters). Nothing is downloaded;
             - the name of a data set of tensorflow-datasets with a text feature
               `text_key`, or with just one text feature: tiny_shakespeare, ... Its
               splits are read as one;
             - a list of str, the documents.
         tokenizer: One of
             - "char": an id for each of the characters of the whole text, so that the
-              validation has none that is unknown (Tiny Shakespeare has 65);
+              validation split has no unknown ones (Tiny Shakespeare has 65);
             - "byte": the 256 bytes of UTF-8;
             - "bpe": byte pair encoding with `vocab_size` ids, learned from the training
               split alone; needs `pip install kgen[text]`;
@@ -142,22 +142,22 @@ def open_text(
             the inputs are all but the last, the targets all but the first.
         validation_fraction: Share of the characters, in [0, 1).
         test_fraction: Likewise. A split whose share is 0 does not exist.
-        text_key: The key of JSON Lines, or the feature of tensorflow-datasets, that is
-            the text.
+        text_key: The key of the text in JSON Lines, or its feature in
+            tensorflow-datasets.
         data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its
             own default, ~/tensorflow_datasets. For names only.
-        download: Whether a data set of tensorflow-datasets that is not there may be
-            downloaded and prepared.
+        download: Whether a missing data set of tensorflow-datasets may be downloaded
+            and prepared.
 
     Raises:
         FileNotFoundError: A path that does not exist, a folder or zip without files, or
-            a data set that is not there and cannot be downloaded.
+            a missing data set that cannot be downloaded.
         ImportError: "bpe" without the `tokenizers` library.
         TypeError: A source or a tokenizer of another type.
-        ValueError: An unknown name, a damaged file, bytes that are no UTF-8, a line
-            that is no JSON or has no text, no text at all, an argument out of range, a
-            split of fewer than context + 1 tokens, characters that the tokenizer does
-            not know. The message names the file, and the byte or the line.
+        ValueError: An unknown name, a damaged file, another encoding than UTF-8, a line
+            without JSON or without text, no text at all, an argument out of range, a
+            split of fewer than context + 1 tokens, characters unknown to the tokenizer.
+            The message names the file, and the byte or the line.
 
     Example:
         >>> print(kgen.data.open_text("input.txt"))
@@ -180,15 +180,14 @@ def _read(
     if not isinstance(source, (str, os.PathLike)):
         return read_text_list(source)
     path = Path(source).expanduser()
-    if os.path.exists(path):  # False, and no error, for a name that is too long
+    if os.path.exists(path):  # False for a name that is too long
         return read_text_files(path, text_key)
     if source == PYTHON_MANUAL:
         return read_python_manual()
     if not isinstance(source, str) or not NAME.fullmatch(source):
         shown = repr(source[:100]) if isinstance(source, str) else source
         raise FileNotFoundError(
-            f"There is no file or folder {shown}. A text itself goes into a list: "
-            "[text]."
+            f"There is no file or folder {shown}. Pass a text itself in a list: [text]."
         )
     return read_named_texts(source, data_dir, text_key, download)
 
@@ -262,8 +261,8 @@ class TextSet(DataSet):
         notes: Remarks on what was left out or is out of the ordinary.
 
     Raises:
-        ValueError: A split of fewer than context + 1 tokens; characters that the
-            tokenizer does not know.
+        ValueError: A split of fewer than context + 1 tokens; characters unknown to the
+            tokenizer.
     """
 
     default_batch_size = 64
@@ -371,8 +370,8 @@ class TextSet(DataSet):
 def _split(
     whole: str, validation_fraction: float, test_fraction: float
 ) -> dict[str, str]:
-    """Returns the characters of each split whose share is not 0."""
-    # As written, 0.1 is a tenth; as a float it is a little more.
+    """Returns the characters of each split with a share above 0."""
+    # Decimal: 0.1 is a tenth, but slightly more as a float.
     test = Fraction(str(test_fraction))
     validation = Fraction(str(validation_fraction))
     ends = [

@@ -1,4 +1,4 @@
-"""Tokenizers: text to whole numbers and back, in Python and in TensorFlow graphs."""
+"""Tokenizers: text to ids and back, in Python and in TensorFlow graphs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _OTHERS = sorted(set(range(256)) - set(_PRINTED))
 _BYTE_SYMBOLS = {byte: chr(byte) for byte in _PRINTED} | {
     byte: chr(256 + place) for place, byte in enumerate(_OTHERS)
 }
-# What comes back from it comes back whatever the text: all lengths of UTF-8, and space.
+# A tokenizer that decodes this decodes any text: all lengths of UTF-8, and spaces.
 _PROBE = "a B\n\n  c\r\té\u2028☃😀 "
 
-# The library takes 150 bytes of memory and more for each byte that it encodes at once,
-# so it gets a long text in pieces. They end before a single space: there a word ends
-# too, whichever way a tokenizer cuts its words, and so the ids stay what they are.
+# The library needs 150 bytes of memory and more for each byte of a call, so it gets a
+# long text in pieces. They end before a single space: every way to split words splits
+# there, and so the ids do not change.
 _PIECE = re.compile(r"(?s).{4096,}?\S(?= \S)|.+")
 _OVER_AN_END = re.compile(r"[^ĊĠĉč ][Ġ ]")  # no newline, space, tab or \r, then space
 
@@ -36,19 +36,19 @@ _NOT_IN_GRAPH = (
     "and decode in Python."
 )
 
-_MIN_COUNT = 2  # a pair of symbols that occurs once is no pattern
+_MIN_COUNT = 2  # occurrences of a pair of symbols that becomes a token
 
 
 class Tokenizer:
-    """Turns text into token ids and back.
+    """Maps text to token ids and back.
 
-    Tokenizers of one kind that were made of the same are equal.
+    Tokenizers of one kind and with an equal `config()` are equal.
 
     Attributes:
         kind: "char", "byte" or "bpe".
         vocab_size: Number of ids: they are 0 to vocab_size - 1.
-        in_graph: Whether there are `encode_strings` and `decode_ids`, which do the same
-            in TensorFlow operations, to go into a SavedModel.
+        in_graph: Whether `encode_strings` and `decode_ids` do the same in TensorFlow
+            operations, for a SavedModel.
     """
 
     kind: ClassVar[str]
@@ -59,9 +59,9 @@ class Tokenizer:
         """Returns the ids of a text, int32 [time].
 
         Raises:
-            TypeError: It is no str.
-            ValueError: It has characters that the tokenizer does not know, or lone
-                surrogates. The message names them and their places.
+            TypeError: The text is not a str.
+            ValueError: It has unknown characters or lone surrogates. The message names
+                them and their indices.
         """
         _check_text(text)
         return self._encode(text)
@@ -69,14 +69,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of ids.
 
-        Negative ids are padding and have no text. Bytes that are no UTF-8 turn into the
-        replacement character U+FFFD.
+        Negative ids are padding and have no text. Invalid UTF-8 becomes the replacement
+        character U+FFFD.
 
         Args:
             ids: Whole numbers [time], below `vocab_size`.
 
         Raises:
-            ValueError: They are not of that kind.
+            ValueError: The ids have another type, shape or range.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -96,9 +96,8 @@ class Tokenizer:
     def encode_strings(self, strings: tf.Tensor) -> tf.RaggedTensor:
         """Returns the ids of strings of UTF-8, in TensorFlow operations.
 
-        A character that the tokenizer does not know ends the run with an
-        InvalidArgumentError that names it. Bytes that are no UTF-8 do the same to
-        "char", and are encoded by "byte".
+        An unknown character raises an InvalidArgumentError that names it. So does
+        invalid UTF-8 for "char"; "byte" encodes it.
 
         Shapes:
             strings: [n] -> ragged int32 [n, None]
@@ -111,8 +110,8 @@ class Tokenizer:
     def decode_ids(self, ids: tf.Tensor) -> tf.Tensor:
         """Returns the strings of ids, in TensorFlow operations.
 
-        Negative ids are padding and have no text. An id from `vocab_size` on ends the
-        run with an InvalidArgumentError. Bytes stay as they are, UTF-8 or not.
+        Negative ids are padding and have no text. An id from `vocab_size` on raises an
+        InvalidArgumentError. Bytes are not changed, UTF-8 or not.
 
         Shapes:
             ids: int32 or int64 [n, time] -> strings [n]
@@ -130,13 +129,13 @@ class Tokenizer:
         return self._decode_ragged(tf.ragged.boolean_mask(ids, ids >= 0))
 
     def config(self) -> dict[str, Any]:
-        """Returns plain values that `tokenizer_from_config` makes an equal one of."""
+        """Returns plain values for `tokenizer_from_config`."""
         raise NotImplementedError
 
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json.
 
-        The `tokenizers` library, and what is built on it, gives the same ids with it.
+        The `tokenizers` library, and programs built on it, give the same ids with it.
         """
         raise NotImplementedError
 
@@ -176,11 +175,10 @@ class CharTokenizer(Tokenizer):
 
     Args:
         characters: The characters, each once, ascending by code point. The id of a
-            character is its place.
+            character is its index.
 
     Raises:
-        ValueError: There are none, they are not ascending, or one is a surrogate, which
-            no UTF-8 has.
+        ValueError: There are none, they are not ascending, or one is a surrogate.
 
     Example:
         >>> tokenizer = kgen.data.CharTokenizer("abc")
@@ -203,7 +201,7 @@ class CharTokenizer(Tokenizer):
         self.characters = characters
         self.vocab_size = len(points)
         self._points = points
-        # A place for each code point up to the next after the last.
+        # An entry for each code point up to the next after the last.
         self._ids = np.full(points[-1] + 2, -1, np.int32)
         self._ids[points] = np.arange(len(points))
 
@@ -228,7 +226,7 @@ class CharTokenizer(Tokenizer):
 
     def _encode_strings(self, strings: tf.Tensor) -> tf.RaggedTensor:
         points = tf.strings.unicode_decode(strings, "UTF-8", errors="strict")
-        # Searched, not looked up: a table would be a resource to keep and initialise.
+        # Searched, not looked up: a table would be a resource to track and initialise.
         known_points = tf.constant(self._points)
         ids = tf.searchsorted(known_points, points.values)
         nearest = tf.gather(known_points, tf.minimum(ids, self.vocab_size - 1))
@@ -267,7 +265,7 @@ class CharTokenizer(Tokenizer):
 class ByteTokenizer(Tokenizer):
     """256 ids: the bytes of a text in UTF-8.
 
-    `decode_ids` returns the bytes as they are, also where they are no UTF-8.
+    `decode_ids` returns the bytes unchanged, also if they are no UTF-8.
 
     Example:
         >>> kgen.data.ByteTokenizer().encode("é")
@@ -317,8 +315,7 @@ class BPETokenizer(Tokenizer):
 
     Args:
         tokenizer_json: The text of a tokenizer.json whose model is a BPE on bytes, such
-            as those of GPT-2 and Llama 3. What it says on truncation and padding is
-            passed over.
+            as those of GPT-2 and Llama 3. Its truncation and padding are ignored.
 
     Raises:
         ImportError: The library is not installed.
@@ -355,9 +352,9 @@ class BPETokenizer(Tokenizer):
         all_bytes = set(_BYTE_SYMBOLS.values()) <= set(vocab)
         if not all_bytes or self.decode(self.encode(_PROBE)) != _PROBE:
             raise ValueError(
-                "`tokenizer_json` must be a BPE on bytes, which encodes any text and "
-                f"gives it back. Received: a {type(tokenizer.model).__name__} that "
-                f"{'changes some texts' if all_bytes else 'has not all bytes'}. Try "
+                "`tokenizer_json` must be a BPE on bytes, which maps any text to ids "
+                f"and back. Received: a {type(tokenizer.model).__name__} that "
+                f"{'changes some texts' if all_bytes else 'lacks some bytes'}. Try "
                 "BPETokenizer.train."
             )
 
@@ -366,13 +363,13 @@ class BPETokenizer(Tokenizer):
         """Returns a tokenizer with the most frequent tokens of some texts.
 
         The same texts give the same tokenizer. The first 256 ids are the single bytes.
-        Texts are cut into words, each with the space before it, as GPT-2 does, and no
-        token goes over a cut.
+        Texts are split into words, each with the space before it, as GPT-2 does, and no
+        token spans two words.
 
         Args:
-            texts: What to learn from.
-            vocab_size: Number of ids, at least 256. There are fewer where the texts do
-                not have so many pairs that occur twice.
+            texts: The training texts.
+            vocab_size: Number of ids, at least 256. There are fewer if too few pairs
+                occur twice in the texts.
 
         Raises:
             ImportError: The `tokenizers` library is not installed.
@@ -434,8 +431,8 @@ def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
     """Returns the tokenizer that `Tokenizer.config` describes.
 
     Raises:
-        ImportError: It is of the kind "bpe", and `tokenizers` is not installed.
-        ValueError: It is of no known kind, or its values do not fit.
+        ImportError: The kind is "bpe", and `tokenizers` is not installed.
+        ValueError: An unknown kind, or values that do not fit.
     """
     values = dict(config)
     kind = values.pop("kind", None)
@@ -448,19 +445,19 @@ def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
         return _KINDS[kind](**values)
     except TypeError as error:
         raise ValueError(
-            f"The values of a {kind} tokenizer must be those of its `config()`. "
+            f"The values of a {kind} tokenizer must come from its `config()`. "
             f"Received: {', '.join(map(str, config))} ({error})"
         ) from error
 
 
 def tokenizer_from_json(tokenizer_json: str) -> Tokenizer:
-    """Returns the tokenizer whose `to_json`, or file of `save`, this is.
+    """Returns the tokenizer of a tokenizer.json, written by `to_json` or `save`.
 
-    Any tokenizer.json of a BPE on bytes will do; see `BPETokenizer`.
+    Any tokenizer.json of a BPE on bytes is accepted; see `BPETokenizer`.
 
     Raises:
         ImportError: It is a BPE, and the `tokenizers` library is not installed.
-        ValueError: It is no such text.
+        ValueError: It is no tokenizer.json.
     """
     try:
         signs = "".join(json.loads(tokenizer_json)["model"]["vocab"])
@@ -494,7 +491,7 @@ def _import_tokenizers() -> Any:
 def _tokenizer_json(
     model: dict[str, Any], pre_tokenizer: dict[str, Any], decoder: dict[str, Any]
 ) -> str:
-    """Returns a tokenizer.json of these parts and no others."""
+    """Returns a tokenizer.json of these parts."""
     parts: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
@@ -521,7 +518,7 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def _at_places(text: str, places: np.ndarray) -> str:
-    """Names the first of the unknown characters, each with its first places."""
+    """Names the first unknown characters, each with its first indices."""
     found: dict[str, list[str]] = {}
     for place in places.tolist():
         found.setdefault(text[place], []).append(str(place))

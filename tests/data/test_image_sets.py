@@ -1,4 +1,4 @@
-"""Image sets: what is read from each source, how it is split, and what is refused."""
+"""Image data sets: sources, splits, batches and errors."""
 
 import gzip
 import os
@@ -39,7 +39,7 @@ def save(path, pixels, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve grey 6x5 images in two classes, with what else lies in folders."""
+    """Twelve grey 6x5 images in two classes, with other files in their folders."""
     for index, pixels in enumerate(numbered(12, 6, 5)):
         name = "zwölf" if index % 2 else "été"
         save(tmp_path / "set" / name / f"{index:02}.png", pixels)
@@ -52,12 +52,12 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "train", "carved"),
+    ("num_rows", "train", "tenth"),
     [(3, 1, 1), (10, 8, 1), (19, 17, 1), (20, 16, 2), (60_000, 50_000, 5000)],
 )
-def test_a_tenth_is_carved_out_for_each_split_that_is_missing(num_rows, train, carved):
+def test_a_missing_split_is_a_tenth_of_the_training_images(num_rows, train, tenth):
     opened = open_images(np.zeros([num_rows, 1, 1], np.uint8))
-    assert opened.splits == {"train": train, "validation": carved, "test": carved}
+    assert opened.splits == {"train": train, "validation": tenth, "test": tenth}
 
 
 def test_a_set_with_a_test_split_keeps_it():
@@ -188,7 +188,7 @@ def test_labels_that_do_not_fit_are_refused(labels, message):
 
 
 @pytest.mark.parametrize("source", [None, b"digits"])
-def test_what_is_no_source_is_a_type_error(source):
+def test_a_source_of_another_type_is_a_type_error(source):
     with pytest.raises(TypeError, match="a name, a path or an array"):
         open_images(source)
 
@@ -196,7 +196,7 @@ def test_what_is_no_source_is_a_type_error(source):
 # .npz
 
 
-def test_npz_keeps_its_splits_and_says_what_it_did_not_read(tmp_path):
+def test_npz_keeps_its_splits_and_lists_unread_keys(tmp_path):
     path = tmp_path / "kleine Bilder.npz"
     np.savez_compressed(
         path,
@@ -258,7 +258,7 @@ def test_resizing_scales_the_shorter_side_and_crops_the_centre():
     image = np.random.default_rng(0).integers(0, 256, (8, 24), np.uint8)
     opened = open_images(np.stack([image] * 10), image_size=4)
     assert opened.image_shape == (4, 4, 1)
-    # 8x24 turns into 4x12, of which the columns 4 to 7 are the centre.
+    # 8x24 becomes 4x12, and its columns 4 to 7 are the centre.
     scaled = Image.fromarray(image).resize((12, 4), Image.Resampling.BICUBIC)
     pixels = all_rows(opened, "test")[0, :, :, 0]
     np.testing.assert_array_equal(pixels, np.asarray(scaled)[:, 4:8])
@@ -697,7 +697,7 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path, name, near):
         open_images(name, data_dir=tmp_path)
 
 
-def test_an_unknown_version_says_which_there_are(tmp_path):
+def test_an_unknown_version_lists_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="only: 3.0.1"):
         open_images("mnist:9.9.9", data_dir=tmp_path)
 

@@ -99,7 +99,7 @@ def test_images_lie_anywhere_in_a_zip(tmp_path):
         open_images(path)
 
 
-def test_a_folder_that_is_all_there_is_in_a_zip_stands_for_it(tmp_path):
+def test_a_single_folder_in_a_zip_stands_for_the_zip(tmp_path):
     path = pack(tmp_path / "a.zip", {f"top/{k}": m for k, m in CLASSES.items()})
     assert open_images(path).class_names == ("a", "b")
 
@@ -166,10 +166,10 @@ def test_zips_that_were_written_as_streams_or_follow_other_bytes_are_read(tmp_pa
     assert sorted(sum((values(opened, s) for s in opened.splits), [])) == [0, 1, 2, 3]
 
 
-# What is refused
+# Errors
 
 
-def test_what_is_no_zip_is_refused_by_name(tmp_path):
+def test_a_broken_zip_is_refused_by_name(tmp_path):
     path = pack(tmp_path / "half.zip", CLASSES)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"Cannot read .*half\.zip: it is no zip arch"):
@@ -197,7 +197,7 @@ def test_a_zip_with_a_damaged_directory_never_ends_in_another_error(tmp_path):
     assert refused > 50
 
 
-def test_zips_without_images_say_what_was_found(tmp_path):
+def test_zips_without_images_list_their_files(tmp_path):
     path = pack(tmp_path / "empty.zip", {})
     with pytest.raises(FileNotFoundError, match=r"No images in .*empty\.zip.*nothing"):
         open_images(path)
@@ -292,7 +292,7 @@ def test_a_zip_that_changes_after_opening_is_named_when_it_is_read(tmp_path):
     assert len(all_rows(in_memory, "train")) == 10
 
 
-def test_a_zip_is_known_by_its_content(tmp_path):
+def test_the_content_of_a_zip_identifies_it(tmp_path):
     def fingerprint(path, members):
         return open_images(pack(path, members), cache="none").fingerprint
 
@@ -385,7 +385,7 @@ def test_celeba_is_split_by_number(tmp_path, zipped):
     ]
 
 
-def test_the_partition_file_goes_before_the_numbers(tmp_path):
+def test_the_partition_file_has_precedence_over_the_numbers(tmp_path):
     pack(tmp_path / "img_align_celeba.zip", faces())
     lines = [f"{n:06}.jpg {i % 3}" for i, n in enumerate([*CELEBA, 777])]
     partition = tmp_path / "list_eval_partition.txt"
@@ -417,7 +417,7 @@ def test_an_image_that_is_in_no_split_is_named(tmp_path, name):
         open_images(tmp_path)
 
 
-def test_the_zip_of_celeba_goes_before_the_unpacked_folder(tmp_path):
+def test_the_zip_of_celeba_has_precedence_over_the_folder(tmp_path):
     pack(tmp_path / "img_align_celeba.zip", faces())
     unpack(tmp_path, faces(CELEBA[:1]))  # killed while it was unpacked
     opened = open_images(tmp_path)
@@ -425,7 +425,7 @@ def test_the_zip_of_celeba_goes_before_the_unpacked_folder(tmp_path):
     assert opened.notes == ("not read: 1 folder img_align_celeba",)
 
 
-def test_splits_that_a_part_of_celeba_has_not_are_carved_or_refused(tmp_path):
+def test_missing_splits_of_a_part_of_celeba_are_made_or_refused(tmp_path):
     pack(tmp_path / "img_align_celeba.zip", faces(range(1, 21)))
     assert open_images(tmp_path).splits == {"train": 16, "validation": 2, "test": 2}
     pack(tmp_path / "img_align_celeba.zip", faces(CELEBA[2:]))

@@ -1,4 +1,4 @@
-"""Pipeline: the order is a function of (seed, epoch), whoever reads it and when."""
+"""Pipeline: the order is a function of (seed, epoch) alone."""
 
 import subprocess
 import sys
@@ -86,7 +86,7 @@ def test_an_iterator_that_is_opened_but_not_read_does_not_count():
     dataset = pipeline().dataset()
     unread = [iter(dataset) for _ in range(3)]
     np.testing.assert_array_equal(one_pass(dataset), pinned(0))
-    # Whoever is read next is the next epoch, whenever it was opened.
+    # The next read iterator is the next epoch, whenever it was opened.
     read = np.concatenate([batch["rows"].numpy() for batch in unread[0]])
     np.testing.assert_array_equal(read, pinned(1))
 
@@ -110,7 +110,7 @@ def test_a_pinned_epoch_repeats_whatever_was_read_before():
 
 
 def test_the_order_and_the_noise_of_a_seed_stay_what_they_are():
-    # Read off once: a change here changes what every recorded run has seen.
+    # Recorded once: a change here changes the order of every recorded run.
     assert pinned(3).tolist() == [7, 0, 8, 6, 3, 4, 2, 1, 9, 5]
     assert pinned(3, "noise")[0].tolist() == [547213789, 2573512920, 2609636034]
 

@@ -1,4 +1,4 @@
-"""Rating sets: which pairs are kept, how they are split, and what batches hold."""
+"""Rating data sets: positive pairs, splits and batches."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def pairs_of(opened, split, part):
     return set(zip(users.tolist(), items.tolist(), strict=True))
 
 
-# Which pairs are positive
+# Positive pairs
 
 
 def test_positives_are_rated_high_enough_and_users_have_enough_of_them():
@@ -99,7 +99,7 @@ def test_targets_and_history_are_disjoint_and_sorted_float32(opened):
         for matrix in matrices:
             assert matrix.shape == (opened.splits[split], opened.num_items)
             assert matrix.dtype == np.float32 and np.all(matrix.data == 1)
-            assert np.all(np.diff(matrix.indptr) > 0)  # nobody has nothing
+            assert np.all(np.diff(matrix.indptr) > 0)  # no empty row
             for row in np.split(matrix.indices, matrix.indptr[1:-1]):
                 assert np.all(np.diff(row) > 0)
         rows = opened.user_rows(split)
@@ -155,7 +155,7 @@ def test_no_two_purposes_share_a_stream():
 
 
 def test_the_splits_of_a_seed_stay_what_they_are():
-    # Read off once: a change here changes what every recorded run was measured on.
+    # Recorded once: a change here changes the test set of every recorded run.
     found = {}
     for kind in SPLIT_STRATEGIES:
         opened = open_ratings(made_up(), split_strategy=kind, min_rating=2, seed=3)
@@ -254,7 +254,7 @@ def test_leave_one_out_takes_the_last_two_by_time_and_then_by_place():
     assert opened.notes[-1] == "items unseen in training: 2"
 
 
-def test_leave_one_out_without_times_takes_a_random_item_and_says_so():
+def test_leave_one_out_without_times_takes_a_random_item_and_notes_it():
     source = made_up()
     del source["time"]
     first, same, other = (
@@ -266,7 +266,7 @@ def test_leave_one_out_without_times_takes_a_random_item_and_says_so():
     assert set(first.targets("test").sum(axis=1)) == {1}
 
 
-def test_random_deals_pairs():
+def test_random_splits_pairs():
     opened = open_ratings(made_up(), split_strategy="random", min_rating=None)
     # Of 360 pairs 72 are for the test, and 29 (28.8) of 288 for the validation.
     counts = [opened.targets(split).nnz for split in EVALUATED]
@@ -295,7 +295,7 @@ def test_known_pairs_are_those_of_all_users_that_are_no_targets():
         np.testing.assert_array_equal(rows.toarray(), opened.history(split).toarray())
 
 
-def test_held_out_items_are_in_no_history_and_are_what_is_ranked():
+def test_held_out_items_are_in_no_history_and_are_the_candidates():
     opened = open_ratings(made_up(), split_strategy="held-out-items", min_rating=None)
     assert opened.num_items == 40 and opened.candidates("train") is None
     held = {split: opened.candidates(split) for split in EVALUATED}
@@ -314,7 +314,7 @@ def test_held_out_items_are_in_no_history_and_are_what_is_ranked():
     assert "items unseen in training: 4" in opened.notes
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -566,7 +566,7 @@ def test_movielens_100k_has_the_known_counts(test_data):
     assert opened.num_pairs == 55_361
     assert opened.splits == {"train": 738, "validation": 100, "test": 100}
     assert opened.positions([50]) == opened.item_titles.index("Star Wars (1977)")
-    # The most popular items that a user has not seen find .190 of the hidden ones in
+    # The most popular items new to a user find .190 of the hidden ones in
     # 20 (over min(20, n)), with a standard deviation of .020 over the draws of users.
     popularity = opened.history("train").sum(axis=0)
     seen, hidden = (opened.history("test").toarray(), opened.targets("test").toarray())

@@ -1,4 +1,4 @@
-"""Stacks of digits: which digits are drawn, what they are labelled, who shares them."""
+"""Stacks of digits: draws, labels and splits."""
 
 import gzip
 import struct
@@ -142,7 +142,7 @@ def test_stacked_mnist_is_made_of_the_digits_of_each_split_alone(digits):
     )
 
 
-def test_stacked_mnist_says_what_it_lacks(digits, tmp_path_factory):
+def test_stacked_mnist_names_missing_files(digits, tmp_path_factory):
     with pytest.raises(ValueError, match="must be 3 or left out. Received: channels=1"):
         open_images("stacked_mnist", data_dir=digits, channels=1)
     with pytest.raises(
@@ -159,7 +159,7 @@ def test_stacked_mnist_says_what_it_lacks(digits, tmp_path_factory):
 
 
 def test_stacked_mnist_is_the_real_mnist_by_name(test_data, monkeypatch, tmp_path):
-    # A folder called mnist where the process runs is not what is meant.
+    # Not a folder called mnist in the working directory.
     (tmp_path / "mnist").mkdir()
     monkeypatch.chdir(tmp_path)
     opened = open_images("stacked_mnist", data_dir=test_data / "tfds")

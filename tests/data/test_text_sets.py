@@ -1,4 +1,4 @@
-"""Text sets: what is read, how it is split, and which windows batches hold."""
+"""Text data sets: sources, splits and windows."""
 
 import codecs
 import gzip
@@ -61,7 +61,7 @@ def test_a_file_is_one_text_with_its_newlines_and_without_its_mark(tmp_path):
     assert opened.splits == {"train": 9} and opened.characters("train") == 9
 
 
-def test_a_gzipped_file_is_read_as_what_it_holds(tmp_path):
+def test_a_gzipped_file_is_read_like_its_content(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc"))
     assert joined(open_whole(tmp_path / "a.txt.gz")) == "abc"
     lines = b'{"text": "ab"}\n{"text": "c"}'
@@ -167,7 +167,7 @@ def test_a_named_set_is_read_by_its_text_feature(tmp_path):
     assert joined(opened) == "xyz"
 
 
-# What is refused of a source
+# Errors of sources
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_broken_file_of_a_folder_or_a_zip_is_named(tmp_path):
     ("source", "error", "message"),
     [
         ("no/such/file.txt", FileNotFoundError, "no file or folder 'no/such/file.txt'"),
-        ("To be or not.\n" * 999, FileNotFoundError, r"goes into a list: \[text\]"),
+        ("To be or not.\n" * 999, FileNotFoundError, r"in a list: \[text\]"),
         ("tiny_shakespear", ValueError, "Did you mean tiny_shakespeare"),
         (None, TypeError, "a list of str. Received: NoneType"),
         (["a", b"b"], TypeError, "Received: bytes at 1"),
@@ -233,7 +233,7 @@ def test_a_broken_file_of_a_folder_or_a_zip_is_named(tmp_path):
         (["", ""], ValueError, "which is empty"),
     ],
 )
-def test_a_source_that_is_none_is_refused(source, error, message):
+def test_another_source_is_refused(source, error, message):
     with pytest.raises(error, match=message):
         open_text(source)
 
@@ -449,7 +449,7 @@ def test_windows_are_a_pure_function_of_seed_and_epoch():
 
 
 def test_the_windows_of_a_seed_stay_what_they_are():
-    # Read off once: a change here changes what every recorded run was trained on.
+    # Recorded once: a change here changes the windows of every recorded run.
     made = counting(60, context=8).pipeline("train", batch_size=6, seed=3, shuffle=True)
     dataset = made.dataset()
     found = [[row[0] for row in windows(dataset)] for _ in range(3)]

@@ -243,7 +243,7 @@ def test_graphs_refuse_what_python_refuses():
             call(tf.constant([[0, 3]]))
 
 
-def test_bpe_says_that_it_is_for_python(bpe):
+def test_bpe_is_for_python_alone(bpe):
     assert [one.in_graph for one in (*IN_GRAPH, bpe)] == [True, True, False]
     for call in (
         lambda: bpe.encode_strings(tf.constant(["a"])),
@@ -253,7 +253,7 @@ def test_bpe_says_that_it_is_for_python(bpe):
             call()
 
 
-# What is refused
+# Errors
 
 
 def test_unknown_characters_are_named_with_their_places():
@@ -282,7 +282,7 @@ def test_what_is_no_text_is_refused(all_kinds):
         CharTokenizer("a\ud800")
 
 
-def test_ids_that_are_none_are_refused(all_kinds):
+def test_wrong_ids_are_refused(all_kinds):
     for tokenizer in all_kinds:
         size = tokenizer.vocab_size
         with pytest.raises(ValueError, match=f"vocab_size={size}. Received: {size}"):
@@ -311,7 +311,7 @@ def test_a_config_that_does_not_fit_is_refused(config, message):
 
 
 def test_a_tokenizer_that_loses_text_is_refused(bpe):
-    with pytest.raises(ValueError, match="WordLevel that has not all bytes"):
+    with pytest.raises(ValueError, match="WordLevel that lacks some bytes"):
         BPETokenizer(CharTokenizer("ab").to_json())
     parts = json.loads(bpe.to_json())
     parts["decoder"] = None

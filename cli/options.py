@@ -132,8 +132,8 @@ class RunFolder(click.ParamType):
             if is_run(folder):
                 if self.trained and not (folder / "model.keras").is_file():
                     self.fail(
-                        f"{folder} holds no model.keras yet: its training has not "
-                        "finished. Go on with kgen fit RECIPE --resume.",
+                        f"{folder} has no model.keras yet: its training did not "
+                        "finish. Continue with kgen fit RECIPE --resume.",
                         param,
                         ctx,
                     )

@@ -1,4 +1,4 @@
-"""How far two sets of vectors are apart: as Gaussians, and by nearest neighbours."""
+"""Distances of two sets of vectors: Frechet distance and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
-NUM_NEIGHBOURS = 5  # Naeem et al.: of the same 10,000 rows, 97 % are then covered.
+NUM_NEIGHBOURS = 5  # Naeem et al.: the coverage of 10,000 rows is then 97 %
 _WORKING_MEMORY = 64  # MiB for a block of distances
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
-    """Squared Frechet distance of two Gaussians with the moments of two sets.
+    """Return the squared Frechet distance of Gaussians with the moments of two sets.
 
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of means m and covariances C. It
-    is biased: even two sets of one distribution are at a distance, which falls as 1/n.
+    is biased: for two samples of one distribution it is above 0, and falls as 1/n.
 
     Shapes:
         features_a: [n, dim], features_b: [m, dim], float; n and m at least 2.
@@ -27,10 +27,10 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     Reference:
         Dowson and Landau, 1982; Heusel et al., 2017.
     """
-    a, b = _checked(features_a, features_b, min_rows=2)
+    a, b = _checked_vectors(features_a, features_b, min_rows=2)
     root_a, root_b = (_root(np.cov(x, rowvar=False, ddof=1)) for x in (a, b))
-    # The eigenvalues of C_a C_b are the squared singular values of the roots' product:
-    # never negative or complex, as those of a matrix square root can turn out.
+    # The eigenvalues of C_a C_b are the squared singular values of the roots' product,
+    # which rounding cannot make negative or complex.
     overlap = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
     traces = np.square(root_a).sum() + np.square(root_b).sum()
     distance = np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + traces - 2 * overlap
@@ -45,16 +45,15 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class NeighbourMeasures:
-    """What the balls around the vectors of each set hold of the other set.
+    """Precision, recall, density and coverage by vector; the metrics are their means.
 
-    The ball of a vector reaches to its k-th nearest neighbour in its own set. Each
-    measure is the mean of its values.
+    The ball of a vector has the radius of its k-th nearest neighbour in its own set.
 
     Attributes:
-        precision: Whether a generated vector lies in a ball of a real one, 0 or 1: [m].
-        recall: Whether a real vector lies in a ball of a generated one, 0 or 1: [n].
-        density: In how many balls of real vectors a generated one lies, over k: [m].
-        coverage: Whether the ball of a real vector holds a generated one, 0 or 1: [n].
+        precision: Whether a generated vector is in the ball of a real one, 0 or 1: [m].
+        recall: Whether a real vector is in the ball of a generated one, 0 or 1: [n].
+        density: Number of balls of real vectors around a generated one, over k: [m].
+        coverage: Whether the ball of a real vector has a generated one, 0 or 1: [n].
     """
 
     precision: np.ndarray
@@ -66,7 +65,7 @@ class NeighbourMeasures:
 def neighbour_measures(
     real: np.ndarray, generated: np.ndarray, *, num_neighbours: int = NUM_NEIGHBOURS
 ) -> NeighbourMeasures:
-    """Precision, recall, density and coverage of generated vectors.
+    """Return precision, recall, density and coverage of generated vectors.
 
     Computed in blocks of 64 MiB: 10,000 vectors against 10,000 take seconds.
 
@@ -81,14 +80,14 @@ def neighbour_measures(
     Reference:
         Kynkäänniemi et al., 2019, Improved Precision and Recall Metric for Assessing
         Generative Models; Naeem et al., 2020, Reliable Fidelity and Diversity Metrics
-        for Generative Models, whose balls do not hold their surface.
+        for Generative Models, whose balls are open.
     """
     if num_neighbours < 1:
         raise ValueError(
             "`num_neighbours` must be at least 1. Received: "
             f"num_neighbours={num_neighbours}"
         )
-    real, generated = _checked(real, generated, min_rows=num_neighbours + 1)
+    real, generated = _checked_vectors(real, generated, min_rows=num_neighbours + 1)
     real_radii, generated_radii = (_radii(x, num_neighbours) for x in (real, generated))
     recall, coverage = np.zeros(len(real)), np.zeros(len(real))
     balls = np.zeros(len(generated))  # of real vectors around each generated one
@@ -117,10 +116,10 @@ def _radii(vectors: np.ndarray, num_neighbours: int) -> np.ndarray:
     return distances[:, -1]
 
 
-def _checked(
+def _checked_vectors(
     a: np.ndarray, b: np.ndarray, min_rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both as float64, once it is sure that they are vectors of one space."""
+    """Return both as float64, or raise a ValueError."""
     for array in (a, b):
         if array.ndim != 2 or len(array) < min_rows or array.shape[1] != a.shape[1]:
             raise ValueError(

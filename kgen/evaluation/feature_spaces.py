@@ -1,4 +1,4 @@
-"""Where images are compared: fixed networks that turn an image into a vector."""
+"""Feature spaces: fixed networks that map images to vectors."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ DIGIT_WEIGHTS_SHA256 = (
 DIGIT_SIZE = (28, 28)
 NUM_DIGITS = 10
 
-RANDOM_SEED = 2020  # of this network alone: no run shares its random numbers
-# Chosen by what the tests demand on digits, clothes and faces: that the distance grows
-# with blur, noise and missing classes. A grid keeps the places of things; 16 numbers a
-# level are as many as its cells, so that of grey images none follows from the others.
+RANDOM_SEED = 2020
+# Chosen so that the distance grows with blur, noise and missing classes on digits,
+# clothes and faces, as the tests check. A grid keeps positions; 16 features of a level
+# are as many as its cells, so that of grey images they are linearly independent.
 _GRID = 4
 _LEVEL_DIM = 16
 _CHANNELS = 32
-_GAIN = 2.0  # keeps the variance of handwritten digits alike on all levels
+_GAIN = 2.0  # keeps the variance of handwritten digits similar on all levels
 
 _ROWS_AT_A_TIME = 250  # bounds the memory: 250 faces of 64x64 take 130 MB a level
 
 
 class DigitClassifier:
-    """`kgen-mnist-v1`: reads digits, and compares images by what it sees in them.
+    """`kgen-mnist-v1`: features and classes of handwritten digits.
 
     A small convolutional network, trained on MNIST's 55,000 training images by
-    `benchmarks/train_digit_classifier.py`; it reads 99.42 % of the 10,000 test images
-    right. The features are its last layer but one, before the activation, where no unit
-    is ever dead, each of variance 1 over the (augmented) training images.
+    `benchmarks/train_digit_classifier.py`; its accuracy on the 10,000 test images is
+    99.42 %. The features are its penultimate layer before the activation, which has no
+    dead units, each of variance 1 over the (augmented) training images.
 
     Args:
         weights: The file with its weights.
 
     Raises:
-        ValueError: The file is not the one this version of kgen was made with: features
-            of other weights would be another space under the same name.
+        ValueError: The file does not belong to this version of kgen: features of other
+            weights would be another space under the same name.
 
     Example:
         >>> features, probabilities = DigitClassifier().predict(images)
@@ -70,17 +70,17 @@ class DigitClassifier:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             network.set_weights([arrays[name] for name in arrays.files])
 
-        def read(images):
+        def classify(images):
             features, logits = network(images, training=False)
             return {"features": features, "probabilities": tf.nn.softmax(logits)}
 
         specification = tf.TensorSpec([None, *DIGIT_SIZE, 1], tf.float32)
-        self._read = trace(read, images=specification)
+        self._classify = trace(classify, images=specification)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns features, and the probabilities of the ten digits.
+        """Return features, and the probabilities of the ten digits.
 
-        Each channel is read as a digit of its own; their features stand side by side.
+        Each channel is classified on its own; the features are concatenated.
 
         Shapes:
             images: [n, 28, 28, channels], uint8 or float in [0, 1] -> float32 features
@@ -90,30 +90,29 @@ class DigitClassifier:
             ValueError: On images of another shape, or values outside [0, 1].
         """
 
-        def read(block):
+        def classify(block):
             block = check_images(block, (*DIGIT_SIZE, block.shape[-1]))
             num_rows, channels = len(block), block.shape[-1]
-            # [n, h, w, channels] -> [n * channels, h, w, 1], an image's side by side
+            # [n, h, w, channels] -> [n * channels, h, w, 1]
             single = np.moveaxis(block, -1, 1).reshape(-1, *DIGIT_SIZE, 1)
-            found = self._read(images=tf.constant(single))
+            found = self._classify(images=tf.constant(single))
             return (
                 found["features"].numpy().reshape(num_rows, -1),
                 found["probabilities"].numpy().reshape(num_rows, channels, NUM_DIGITS),
             )
 
-        features, probabilities = _in_blocks(read, images)
+        features, probabilities = _in_blocks(classify, images)
         return features, probabilities
 
 
 class RandomNetwork:
-    """`kgen-random-v1`: compares images of any kind by random filters.
+    """`kgen-random-v1`: features of images of any kind by random filters.
 
-    On each of several levels, the first of the image's own size and each later one half
-    as large, until a side is 4 or less: 32 random filters that ignore what is constant,
-    and the absolute values of their answers. Of each level, and of the image itself, 16
-    random mixtures of the cells of a 4x4 grid are features. The weights come from
-    kgen's counter-based generator, the same bits everywhere. No data was looked at, so
-    none is favoured.
+    On several levels, the first of the size of the image and each next one half as
+    large, until a side is 4 or less: 32 random filters of zero mean, and the absolute
+    values of their outputs. The features are 16 random mixtures of the cells of a 4x4
+    grid, of each level and of the image. The weights come from kgen's counter-based
+    generator, the same bits everywhere, and depend on no data.
 
     Example:
         >>> features, _ = RandomNetwork().predict(images)
@@ -130,7 +129,7 @@ class RandomNetwork:
         self._graphs: dict[tuple[int, ...], Callable[..., dict[str, tf.Tensor]]] = {}
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, None]:
-        """Returns features; it knows no classes.
+        """Return features, and None for the probabilities of classes.
 
         Shapes:
             images: [n, height, width, 1 or 3], uint8 or float in [0, 1] -> float32
@@ -150,15 +149,15 @@ class RandomNetwork:
             self._graphs[shape] = trace(_random_features, images=specification)
         graph = self._graphs[shape]
 
-        def read(block):
+        def embed(block):
             block = tf.constant(check_images(block, shape))
             return (graph(images=block)["features"].numpy(),)
 
-        return _in_blocks(read, images)[0], None
+        return _in_blocks(embed, images)[0], None
 
 
 def digit_network() -> keras.Model:
-    """Returns the network of `kgen-mnist-v1`, untrained and in float32.
+    """Return the network of `kgen-mnist-v1`, untrained and in float32.
 
     Shapes:
         images: [n, 28, 28, 1], float32 in [0, 1] -> features [n, 64], logits [n, 10]
@@ -182,7 +181,7 @@ def digit_network() -> keras.Model:
 def _random_features(images: tf.Tensor) -> dict[str, tf.Tensor]:
     """The features of `kgen-random-v1`: [n, h, w, 1 or 3] -> [n, 16 * (1 + levels)]."""
     if images.shape[-1] == 1:
-        images = tf.repeat(images, 3, axis=-1)  # grey, and the same in colour, are one
+        images = tf.repeat(images, 3, axis=-1)  # as the same image in RGB
     features = [_grid_mixtures(images, level=0)]
     halvings = max(math.ceil(math.log2(min(images.shape[1:3]) / _GRID)), 0)
     hidden = images
@@ -199,7 +198,7 @@ def _random_features(images: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def _grid_mixtures(hidden: tf.Tensor, level: int) -> tf.Tensor:
-    """Means over the cells of a grid, mixed at random: [n, h, w, c] -> [n, 16]."""
+    """Random mixtures of the means of grid cells: [n, h, w, c] -> [n, 16]."""
     cells = tf.image.resize(hidden, (_GRID, _GRID), tf.image.ResizeMethod.AREA)
     size = _GRID * _GRID * hidden.shape[-1]
     mixing = random_weights(2 * level + 1, (size, _LEVEL_DIM)) / math.sqrt(size)
@@ -207,16 +206,16 @@ def _grid_mixtures(hidden: tf.Tensor, level: int) -> tf.Tensor:
 
 
 def random_weights(layer: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns weights of mean 0 and variance 1, the same bits everywhere: float32."""
+    """Return weights of mean 0 and variance 1, the same bits everywhere: float32."""
     with tf.init_scope():  # numbers now, not operations of the graph
         uniform = random.uniform(random.keys(RANDOM_SEED, layer)[None], shape)[0]
         return (uniform.numpy() - np.float32(0.5)) * np.float32(math.sqrt(12.0))
 
 
 def _in_blocks(
-    read: Callable[[np.ndarray], tuple[np.ndarray, ...]], images: np.ndarray
+    embed: Callable[[np.ndarray], tuple[np.ndarray, ...]], images: np.ndarray
 ) -> list[np.ndarray]:
-    """Reads some images at a time, to bound the memory, and joins what comes out."""
+    """Embed blocks of images, to bound the memory, and join the results."""
     starts = range(0, max(len(images), 1), _ROWS_AT_A_TIME)
-    blocks = [read(images[start : start + _ROWS_AT_A_TIME]) for start in starts]
+    blocks = [embed(images[start : start + _ROWS_AT_A_TIME]) for start in starts]
     return [np.concatenate(arrays) for arrays in zip(*blocks, strict=True)]

@@ -1,4 +1,4 @@
-"""How close images are to others: one number for each pair."""
+"""Similarity of pairs of images: squared error, PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-SSIM_WINDOW = 11  # Pixels; with the sigma of 1.5, the window of the paper.
-_ROWS_AT_A_TIME = 512  # SSIM makes five images of each pair.
+SSIM_WINDOW = 11  # pixels; with the sigma of 1.5, the window of the paper
+_ROWS_AT_A_TIME = 512  # SSIM computes five images for each pair
 
 
 def mean_squared_error(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Mean over pixels and channels of the squared difference.
+    """Return the mean over pixels and channels of the squared difference.
 
     Shapes:
         images, targets: [n, height, width, channels], float in [0, 1] -> [n]
     """
-    images, targets = _checked(images, targets)
+    images, targets = _checked_pairs(images, targets)
     return np.mean(np.square(images - targets), axis=(1, 2, 3))
 
 
 def psnr(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB, of a peak of 1; infinite for equal images.
+    """Return the peak signal-to-noise ratio in dB, with a peak of 1.
+
+    It is infinite for equal images.
 
     Shapes:
         images, targets: [n, height, width, channels], float in [0, 1] -> [n]
@@ -32,9 +34,10 @@ def psnr(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def ssim(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Structural similarity: the mean over windows and channels, 1 for equal images.
+    """Return the structural similarity, 1 for equal images.
 
-    Windows lie inside the image; `ssim_window` says how large they are.
+    It is a mean over channels and over windows inside the image, of the size
+    `ssim_window`.
 
     Shapes:
         images, targets: [n, height, width, channels], float in [0, 1] -> [n]
@@ -43,7 +46,7 @@ def ssim(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
         Wang et al., 2004, Image Quality Assessment: From Error Visibility to
         Structural Similarity.
     """
-    images, targets = _checked(images, targets)
+    images, targets = _checked_pairs(images, targets)
     window = ssim_window(images.shape[1:])
 
     def measure(some, others):
@@ -59,7 +62,7 @@ def ssim(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def ssim_window(image_shape: tuple[int, ...]) -> int:
-    """Side of the SSIM window: 11, or the largest odd number that fits the image."""
+    """Return the side of the SSIM window: 11, or the largest odd number that fits."""
     side = min(SSIM_WINDOW, *image_shape[:2])
     return side if side % 2 else side - 1
 
@@ -69,12 +72,12 @@ def in_rows(
     *arrays: np.ndarray,
     rows: int = _ROWS_AT_A_TIME,
 ) -> np.ndarray:
-    """Calls a function on some rows at a time, to bound the memory; joins the results.
+    """Apply a function to blocks of rows, to bound the memory, and join the results.
 
     Args:
-        function: Takes as many arrays, and returns one number for each row.
+        function: From as many arrays to one number for each row.
         *arrays: Arrays of n rows, n at least 1.
-        rows: How many at a time.
+        rows: Rows of a block.
     """
     starts = range(0, len(arrays[0]), rows)
     return np.concatenate(
@@ -82,8 +85,10 @@ def in_rows(
     )
 
 
-def _checked(images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both as float64, once it is sure that they are pairs of images."""
+def _checked_pairs(
+    images: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as float64, or raise a ValueError."""
     for name, array in (("images", images), ("targets", targets)):
         if array.ndim != 4 or array.dtype.kind != "f":
             raise ValueError(

@@ -1,14 +1,14 @@
-"""Lists of recommended items: how they are made, and how good they are.
+"""Ranking of items, and metrics of ranked lists.
 
-All of it follows one protocol: every item is ranked, no sample of them; what a user has
-already seen is left out; users without a held-out item do not count.
+The protocol is full ranking: every item is ranked, not a sample; seen items are left
+out; users without a held-out item are left out of the mean.
 
-The measures of each user take `top`, lists of item positions, int [users, k], the best
-first, -1 for an empty place; and `targets`, csr_array [users, items], not zero where an
-item was held out for a user. They return float64 [users]. k is the length of the lists,
-also for a user to whom fewer items were left; n is the number of a user's targets. They
-raise ValueError on shapes that do not fit, on lists with an item twice or with numbers
-that are no positions, and on users without targets.
+The metrics by user take `top`, lists of item positions, int [users, k], the best first,
+-1 for an empty rank; and `targets`, csr_array [users, items], not zero for held-out
+items. They return float64 [users]. k is the length of the lists, also of a user with
+fewer items left; n is the number of a user's targets. They raise ValueError on shapes
+that do not fit, on lists with an item twice or with numbers that are not positions, and
+on users without targets.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
-BLOCK_USERS = 256  # whose scores are in memory together
+BLOCK_USERS = 256  # users whose scores are in memory together
 
 
 def top_items(
@@ -27,24 +27,24 @@ def top_items(
     k: int,
     candidates: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The k best items of each user, the best first.
+    """Return the k items of each user with the highest scores, the highest first.
 
-    Of items with equal scores the one at the lower position comes first, also where the
-    k-th place is at stake: the lists are a pure function of the scores.
+    Ties are in the order of the positions, also at rank k: the lists are a pure
+    function of the scores.
 
     Args:
-        scores: The higher, the better; finite: [users, items].
-        seen: Not zero where a user has already seen an item, which is then never
-            recommended: [users, items]. None: nothing has been seen.
+        scores: Finite: [users, items].
+        seen: Not zero for seen items, which are left out: [users, items]. None: no item
+            was seen.
         k: Length of the lists.
-        candidates: Positions of the only items that may be recommended. None: all.
+        candidates: Positions of the only items to rank. None: all.
 
     Returns:
-        Positions of items, int64 [users, k]; -1 where fewer than k items are left.
+        Positions of items, int64 [users, k]; -1 at ranks without an item.
 
     Raises:
         ValueError: On shapes that do not fit, scores that are not finite, k below 1, or
-            candidates that are no positions of items.
+            candidates that are not positions of items.
     """
     scores = np.asarray(scores)
     _check_length(k)
@@ -69,7 +69,7 @@ def top_items(
     scores = np.where(allowed, scores, -np.inf)
 
     length = min(k, num_items)
-    # The score in the last place. All above it are in the list; of those equal to it,
+    # The score at the last rank. Items above it are in the list; of items equal to it,
     # the first ones, until the list is full.
     last = np.partition(scores, num_items - length, axis=1)[:, -length, None]
     above, equal = scores > last, scores == last
@@ -91,22 +91,21 @@ def recommended(
     candidates: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """The k best items of each user that are not in the history, in blocks of users.
+    """Return the k best items of each user that are not in the history.
 
-    Items with equal scores come in an order drawn once, the same for all. In that of
-    their positions, a model that knows nothing of some items would rank them by what
-    their ids tell: MovieLens numbers well-known films first.
+    Ties are in one random order, the same for all users. In the order of the positions
+    a model that does not know some items would rank them by their ids: MovieLens
+    numbers well-known films first.
 
     Args:
-        score: Takes rows of `history`, and returns a score of each item, as `top_items`
-            takes them.
-        history: Not zero where a user has an item: [users, items].
+        score: From rows of `history` to scores of all items, as of `top_items`.
+        history: Not zero for the items of a user: [users, items].
         k: Length of the lists.
-        candidates: Positions of the only items that may be recommended. None: all.
-        progress: Called with the number of users that are done, and their total.
+        candidates: Positions of the only items to rank. None: all.
+        progress: Called with the number of processed users, and their total.
 
     Returns:
-        Positions of items, int64 [users, k]; -1 where fewer than k items are left.
+        Positions of items, int64 [users, k]; -1 at ranks without an item.
     """
     num_users, num_items = history.shape
     order = np.random.default_rng(0).permutation(num_items)
@@ -115,18 +114,18 @@ def recommended(
     blocks = [np.zeros((0, k), np.int64)]
     for start in range(0, num_users, BLOCK_USERS):
         seen = history[start : start + BLOCK_USERS]
-        places = top_items(score(seen)[:, order], seen[:, order], k, candidates)
-        blocks.append(np.where(places < 0, -1, order[places]))
+        top = top_items(score(seen)[:, order], seen[:, order], k, candidates)
+        blocks.append(np.where(top < 0, -1, order[top]))
         if progress:
             progress(min(start + BLOCK_USERS, num_users), num_users)
     return np.concatenate(blocks)
 
 
-# -- One number for each user --------------------------------------------------
+# -- Metrics by user -----------------------------------------------------------
 
 
 def recall(top: np.ndarray, targets: sparse.csr_array) -> np.ndarray:
-    """Targets in the list, over min(k, n): 1 where no list could be better.
+    """Targets in the list, over min(k, n): 1 for the best possible list.
 
     Reference:
         Liang et al., 2018, Variational Autoencoders for Collaborative Filtering.
@@ -148,70 +147,69 @@ def precision(top: np.ndarray, targets: sparse.csr_array) -> np.ndarray:
 
 
 def ndcg(top: np.ndarray, targets: sparse.csr_array) -> np.ndarray:
-    """Normalised discounted cumulative gain, binary: early places count for more.
+    """Normalised discounted cumulative gain, binary.
 
-    The sum of 1 / log2(place + 1) over the places of targets, the first place being 1,
-    over that of the ideal list, which has targets in its first min(k, n) places.
+    The sum of 1 / log2(rank + 1) over the ranks of targets, the first rank being 1,
+    over the sum of the ideal list, with targets at its first min(k, n) ranks.
 
     Reference:
         Järvelin and Kekäläinen, 2002, Cumulated Gain-Based Evaluation of IR Techniques;
         the ideal list as in Liang et al., 2018.
     """
     hits, num_targets = _hits(top, targets)
-    discounts = 1 / np.log2(_places(hits) + 1)
+    discounts = 1 / np.log2(_ranks(hits) + 1)
     ideal = np.cumsum(discounts)[np.minimum(hits.shape[1], num_targets) - 1]
     return hits @ discounts / ideal
 
 
 def average_precision(top: np.ndarray, targets: sparse.csr_array) -> np.ndarray:
-    """Sum of the precisions at the places of targets, over min(k, n).
+    """Sum of the precisions at the ranks of targets, over min(k, n).
 
-    The precision at a place is that of the list up to there. Others divide by n, or by
-    the number of targets in the list: their numbers do not compare.
+    The precision at a rank is of the list up to it. Other definitions divide by n, or
+    by the number of targets in the list: their numbers do not compare.
     """
     hits, num_targets = _hits(top, targets)
-    precisions = np.cumsum(hits, axis=1) / _places(hits)
+    precisions = np.cumsum(hits, axis=1) / _ranks(hits)
     return (hits * precisions).sum(axis=1) / np.minimum(hits.shape[1], num_targets)
 
 
 def reciprocal_rank(top: np.ndarray, targets: sparse.csr_array) -> np.ndarray:
-    """One over the place of the first target, the first place being 1; 0 without."""
+    """One over the rank of the first target, the first rank being 1; 0 without one."""
     hits, _ = _hits(top, targets)
-    return (hits / _places(hits)).max(axis=1)
+    return (hits / _ranks(hits)).max(axis=1)
 
 
-# -- One number for all lists --------------------------------------------------
+# -- Metrics of all lists ------------------------------------------------------
 
 
 def coverage(top: np.ndarray, num_items: int) -> float:
-    """The share of the catalogue that is recommended to anybody.
+    """Return the share of the catalogue that is in any list.
 
     It grows with the number of users and the length of the lists.
 
     Args:
-        top: Lists of items, -1 for an empty place: [users, k].
+        top: Lists of items, -1 for an empty rank: [users, k].
         num_items: Size of the catalogue.
 
     Raises:
-        ValueError: Where lists do not fit the catalogue.
+        ValueError: If lists do not fit the catalogue.
     """
     top = _checked_lists(top, num_items)
     return len(np.unique(top[top >= 0])) / num_items
 
 
 def novelty(top: np.ndarray, train: sparse.csr_array) -> float:
-    """How surprising the recommended items are, in bits.
+    """Return the mean self-information of the recommended items, in bits.
 
-    The mean of -log2 of the share of training users who have the item, over all
-    recommendations. An item that nobody has counts as if half a user had it: one bit
-    above an item that a single user has.
+    The self-information is -log2 of the share of training users with the item. An item
+    without users counts as half a user's: one bit above an item of one user.
 
     Args:
-        top: Lists of items, -1 for an empty place: [users, k].
-        train: Not zero where a training user has an item: [training users, items].
+        top: Lists of items, -1 for an empty rank: [users, k].
+        train: Not zero for the items of a training user: [training users, items].
 
     Raises:
-        ValueError: Where lists do not fit the items, or all are empty.
+        ValueError: If lists do not fit the items, or all are empty.
 
     Reference:
         Zhou et al., 2010, Solving the Apparent Diversity-Accuracy Dilemma of
@@ -221,7 +219,7 @@ def novelty(top: np.ndarray, train: sparse.csr_array) -> float:
     items = top[top >= 0]
     if not len(items):
         raise ValueError(
-            "Novelty needs at least one recommended item. Received: empty lists only."
+            "Novelty needs at least one recommended item. Received: only empty lists."
         )
     shares = np.maximum(_num_users_with(train), 0.5) / train.shape[0]
     return float(-np.log2(shares[items]).mean())
@@ -230,21 +228,21 @@ def novelty(top: np.ndarray, train: sparse.csr_array) -> float:
 def popularity_bias(
     top: np.ndarray, history: sparse.csr_array, train: sparse.csr_array
 ) -> float:
-    """By how much recommended items are more popular than what users had before.
+    """Return the popularity of lists over the popularity of histories, less 1.
 
-    The popularity of an item is the share of training users who have it. It is averaged
-    over each user's list and then over users, and likewise for the users' histories;
-    the first of the two means over the second, less 1, is the bias, which is also known
-    as popularity lift. 0: lists are as popular as histories. 1: twice as popular.
+    The popularity of an item is the share of training users with it. It is averaged
+    over the list of each user and then over users, and likewise for the histories. The
+    bias is also known as popularity lift. 0: lists are as popular as histories. 1:
+    twice as popular.
 
     Args:
-        top: Lists of items, -1 for an empty place: [users, k].
-        history: Not zero where a user had an item before: [users, items].
-        train: Not zero where a training user has an item: [training users, items].
+        top: Lists of items, -1 for an empty rank: [users, k].
+        history: Not zero for the items of a user: [users, items].
+        train: Not zero for the items of a training user: [training users, items].
 
     Raises:
         ValueError: On shapes that do not fit, on users with an empty list or history,
-            and where no training user has an item of any history.
+            and if no training user has an item of any history.
 
     Reference:
         Abdollahpouri et al., 2019, The Unfairness of Popularity Bias in Recommendation
@@ -270,26 +268,26 @@ def popularity_bias(
     if not before.any():
         raise ValueError(
             "A training user must have an item of some history. Received: histories "
-            "of items that no training user has."
+            "without items of training users."
         )
     return float(listed.mean() / before.mean() - 1)
 
 
-# -- What they share -----------------------------------------------------------
+# -- Checks ---------------------------------------------------------------------
 
 
-def _places(hits: np.ndarray) -> np.ndarray:
-    """1 for the first place of a list, 2 for the second, ...: [k]."""
+def _ranks(hits: np.ndarray) -> np.ndarray:
+    """Ranks from 1: [k]."""
     return np.arange(1, hits.shape[1] + 1)
 
 
 def _num_users_with(train: sparse.csr_array) -> np.ndarray:
-    """How many users have each item: [items]."""
+    """Number of users with each item: [items]."""
     return (sparse.csr_array(train) != 0).sum(axis=0)
 
 
 def _hits(top: np.ndarray, targets: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """Which places hold a target, bool [users, k]; how many targets there are [users].
+    """Whether ranks hold a target, bool [users, k]; and numbers of targets [users].
 
     Raises:
         ValueError: As the docstring of the module says.
@@ -304,12 +302,11 @@ def _hits(top: np.ndarray, targets: sparse.csr_array) -> tuple[np.ndarray, np.nd
     num_targets = relevant.sum(axis=1)
     if not num_targets.all():
         raise ValueError(
-            "Each user must have at least one target: users without leave the mean, "
-            "and must be dropped before. Received: "
+            "Each user must have at least one target. Drop users without. Received: "
             f"{(num_targets == 0).sum()} such users of {len(num_targets)}, the first "
             f"in row {num_targets.argmin()}."
         )
-    # An empty place, -1, reads the last item, which the second half undoes.
+    # At an empty rank, -1 reads the last item; the second factor clears it.
     users = np.arange(len(top))[:, None]
     return relevant[users, top].toarray() & (top >= 0), num_targets
 
@@ -317,12 +314,12 @@ def _hits(top: np.ndarray, targets: sparse.csr_array) -> tuple[np.ndarray, np.nd
 def _check_length(k: int) -> None:
     if k < 1:
         raise ValueError(
-            f"A list of recommendations must have at least one place. Received: k={k}"
+            f"A list of recommendations must have at least one rank. Received: k={k}"
         )
 
 
 def _checked_lists(top: np.ndarray, num_items: int) -> np.ndarray:
-    """Returns the lists as an array, once it is sure that they are lists of items."""
+    """Return the lists as an array, or raise a ValueError."""
     top = np.asarray(top)
     if top.ndim != 2 or not np.issubdtype(top.dtype, np.integer):
         raise ValueError(
@@ -333,18 +330,18 @@ def _checked_lists(top: np.ndarray, num_items: int) -> np.ndarray:
     if len(top) and not -1 <= top.min() <= top.max() < num_items:
         raise ValueError(
             f"`top` must hold positions from 0 to {num_items - 1}, or -1 for an empty "
-            f"place. Received: {top.min()} to {top.max()}."
+            f"rank. Received: {top.min()} to {top.max()}."
         )
     ordered = np.sort(top, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
         raise ValueError(
-            "A list must hold an item once. Received: one with an item in two places."
+            "A list must hold an item once. Received: one with an item at two ranks."
         )
     return top
 
 
 def _checked_positions(candidates: np.ndarray, num_items: int) -> np.ndarray:
-    """Returns the candidates as an array, once it is sure that they are positions."""
+    """Return the candidates as an array, or raise a ValueError."""
     positions = np.asarray(candidates)
     if positions.ndim != 1 or not np.issubdtype(positions.dtype, np.integer):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Recommenders without a network, which every network has to beat."""
+"""Recommenders without a network: baselines for every network."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from scipy.linalg import get_lapack_funcs
 
 from kgen.evaluation.ranking import recommended, top_items
 
-# Rows of a dense block: 256 of 21,000 items in float64 are 43 MB.
-_BLOCK = 256
-# EASE inverts a matrix of items by items: up to this many in float64, which is 800 MB,
-# and above in float32, in which 21,000 items take 1.8 GB and not 3.5.
+_BLOCK = 256  # rows of a dense block: with 21,000 items in float64 43 MB
+# EASE inverts a matrix of items by items: up to so many in float64, which is 800 MB,
+# above in float32, in which 21,000 items take 1.8 GB instead of 3.5.
 _FLOAT64_ITEMS = 10_000
 
 
 class Baseline:
-    """Scores all items for users of whom only a history is known.
+    """Scores of all items for users by their histories.
 
-    A subclass has `_fit` and `_score`, which get matrices that are checked: csr_array
-    in float32, without duplicates or stored zeros.
+    A subclass defines `_fit` and `_score`, which get checked matrices: csr_array in
+    float32, without duplicates or stored zeros.
 
     Attributes:
-        name: What it is and with which options: tells it apart in a table.
+        name: Kind and options, unique in a table.
     """
 
     name: str
     _num_items: int | None = None
 
     def fit(self, train: sparse.csr_array) -> Self:
-        """Learns from what training users have.
+        """Fit the interactions of training users.
 
         Args:
-            train: Not zero where a user has an item, and then above 0, usually 1:
-                [training users, items].
+            train: Above 0, usually 1, for the items of a user: [training users, items].
 
         Returns:
             Itself.
@@ -45,7 +43,7 @@ class Baseline:
         Raises:
             ValueError: If a value is below 0 or not finite, or the matrix is empty.
         """
-        train = _checked(train, "train")
+        train = _checked_matrix(train, "train")
         if 0 in train.shape:
             raise ValueError(
                 "`train` must have at least one user and one item. Received: "
@@ -56,18 +54,18 @@ class Baseline:
         return self
 
     def score(self, history: sparse.csr_array) -> np.ndarray:
-        """Scores every item, those of the history included.
+        """Return the scores of all items, including the history's.
 
         Args:
-            history: What each user has, as in `fit`: [users, items].
+            history: Items of each user, as in `fit`: [users, items].
 
         Returns:
-            The higher, the better: float32 [users, items].
+            float32 [users, items].
 
         Raises:
             ValueError: Before `fit`, or for another number of items.
         """
-        history = _checked(history, "history")
+        history = _checked_matrix(history, "history")
         if self._num_items is None:
             raise ValueError(f"Call `fit` before `score`. Received: {self.name}.")
         if history.shape[1] != self._num_items:
@@ -85,7 +83,7 @@ class Baseline:
 
 
 class Popularity(Baseline):
-    """RecommenderMixin the same to all: what most training users have."""
+    """The same scores for all users: the number of training users of each item."""
 
     name = "popularity"
 
@@ -97,16 +95,15 @@ class Popularity(Baseline):
 
 
 class ItemKNN(Baseline):
-    """Item-based nearest neighbours: recommends items that the same users have.
+    """Item-based nearest neighbours by common users.
 
     The similarity of two items is the cosine of their columns in the training matrix,
-    shrunk towards 0 where few users stand behind it: x.y / (|x| |y| + shrinkage). The
-    score of an item is the sum of the similarities to those of its nearest neighbours
-    that are in the history. Memory: a block of 256 items by all, and the neighbours.
+    shrunk towards 0 for items with few users: x.y / (|x| |y| + shrinkage). The
+    score of an item is the sum of its similarities to its nearest neighbours in the
+    history. Memory: a block of 256 items by all, and the neighbours.
 
     Args:
-        num_neighbors: How many neighbours of each item count. An item is none of its
-            own.
+        num_neighbors: Neighbours of each item, without the item itself.
         shrinkage: In users, at least 0. The defaults of both were the best for
             validation users of ML-100K; choose them by `choose`.
 
@@ -141,15 +138,15 @@ class ItemKNN(Baseline):
             )
             itself = sparse.eye_array(*products.shape, k=block.start, format="csr")
             nearest = top_items(similarity, itself, self.num_neighbors)
-            rows, places = np.nonzero(nearest >= 0)
-            columns = nearest[rows, places]
+            rows, ranks = np.nonzero(nearest >= 0)
+            columns = nearest[rows, ranks]
             values = similarity[rows, columns].astype(np.float32)
             blocks.append(
                 sparse.csr_array((values, (rows, columns)), shape=products.shape)
             )
         similarities = sparse.vstack(blocks, format="csr")
         similarities.eliminate_zeros()
-        # From an item to those of which it is a neighbour: [items, items].
+        # [neighbour, item]
         self._weights = similarities.T.tocsr()
 
     def _score(self, history: sparse.csr_array) -> np.ndarray:
@@ -157,19 +154,19 @@ class ItemKNN(Baseline):
 
 
 class EASE(Baseline):
-    """Predicts each item from all others, by one ridge regression in closed form.
+    """Prediction of each item from all others by ridge regression in closed form.
 
-    The weights B are those with the smallest |X - X B|^2 + l2 |B|^2 and a diagonal of
-    zeros: of P = (X'X + l2 I)^-1 they are B_ij = -P_ij / P_jj. Memory: one matrix of
-    items by items, made, inverted and kept in place; in float64 up to 10,000 items and
-    in float32 above. Time: the cube of the number of items.
+    The weights B minimise |X - X B|^2 + l2 |B|^2 with a diagonal of zeros: with P =
+    (X'X + l2 I)^-1 they are B_ij = -P_ij / P_jj. Memory: one matrix of items by items,
+    inverted in place; in float64 up to 10,000 items and in float32 above. Time: the
+    cube of the number of items.
 
     Args:
-        l2: Strength of the penalty, above 0. It grows with the number of users and
-            falls with that of items: choose it by `choose`.
+        l2: Strength of the penalty, above 0. The best value grows with the number of
+            users and falls with the number of items: choose it by `choose`.
 
     Raises:
-        ValueError: In `fit`, where `l2` is so small that rounding leaves nothing of it.
+        ValueError: In `fit`, if `l2` is lost to rounding.
 
     Reference:
         Steck, 2019, Embarrassingly Shallow Autoencoders for Sparse Data, which takes
@@ -193,8 +190,8 @@ class EASE(Baseline):
             _invert_in_place(matrix)
         except np.linalg.LinAlgError as error:
             raise ValueError(
-                f"`l2` must be larger for these data. Received: l2={self.l2}, with "
-                "which the matrix of items by items cannot be inverted."
+                f"`l2` must be larger for these data. Received: l2={self.l2}, and a "
+                "matrix of items by items that is not positive definite."
             ) from error
         matrix /= -np.diag(matrix)
         np.fill_diagonal(matrix, 0)
@@ -205,16 +202,16 @@ class EASE(Baseline):
 
 
 class ContentKNN(Baseline):
-    """RecommenderMixin what resembles a user's history, also items that nobody has had.
+    """Nearest neighbours by features of items, which also scores items without users.
 
     Features are weighted by TF-IDF, the value times ln(items / items with the feature),
-    and each item's are scaled to length 1. The score of an item is its mean cosine to
-    the items of the history, weighted by the history's values. What training users have
-    is of no account.
+    and scaled to length 1 for each item. The score of an item is its mean cosine to the
+    items of the history, weighted by the history's values. Training interactions are
+    not used.
 
     Args:
-        features: Of each item, such as 1 for each of its genres, or counts of words:
-            [items, features], finite and at least 0.
+        features: Of each item, such as 1 for each genre, or counts of words: [items,
+            features], finite and at least 0.
 
     Raises:
         ValueError: On other features, and in `fit` for another number of items.
@@ -227,7 +224,7 @@ class ContentKNN(Baseline):
     name = "content KNN"
 
     def __init__(self, features: sparse.csr_array):
-        self.features = _checked(features, "features")
+        self.features = _checked_matrix(features, "features")
         num_items, num_features = self.features.shape
         num_with = np.bincount(self.features.indices, minlength=num_features)
         rarity = np.log(num_items / np.maximum(num_with, 1))
@@ -256,23 +253,23 @@ def choose(
     k: int = 100,
     candidates: np.ndarray | None = None,
 ) -> tuple[Baseline, dict[str, float]]:
-    """Fits each baseline to training users, and finds the best for validation users.
+    """Fit each baseline to training users, and choose the best for validation users.
 
-    Options such as EASE's `l2` are chosen by this, and never on test users.
+    Choose options such as EASE's `l2` by it, and never on test users.
 
     Args:
-        baselines: Those to choose from, with different names. They stay as they are:
-            what is fitted are copies, of which two at most are in memory.
-        train: What training users have: [training users, items].
-        history: What is shown of validation users: [validation users, items].
-        targets: What is held out of them: [validation users, items].
-        measure: Of `kgen.evaluation.ranking`, the higher, the better: takes the lists
-            and the targets and returns one number for each user.
+        baselines: Candidates with different names. They are not changed: copies are
+            fitted, of which two at most are in memory.
+        train: Items of training users: [training users, items].
+        history: Given items of validation users: [validation users, items].
+        targets: Held-out items of validation users: [validation users, items].
+        measure: A metric of `kgen.evaluation.ranking`, higher is better: from lists and
+            targets to one number for each user.
         k: Length of the lists.
         candidates: Positions of the only items that are ranked. None: all.
 
     Returns:
-        The best, fitted, the first of equals; and the mean that each reached, by name.
+        The best baseline, fitted (of equals, the first); and the means of all, by name.
 
     Raises:
         ValueError: Without a baseline or a user, on two baselines with one name, or on
@@ -298,8 +295,8 @@ def choose(
     return best, reached
 
 
-def _checked(matrix: sparse.csr_array, name: str) -> sparse.csr_array:
-    """Returns a copy in float32, without duplicates or stored zeros.
+def _checked_matrix(matrix: sparse.csr_array, name: str) -> sparse.csr_array:
+    """Return a copy in float32, without duplicates or stored zeros.
 
     Raises:
         ValueError: If a value is below 0 or not finite.
@@ -310,20 +307,20 @@ def _checked(matrix: sparse.csr_array, name: str) -> sparse.csr_array:
     if not ((matrix.data >= 0) & (matrix.data < np.inf)).all():
         raise ValueError(
             f"The values of `{name}` must be finite and at least 0. Received: values "
-            f"from {matrix.data.min()} to {matrix.data.max()}. Ratings become such "
-            "values by a threshold: 1 for those of at least 4."
+            f"from {matrix.data.min()} to {matrix.data.max()}. Convert ratings by a "
+            "threshold: 1 for a rating of at least 4."
         )
     return matrix
 
 
 def _scaled_rows(matrix: sparse.csr_array, lengths: np.ndarray) -> sparse.csr_array:
-    """Divides each row by its length; rows of length 0 are empty, and stay so."""
+    """Divide each row by its length; rows of length 0 stay empty."""
     scales = np.divide(1, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
     return (sparse.diags_array(scales) @ matrix).tocsr()
 
 
 def _products(train: sparse.csr_array) -> Iterator[tuple[slice, np.ndarray]]:
-    """The products of items' columns: blocks of items, and theirs with all items."""
+    """Yield blocks of items, and the products of their columns with all columns."""
     by_item = train.T.tocsr()
     for start in range(0, train.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)

@@ -1,8 +1,8 @@
-"""What a recommender is measured by, beside what needs no network."""
+"""Evaluation of recommenders, beside baselines without a network."""
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,13 +20,15 @@ from kgen.evaluation.recommender_baselines import (
     choose,
 )
 from kgen.evaluation.records import Record, bootstrap_interval
+from kgen.evaluation.split_rows import check_at_least_1
+from kgen.evaluation.timing import call_seconds
 
-LIST_LENGTH = 100  # of the longest lists that are measured
-_CATALOGUE_LENGTH = 20  # of those that coverage, novelty and popularity bias look at
-_NUM_TIMED = 200  # single requests whose median is the speed
+LIST_LENGTH = 100
+_CATALOGUE_LENGTH = 20  # length of the lists for coverage, novelty, popularity bias
+_NUM_TIMED = 200  # single requests
 
-# Name, the function of the lists and targets, and the lengths of lists.
-_MEASURES = (
+# Name, function of lists and targets, and lengths of lists.
+_METRICS = (
     ("recall", ranking.recall, (20, 50)),
     ("recall_over_n", ranking.recall_over_n, (20,)),
     ("precision", ranking.precision, (5, 20)),
@@ -34,7 +36,7 @@ _MEASURES = (
     ("map", ranking.average_precision, (LIST_LENGTH,)),
     ("mrr", ranking.reciprocal_rank, (LIST_LENGTH,)),
 )
-# Options of baselines, the best of which for validation users is taken.
+# Options of the baselines; the best for the validation users are chosen.
 _EASE_L2 = (100.0, 200.0, 300.0, 500.0, 1000.0)
 _KNN_OPTIONS = ((20, 10.0), (50, 10.0), (100, 10.0), (200, 10.0), (100, 100.0))
 
@@ -43,9 +45,9 @@ class _Users(NamedTuple):
     """Users of a split.
 
     Attributes:
-        history: csr_array [users, items], what is shown.
-        targets: csr_array [users, items], what is hidden.
-        candidates: Positions of the items that are ranked, or None: all.
+        history: Items given to the model, csr_array [users, items].
+        targets: Held-out items, csr_array [users, items].
+        candidates: Positions of the ranked items, or None: all.
     """
 
     history: sparse.csr_array
@@ -62,39 +64,40 @@ def evaluate_recommender(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
-    """Measures how well hidden items are found, and how varied and fast.
+    """Measure the ranking of held-out items, diversity, and the time of a request.
 
-    All items are ranked, but for those of the history. Popularity, the item-kNN and
-    EASE (and, where the items have titles and genres, a kNN of these) are measured on
-    the same users; their options are chosen by NDCG@100 of the validation users. Each
-    record of the model has EASE as its baseline, and the protocol says how far the two
-    are apart, user by user. In a split of held-out items these alone are ranked, and
-    popularity and the kNN of titles and genres, the baseline, are all there is to
-    compare with: the others know nothing of such items.
+    All items except those of the history are ranked. Popularity, item kNN and EASE
+    (and, if the items have titles and genres, a kNN of these) are measured on the same
+    users; their options are chosen by NDCG@100 of the validation users. EASE is the
+    baseline of each record, and the protocol has the mean difference from it per user.
+    In a split of held-out items only these are ranked, only popularity and the kNN of
+    titles and genres can score them, and the latter is the baseline.
 
     Args:
-        model: Has `score(rows)`, scores [users, items] of rows of ones; `item_ids`; and
-            `recommend(histories, k)`.
+        model: Has `score(rows)`, scores [users, items] of multi-hot rows; `item_ids`;
+            and `recommend(histories, k)`.
         rating_set: The data the model was trained on.
         split: "test" or "validation".
         limit: Only the first users of the split, this many.
-        seed: Keys the intervals.
-        progress: Called with the number of users that are done, and their total, for
-            the model and each baseline anew.
+        seed: Of the intervals.
+        progress: Called with the number of processed users, and their total, for the
+            model and for each baseline.
 
     Returns:
         Records `recall@20`, `recall@50`, `recall_over_n@20`, `precision@5`,
         `precision@20`, `ndcg@5`, `ndcg@20`, `ndcg@100`, `map@100`, `mrr@100`,
-        `coverage@20`, `novelty@20`, `popularity_bias@20` and `request_time`; then those
-        of the baselines, with their `subject`.
+        `coverage@20`, `novelty@20`, `popularity_bias@20` and `request_time`; then the
+        same of the baselines, with their `subject`.
 
     Raises:
-        ValueError: The model has other items than the set, or the split no targets.
+        ValueError: An argument is out of its range, model and data have different
+            items, or the split has no targets.
 
     Example:
         >>> ratings = kgen.data.open_ratings("ml-100k.zip")
         >>> print(table(evaluate_recommender(model, ratings)))
     """
+    check_at_least_1(limit=limit)
     if list(model.item_ids) != rating_set.item_ids.tolist():
         raise ValueError(
             "The model and the ratings must have the same items in the same order. "
@@ -105,13 +108,13 @@ def evaluate_recommender(
     users = _users(rating_set, split, limit)
     train = rating_set.history("train")
     baselines = _fitted_baselines(rating_set, train)
-    what = (
+    protocol = (
         f"{rating_set.name}, {rating_set.split_strategy} split, "
         f"{users.history.shape[0]:,} {split} users, {train.nnz:,} pairs to train on"
     )
     if users.candidates is not None:
-        what += (
-            f", {len(users.candidates):,} held-out items ranked, equal scores by chance"
+        protocol += (
+            f", {len(users.candidates):,} held-out items ranked, ties in random order"
         )
     lists = {
         name: ranking.recommended(
@@ -122,14 +125,14 @@ def evaluate_recommender(
     }
     values = {name: _user_values(top, users.targets) for name, top in lists.items()}
     reference = next(
-        one.name
-        for one in reversed(baselines)
-        if isinstance(one, EASE) or users.candidates is not None
+        baseline.name
+        for baseline in reversed(baselines)
+        if isinstance(baseline, EASE) or users.candidates is not None
     )
     records = []
     for subject, top in lists.items():
-        records += _user_records(subject, values, reference, what, seed)
-        records += _catalogue_records(subject, top, users, train, what)
+        records += _user_records(subject, values, reference, protocol, seed)
+        records += _catalogue_records(subject, top, users, train, protocol)
         if not subject:
             records.append(_request_time(model, rating_set, users))
     return records
@@ -139,17 +142,17 @@ def _users(rating_set: RatingSet, split: str, limit: int | None) -> _Users:
     history, targets = rating_set.history(split), rating_set.targets(split)
     if targets is None:
         raise ValueError(
-            "`split` must be validation or test: nothing is hidden of training users. "
-            f"Received: split={split!r}"
+            "`split` must be validation or test: no items of training users are held "
+            f"out. Received: split={split!r}"
         )
     return _Users(history[:limit], targets[:limit], rating_set.candidates(split))
 
 
 def _fitted_baselines(rating_set, train) -> list[Baseline]:
-    """Each kind with the options that are best for validation users."""
-    shown = _users(rating_set, "validation", None)
+    """One baseline of each kind, with the best options for the validation users."""
+    validation = _users(rating_set, "validation", None)
     kinds: list[list[Baseline]] = [[Popularity()]]
-    if shown.candidates is None:
+    if validation.candidates is None:
         kinds += [
             [ItemKNN(num_neighbors=n, shrinkage=s) for n, s in _KNN_OPTIONS],
             [EASE(l2=l2) for l2 in _EASE_L2],
@@ -160,34 +163,36 @@ def _fitted_baselines(rating_set, train) -> list[Baseline]:
         choose(
             kind,
             train,
-            shown.history,
-            shown.targets,
+            validation.history,
+            validation.targets,
             ranking.ndcg,
-            candidates=shown.candidates,
+            candidates=validation.candidates,
         )[0]
         for kind in kinds
     ]
 
 
 def _user_values(top, targets) -> dict[str, np.ndarray]:
-    """One number for each user, for every measure at every length."""
+    """Values [users] of every metric at every length."""
     return {
-        f"{name}@{k}": measure(top[:, :k], targets)
-        for name, measure, lengths in _MEASURES
+        f"{name}@{k}": metric(top[:, :k], targets)
+        for name, metric, lengths in _METRICS
         for k in lengths
     }
 
 
-def _user_records(subject, values, reference, what, seed) -> list[Record]:
-    """Means over users of every measure, and how far they are from the reference's."""
+def _user_records(subject, values, reference, protocol, seed) -> list[Record]:
+    """Means over users of every metric, and their differences from the reference's."""
     records = []
     for metric, others in values[reference].items():
-        gains = values[subject][metric] - others
-        low, high = bootstrap_interval(gains, seed=seed)
-        apart = (
-            f"; less {reference}, user by user: {gains.mean():+.4f} "
-            f"({low:+.4f} to {high:+.4f})"
-        )
+        difference = ""
+        if subject != reference:
+            gains = values[subject][metric] - others
+            low, high = bootstrap_interval(gains, seed=seed)
+            difference = (
+                f"; mean difference from {reference} per user: {gains.mean():+.4f} "
+                f"({low:+.4f} to {high:+.4f})"
+            )
         records.append(
             Record.of_mean(
                 values[subject][metric],
@@ -195,8 +200,7 @@ def _user_records(subject, values, reference, what, seed) -> list[Record]:
                 headline=metric in ("recall@20", "ndcg@100"),
                 subject=subject,
                 unit="",
-                protocol=f"{what}, full ranking, seen items left out"
-                + ("" if subject == reference else apart),
+                protocol=f"{protocol}, full ranking, seen items left out{difference}",
                 seed=seed,
                 higher_is_better=True,
                 baseline=(reference, float(others.mean())),
@@ -205,18 +209,18 @@ def _user_records(subject, values, reference, what, seed) -> list[Record]:
     return records
 
 
-def _catalogue_records(subject, top, users, train, what):
-    """Numbers of all lists together: what of the catalogue they show."""
+def _catalogue_records(subject, top, users, train, protocol):
+    """Coverage, novelty and popularity bias of all lists together."""
     top = top[:, :_CATALOGUE_LENGTH]
     num_items = train.shape[1]
     num_ranked = num_items if users.candidates is None else len(users.candidates)
     covered = ranking.coverage(top, num_items) * num_items / num_ranked
-    rows = [("coverage", covered, "", "of all items that are ranked", True)]
-    if users.candidates is None:  # Of items that nobody has had, all are as unpopular.
+    rows = [("coverage", covered, "", "share of the ranked items", True)]
+    if users.candidates is None:  # Held-out items are all equally unpopular.
         bias = ranking.popularity_bias(top, users.history, train)
         rows += [
-            ("novelty", ranking.novelty(top, train), "bits", "of training users", True),
-            ("popularity_bias", bias, "", "of lists over histories, less 1", False),
+            ("novelty", ranking.novelty(top, train), "bits", "by training users", True),
+            ("popularity_bias", bias, "", "lists over histories, less 1", False),
         ]
     return [
         Record(
@@ -225,7 +229,7 @@ def _catalogue_records(subject, top, users, train, what):
             subject=subject,
             value=value,
             unit=unit,
-            protocol=f"{what}; {detail}",
+            protocol=f"{protocol}; {detail}",
             n=len(top),
             higher_is_better=higher_is_better,
         )
@@ -234,7 +238,7 @@ def _catalogue_records(subject, top, users, train, what):
 
 
 def _request_time(model, rating_set, users: _Users) -> Record:
-    """Milliseconds of `recommend` for one person, warm."""
+    """Milliseconds of `recommend` for one user, warm."""
     histories = [
         rating_set.item_ids[row.indices].tolist()
         for row in (
@@ -242,13 +246,9 @@ def _request_time(model, rating_set, users: _Users) -> Record:
         )
     ]
     k = min(10, rating_set.num_items)
-    model.recommend(histories[:1], k=k)
-    milliseconds = []
-    for history in histories:
-        start = time.perf_counter()
-        model.recommend([history], k=k)
-        milliseconds.append(1000 * (time.perf_counter() - start))
-    low, middle, high = np.quantile(milliseconds, (0.05, 0.5, 0.95))
+    calls = [functools.partial(model.recommend, [one], k=k) for one in histories]
+    call_seconds(calls[:1])  # compiles the graph
+    low, middle, high = np.quantile(1000 * call_seconds(calls), (0.05, 0.5, 0.95))
     return Record(
         metric="request_time",
         headline=True,

@@ -1,4 +1,4 @@
-"""Results: a number with all that is needed to read it, compare it and repeat it."""
+"""Records of results: a number with its protocol, interval and baseline."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from kgen.files import replacing
 
-# The 2.5 % and 97.5 % points of 1,000 draws are known to about a tenth of the
-# interval's width, and 1,000 resamples of 10,000 images take a fifth of a second.
+# The 2.5 % and 97.5 % quantiles of 1,000 resamples are exact to about a tenth of the
+# interval's width; 1,000 resamples of 10,000 images take a fifth of a second.
 NUM_RESAMPLES = 1000
 BOOTSTRAP_TEXT = f"95 % bootstrap interval over rows, {NUM_RESAMPLES:,} resamples"
 
@@ -28,13 +28,13 @@ class Record:
         metric: Its name, with what changes its meaning in brackets: "nll[is-5000]".
         value: The number.
         unit: Of the number, of the interval and of the baseline.
-        protocol: Data, split, what was done and how often, and what the interval is.
-        n: How many images (or other rows) it was measured on.
-        seed: Of all that was drawn at random.
-        higher_is_better: Which way is up.
-        interval: Where the number could as well have been: (low, high).
+        protocol: Data, split, procedure, repetitions, and kind of the interval.
+        n: Number of images (or other rows) of the measurement.
+        seed: Of all random numbers.
+        higher_is_better: Whether a larger number is better.
+        interval: Uncertainty of the number: (low, high).
         baseline: Name and value of a trivial solution under the same protocol.
-        subject: Name of what was measured beside the model; empty: the model.
+        subject: Name of a solution other than the model; empty: the model.
         headline: Whether it belongs in a short summary, as `kgen fit` prints.
     """
 
@@ -52,12 +52,12 @@ class Record:
 
     @classmethod
     def of_mean(cls, values: np.ndarray, *, protocol: str, **fields: Any) -> Record:
-        """Returns the record of a mean over rows, with its bootstrap interval.
+        """Return the record of a mean over rows, with its bootstrap interval.
 
         Args:
             values: One number for each row: [n].
-            protocol: What `protocol` says, less the interval.
-            **fields: The other attributes; `seed` is that of the interval, too.
+            protocol: The protocol without the interval.
+            **fields: The other attributes; `seed` is also the seed of the interval.
         """
         return cls(
             value=float(np.mean(values, dtype=np.float64)),
@@ -68,12 +68,12 @@ class Record:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values for JSON; NaN and infinity, which it lacks, as text."""
+        """Return plain values for JSON; NaN and infinity, which it lacks, as text."""
         return _map_floats(dataclasses.asdict(self), _to_json)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """Returns the record that `to_dict` was called on."""
+        """Return the record of the values of `to_dict`."""
         values = dict(values)
         values["value"] = float(values["value"])
         if values["interval"] is not None:
@@ -88,15 +88,15 @@ class Record:
 def bootstrap_interval(
     values: np.ndarray, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> tuple[float, float]:
-    """The middle 95 % of the means of resampled rows.
+    """Return the 95 % bootstrap interval of a mean.
 
     Args:
         values: One number for each row: [n], n at least 1.
-        seed: Keys the resampling.
-        num_resamples: How often n rows are drawn with replacement.
+        seed: Of the resampling.
+        num_resamples: Samples of n rows with replacement.
 
     Returns:
-        (low, high); equal for a single row, about which it knows nothing.
+        (low, high); equal for a single row.
 
     Reference:
         Efron, 1979, the percentile method.
@@ -117,7 +117,7 @@ def bootstrap_interval(
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
-    """Writes records as a JSON list; the file is the old one or the new one."""
+    """Write records as a JSON list, atomically."""
     text = json.dumps(
         [record.to_dict() for record in records], indent=2, allow_nan=False
     )
@@ -126,7 +126,7 @@ def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> No
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Reads what `write_records` wrote."""
+    """Read the file of `write_records`."""
     with open(path, encoding="utf-8") as file:
         return [Record.from_dict(values) for values in json.load(file)]
 
@@ -228,7 +228,7 @@ def _half_width(record: Record) -> str:
 
 
 def _number(value: float, digits: int = 4) -> str:
-    """So many significant digits, and all digits before the point."""
+    """Format with so many significant digits, and all digits before the point."""
     if not math.isfinite(value):
         return str(value)
     whole = abs(value) >= 10 ** (digits - 1)

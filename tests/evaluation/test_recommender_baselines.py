@@ -26,7 +26,7 @@ def random_users(num_users, num_items, seed, density=0.3):
 
 
 def weights(baseline):
-    """What one item of the history adds to all scores: [items, items]."""
+    """Scores of histories of one item each: [items, items]."""
     return baseline.score(sparse.eye_array(baseline._num_items, format="csr"))
 
 

@@ -62,7 +62,7 @@ def test_baselines_stand_beside_the_model(records):
     ease = next(subject for subject in subjects if subject.startswith("EASE"))
     [ndcg] = [r for r in records if r.metric == "ndcg@100" and not r.subject]
     assert ndcg.baseline == (ease, value(records, "ndcg@100", ease))
-    assert f"less {ease}, user by user" in ndcg.protocol
+    assert f"mean difference from {ease} per user" in ndcg.protocol
     # Popularity does not know whom it is talking to.
     assert value(records, "mrr@100", "popularity") < value(records, "mrr@100")
 
@@ -122,7 +122,7 @@ def test_items_that_nobody_has_had_are_compared_with_a_knn_of_their_content(tmp_
     subjects = list(dict.fromkeys(record.subject for record in records))
     assert subjects == ["", "popularity", "content KNN"]
     assert records[0].baseline[0] == "content KNN"
-    assert "less content KNN" in records[0].protocol
+    assert "difference from content KNN" in records[0].protocol
     knows, does_not = (
         value(records, "ndcg@20", subject) for subject in ("content KNN", "popularity")
     )
@@ -131,7 +131,7 @@ def test_items_that_nobody_has_had_are_compared_with_a_knn_of_their_content(tmp_
 
 def test_other_items_and_training_people_are_refused():
     model = Oracle()
-    with pytest.raises(ValueError, match="nothing is hidden of training users"):
+    with pytest.raises(ValueError, match="no items of training users are held out"):
         evaluate_recommender(model, liked(), split="train")
     model.item_ids = [*range(11), 99]
     with pytest.raises(ValueError, match="the same items in the same order"):

@@ -311,7 +311,7 @@ class ByteTokenizer(Tokenizer):
 class BPETokenizer(Tokenizer):
     """Byte pair encoding by the `tokenizers` library, on bytes: it encodes any text.
 
-    Special tokens are not added. Where they are in a text they get their ids.
+    Special tokens are neither added nor recognised: text that spells one stays text.
 
     Args:
         tokenizer_json: The text of a tokenizer.json whose model is a BPE on bytes, such
@@ -344,6 +344,7 @@ class BPETokenizer(Tokenizer):
             ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # as text, by the model
         vocab = tokenizer.get_vocab()
         self.tokenizer_json = tokenizer_json
         self.vocab_size = max(vocab.values(), default=-1) + 1

@@ -173,6 +173,18 @@ def test_padding_and_truncation_of_a_file_are_passed_over(bpe):
     assert tokenizer.encode("a b c").tolist() == bpe.encode("a b c").tolist()
 
 
+def test_text_that_spells_a_special_token_stays_text(bpe):
+    parts = json.loads(bpe.to_json())
+    added = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized"], False)
+    added |= {"id": bpe.vocab_size, "content": "<|end|>", "special": True}
+    tokenizer = BPETokenizer(json.dumps(parts | {"added_tokens": [added]}))
+    assert tokenizer.vocab_size == bpe.vocab_size + 1
+    for text in ("a<|end|>b", "<|end|>"):
+        assert tokenizer.encode(text).tolist() == bpe.encode(text).tolist()
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode([bpe.vocab_size]) == "<|end|>"
+
+
 # In graphs
 
 

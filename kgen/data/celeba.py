@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from kgen.data.dataset import SPLITS
 from kgen.data.image_folders import (
     ClassedFiles,
     FoundFiles,
@@ -18,7 +19,6 @@ from kgen.data.zip_files import open_root, visible
 
 _IMAGES = ("img_align_celeba", "img_align_celeba.zip")
 _PARTITION = "list_eval_partition.txt"
-_SPLITS = ("train", "validation", "test")  # 0, 1 and 2 in the list
 _LAST_NUMBERS = (162_770, 182_637, 202_599)  # of each split, as published
 
 
@@ -52,7 +52,7 @@ def find_celeba_files(folder: Path) -> FoundFiles | None:
     others.update(f"folder {child.name}" for child in unused)
     partition = folder / _PARTITION
     listed = _read_partition(partition) if partition.exists() else None
-    files: dict[str, ClassedFiles] = {split: [] for split in _SPLITS}
+    files: dict[str, ClassedFiles] = {split: [] for split in SPLITS}
     for file in walk(open_root(root), others):
         split = _split_by_number(file) if listed is None else listed.get(file.stem)
         if split is None:
@@ -63,7 +63,7 @@ def find_celeba_files(folder: Path) -> FoundFiles | None:
             )
         files[split].append((file, ""))
     if not files["train"]:
-        counts = ", ".join(f"{len(files[split])} {split}" for split in _SPLITS)
+        counts = ", ".join(f"{len(files[split])} {split}" for split in SPLITS)
         raise FileNotFoundError(f"No training images of CelebA in {root}: {counts}.")
     files = {split: found for split, found in files.items() if found}
     return FoundFiles(files, None, not_read(others))
@@ -76,7 +76,7 @@ def _read_partition(path: Path) -> dict[str, str]:
     for number, line in enumerate(text.splitlines(), 1):
         match = re.fullmatch(r"(\S+)\s+([012])\s*", line)
         if match:
-            splits[PurePosixPath(match[1]).stem] = _SPLITS[int(match[2])]
+            splits[PurePosixPath(match[1]).stem] = SPLITS[int(match[2])]
         elif line.strip():
             raise ValueError(
                 "A line of the partition is the name of an image and 0, 1 or 2. "
@@ -89,4 +89,4 @@ def _split_by_number(file: ImageFile) -> str | None:
     number = int(file.stem) if re.fullmatch("[0-9]{6}", file.stem) else 0
     if not 1 <= number <= _LAST_NUMBERS[-1]:
         return None
-    return _SPLITS[bisect_left(_LAST_NUMBERS, number)]
+    return SPLITS[bisect_left(_LAST_NUMBERS, number)]

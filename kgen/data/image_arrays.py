@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import importlib.util
+import itertools
 import math
 import re
 import zipfile
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from kgen.data.dataset import SPLITS
 from kgen.data.image_rows import Size, Source, Split, fit_image
 
 # Keys of the images and labels of a split in an .npz or a dict: our own names, the
@@ -34,7 +37,6 @@ _IDX_NAME = re.compile(
     r"(?:.+-)?(?P<split>train|validation|t10k|test)-(?P<kind>images|labels)"
     r"[-.]idx\d-ubyte(?P<gz>\.gz)?"
 )
-_GREY_WEIGHTS = (19595, 38470, 7471)  # ITU-R 601 luma in units of 2**-16, as in Pillow
 
 
 class Named(NamedTuple):
@@ -168,19 +170,12 @@ def as_labels(array: Any, origin: str, num_rows: int) -> np.ndarray:
 def _resized(
     images: np.ndarray, size: Size | None, channels: int | None, origin: str
 ) -> np.ndarray:
-    if channels == 1 and images.shape[-1] == 3:
-        luma = images.astype(np.uint32) @ np.array(_GREY_WEIGHTS, np.uint32)
-        images = ((luma + 2**15) >> 16).astype(np.uint8)[..., None]
-    elif channels == 3 and images.shape[-1] == 1:
-        images = np.repeat(images, 3, axis=-1)
-    if size is None or size == images.shape[1:3]:
+    _, height, width, depth = images.shape
+    if size in (None, (height, width)) and channels in (None, depth):
         return images
-    mode_shape = images.shape[1:3] if images.shape[-1] == 1 else images.shape[1:]
+    pixels = images[..., 0] if depth == 1 else images
     return np.stack(
-        [
-            fit_image(Image.fromarray(row.reshape(mode_shape)), size, None, origin)
-            for row in images
-        ]
+        [fit_image(Image.fromarray(row), size, channels, origin) for row in pixels]
     )
 
 
@@ -225,34 +220,21 @@ def open_npz(path: Path, size: Size | None, channels: int | None) -> Source:
                 "with numpy.savez."
             )
         file.seek(0)
+        known = set(itertools.chain(*itertools.chain(*ARRAY_KEYS.values())))
         with np.load(file, allow_pickle=False) as archive:
-            arrays = _LazyArrays(archive, path)
-            return _open_keys(path.stem, arrays, f" in {path}", size, channels)
-
-
-class _LazyArrays(Mapping):
-    """The arrays of an .npz, read one by one, with errors that name the key."""
-
-    def __init__(self, archive: Any, path: Path):
-        self._archive = archive
-        self._path = path
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        try:
-            array = self._archive[key]
-        except (ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"Cannot read `{key}` in {self._path}: {error}. Arrays of Python "
-                "objects are never read: save plain numbers."
-            ) from error
-        # MedMNIST keeps labels in a column.
-        return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-
-    def __iter__(self):
-        return iter(self._archive.files)
-
-    def __len__(self):
-        return len(self._archive.files)
+            arrays = dict.fromkeys(archive.files)
+            for key in known & set(arrays):
+                try:
+                    array = archive[key]
+                except (ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+                    raise ValueError(
+                        f"Cannot read `{key}` in {path}: {error}. Arrays of Python "
+                        "objects are never read: save plain numbers."
+                    ) from error
+                # MedMNIST keeps labels in a column.
+                column = array.ndim == 2 and array.shape[1] == 1
+                arrays[key] = array[:, 0] if column else array
+    return _open_keys(path.stem, arrays, f" in {path}", size, channels)
 
 
 def _open_keys(
@@ -264,9 +246,9 @@ def _open_keys(
 ) -> Source:
     found: dict[str, tuple[Named, Named | None]] = {}
     used = set()
-    for split, (image_keys, label_keys) in ARRAY_KEYS.items():
+    for split, both in ARRAY_KEYS.items():
         pair: list[Named | None] = []
-        for keys in (image_keys, label_keys):
+        for keys in both:
             present = [key for key in keys if key in arrays]
             if len(present) > 1:
                 raise ValueError(
@@ -280,8 +262,8 @@ def _open_keys(
             found[split] = images, labels
         elif labels is not None:
             raise ValueError(
-                f"Labels must have images. Received: labels without images, "
-                f"{labels.origin} but none of the keys {', '.join(image_keys)}."
+                "Labels must have images. Received: labels without images, "
+                f"{labels.origin} but none of the keys {', '.join(both[0])}."
             )
     if "train" not in found:
         raise ValueError(
@@ -291,12 +273,7 @@ def _open_keys(
     source = source_from_arrays(name, found, size, channels)
     unused = [key for key in arrays if key not in used]
     notes = (f"not read: {', '.join(unused)}",) if unused else ()
-    return Source(
-        name=source.name,
-        splits=source.splits,
-        class_names=source.class_names,
-        notes=notes,
-    )
+    return dataclasses.replace(source, notes=notes)
 
 
 def find_idx_files(folder: Path) -> dict[tuple[str, str], Path]:
@@ -326,7 +303,7 @@ def open_idx_folder(folder: Path, size: Size | None, channels: int | None) -> So
             f"{folder}: {', '.join(path.name for path in files.values())}."
         )
     found: dict[str, tuple[Named, Named | None]] = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         images, labels = files.get((split, "images")), files.get((split, "labels"))
         if images is not None:
             found[split] = (

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from kgen.data.dataset import SPLITS
 from kgen.data.image_rows import (
     MEMORY_LIMIT,
     ImageRows,
@@ -22,22 +23,15 @@ from kgen.data.image_rows import (
     Size,
     Source,
     Split,
-    cache_file,
-    cache_rows,
     fit_image,
-    gather_rows,
+    keep_rows,
     size_text,
 )
-from kgen.data.zip_files import ZipEntry, visible
+from kgen.data.zip_files import ZipEntry, files_below, visible
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
+SPLIT_FOLDERS = dict(zip(SPLITS, SPLITS, strict=True))
+SPLIT_FOLDERS |= {"val": "validation", "valid": "validation"}
 
 # Number of channels of an image of each Pillow mode, without alpha.
 _CHANNELS = {
@@ -88,11 +82,9 @@ def open_image_files(
         if cache != "memory" and (image_size is None or channels is None):
             reader.check_all()  # in memory, every file is decoded and so checked
         images: ImageRows = reader
-        if cache == "memory":
-            images = gather_rows(reader.chunks(), reader.shape)
-        elif cache == "disk":
-            place = cache_file(reader.identity(path), reader.shape)
-            images = cache_rows(reader.chunks(), reader.shape, place)
+        if cache != "none":
+            place = (reader.identity(path), reader.shape)
+            images = keep_rows(reader.chunks(), reader.shape, cache, place)
         labels = None
         if class_names is not None:
             labels = np.array([class_names.index(c) for _, c in files[split]], np.int32)
@@ -188,12 +180,11 @@ def _classed_files(folder: ImageFile, others: Counter[str]) -> ClassedFiles:
 
 def walk(path: ImageFile, others: Counter[str]) -> list[ImageFile]:
     """Returns all image files at or below a path, by name; counts the others."""
-    if path.is_dir():
-        return [file for child in visible(path) for file in walk(child, others)]
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return [path]
-    others[path.suffix.lower() or "no suffix"] += 1
-    return []
+    files = list(files_below(path))
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    kinds = [file.suffix.lower() or "no suffix" for file in files]
+    others.update(kind for kind in kinds if kind not in IMAGE_SUFFIXES)
+    return images
 
 
 def not_read(others: Counter[str]) -> tuple[str, ...]:

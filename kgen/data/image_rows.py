@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -129,30 +129,32 @@ def size_text(size: Iterable[int]) -> str:
     return "x".join(str(length) for length in size)
 
 
-def gather_rows(chunks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the chunks, concatenated, as one array of `shape` in memory."""
-    images = np.empty(shape, np.uint8)
-    filled = 0
-    for chunk in chunks:
-        images[filled : filled + len(chunk)] = chunk
-        filled += len(chunk)
-    return images[:filled]
+def keep_rows(
+    chunks: Iterable[np.ndarray], shape: tuple[int, ...], cache: str, identity: Any
+) -> np.ndarray:
+    """Returns the chunks, concatenated, in memory or as a memory-mapped file.
 
+    The file is written if it is missing; it appears complete or not at all.
 
-def cache_file(*identity: object) -> Path:
-    """Returns the cache file of the decoded rows that these values identify."""
+    Args:
+        chunks: uint8 [rows, ...]; not read if the file exists.
+        shape: Shape of all rows together.
+        cache: "memory" or "disk".
+        identity: Values that identify the rows, for the name of the file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    if cache == "memory":
+        rows = np.empty(shape, np.uint8)
+        filled = 0
+        for chunk in chunks:
+            rows[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        return rows[:filled]
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
-    return Path(base) / "kgen" / "images" / f"{key}.npy"
-
-
-def cache_rows(
-    chunks: Iterable[np.ndarray], shape: tuple[int, ...], path: Path
-) -> np.ndarray:
-    """Returns the rows as a memory-mapped file, which is written if it is missing.
-
-    The file appears complete or not at all.
-    """
+    path = Path(base) / "kgen" / "images" / f"{key}.npy"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written, not mapped: a full disk is then an OSError and not a killed process.
@@ -168,9 +170,3 @@ def cache_rows(
             f"Cannot read the decoded images in {path}: {error}. Delete the "
             "file: it is a cache."
         ) from error
-
-
-def cache_labels(chunks: Iterable[np.ndarray], num_rows: int, path: Path) -> np.ndarray:
-    """Returns labels, int32 [num_rows], cached as `cache_rows` caches images."""
-    as_bytes = (chunk.view(np.uint8) for chunk in chunks)
-    return np.array(cache_rows(as_bytes, (num_rows * 4,), path)).view(np.int32)

@@ -12,23 +12,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from kgen.data.dataset import SPLITS
 from kgen.data.image_arrays import as_labels
 from kgen.data.image_rows import (
     MEMORY_LIMIT,
-    ImageRows,
     Shape,
     Size,
     Source,
     Split,
-    cache_file,
-    cache_labels,
-    cache_rows,
     fit_image,
-    gather_rows,
+    keep_rows,
 )
 from kgen.data.named_builders import examples, find_builder, prepare
 
-_SPLITS = ("train", "validation", "test")
 _CHUNK_ROWS = 1024
 
 
@@ -46,7 +42,7 @@ def open_named_images(
     prepare(builder, name, download)
     rows = {
         split: builder.info.splits[split].num_examples
-        for split in _SPLITS
+        for split in SPLITS
         if split in builder.info.splits
     }
     if "train" not in rows:
@@ -66,24 +62,17 @@ def open_named_images(
     identity = f"{builder.info.full_name} {rows} {stored.image_shape}"
     splits = {}
     for split, num_rows in rows.items():
-        images: ImageRows
         labels = None
         numbers: list[np.ndarray] = []
         chunks = stored.images(split, numbers)
         shape = (num_rows, *stored.image_shape)
         place = (identity, split, str(builder.data_path))
-        if cache == "memory":
-            images = gather_rows(chunks, shape)
-        else:
-            images = cache_rows(chunks, shape, cache_file(*place))
+        images = keep_rows(chunks, shape, cache, place)
         if stored.class_names is not None:
-            if cache == "memory":
-                labels = np.concatenate(numbers)
-            else:
-                # Cached images are not read again, and so neither are their labels.
-                label_chunks = numbers or stored.labels(split)
-                path = cache_file(*place, "labels")
-                labels = cache_labels(label_chunks, num_rows, path)
+            # Cached images are not read again, and so neither are their labels.
+            parts = (part.view(np.uint8) for part in numbers or stored.labels(split))
+            kept = keep_rows(parts, (num_rows * 4,), cache, (*place, "labels"))
+            labels = np.array(kept).view(np.int32)
             labels = as_labels(labels, f"the {split} split of {name}", num_rows)
         splits[split] = Split(images=images, labels=labels)
     unused = [split for split in builder.info.splits if split not in rows]

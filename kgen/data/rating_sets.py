@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,14 @@ from kgen.data.dataset import SPLITS, DataSet
 from kgen.data.item_titles import title_features
 from kgen.data.named_builders import NAME
 from kgen.data.named_ratings import read_named_ratings
-from kgen.data.pipeline import Batch, Read, check_seed
-from kgen.data.rating_columns import ROLES, RatingTable, Wanted
+from kgen.data.pipeline import Batch, Read
+from kgen.data.rating_columns import RatingTable, Wanted
 from kgen.data.rating_files import read_rating_arrays, read_rating_files
 from kgen.data.rating_splits import (
-    Part,
-    leave_one_out,
+    STRATEGIES,
+    RatingOptions,
     positive_pairs,
-    split_items,
-    split_pairs,
-    split_users,
 )
-
-SPLIT_STRATEGIES = ("strong", "leave-one-out", "random", "held-out-items")
 
 
 def ratings(
@@ -206,62 +199,6 @@ def _read(
     return read_named_ratings(source, data_dir, download, wanted)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RatingOptions:
-    """Options of `open_ratings` that choose and split the pairs; checked at once."""
-
-    min_rating: float | None = 4.0
-    min_items: int = 5
-    split_strategy: str = "strong"
-    seed: int = 0
-    held_out_users: int | None = None
-    hidden_fraction: float = 0.2
-    columns: Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for an option out of its range."""
-        if self.min_rating is not None and not math.isfinite(self.min_rating):
-            raise ValueError(
-                "`min_rating` must be a finite number or None. Received: "
-                f"min_rating={self.min_rating}"
-            )
-        if not isinstance(self.min_items, (int, np.integer)) or self.min_items < 1:
-            raise ValueError(
-                "`min_items` must be an integer of at least 1. Received: "
-                f"min_items={self.min_items}"
-            )
-        if self.split_strategy not in SPLIT_STRATEGIES:
-            raise ValueError(
-                f"`split_strategy` must be one of {', '.join(SPLIT_STRATEGIES)}. "
-                f"Received: split_strategy={self.split_strategy!r}"
-            )
-        if self.held_out_users is not None and self.split_strategy != "strong":
-            raise ValueError(
-                "`held_out_users` is for split_strategy='strong' only. Received: "
-                f"held_out_users={self.held_out_users} and "
-                f"split_strategy={self.split_strategy!r}"
-            )
-        check_seed(self.seed)
-        if not 0 < self.hidden_fraction < 1:
-            raise ValueError(
-                "`hidden_fraction` must be between 0 and 1, both excluded. Received: "
-                f"hidden_fraction={self.hidden_fraction}"
-            )
-        names = self.columns
-        if names is not None and (isinstance(names, str) or not 2 <= len(names) <= 4):
-            raise ValueError(
-                "`columns` must be the names of the columns of user, item, rating and "
-                f"time, the first two at least. Received: columns={names!r}"
-            )
-
-    def wanted(self) -> Wanted:
-        """Returns the columns that the other options use."""
-        unused = set() if self.split_strategy == "leave-one-out" else {"time"}
-        unused |= {"rating"} if self.min_rating is None else set()
-        roles = tuple(role for role in ROLES if role not in unused)
-        return Wanted(roles, self.columns)
-
-
 class RatingSet(DataSet):
     """Liked items of each user, with splits; see `open_ratings`.
 
@@ -310,25 +247,10 @@ class RatingSet(DataSet):
         if table.titles is not None and table.genres is not None:
             self.item_titles = [table.titles[item] for item in items]
             self.item_genres = [table.genres[item] for item in items]
-        held_items: dict[str, np.ndarray] = {}
-        seed, hidden_fraction = options.seed, options.hidden_fraction
-        if strategy == "strong":
-            parts = split_users(
-                self._pairs,
-                self.num_users,
-                seed,
-                options.held_out_users,
-                hidden_fraction,
-            )
-        elif strategy == "leave-one-out":
-            parts = leave_one_out(self._pairs, self.num_users, seed)
-        elif strategy == "random":
-            parts = split_pairs(self.num_pairs, seed, hidden_fraction)
-        else:
-            parts, held_items = split_items(self._pairs, self.num_items, seed)
-        self._parts = parts
-        self._candidates = held_items
-        self._user_rows = {name: self._complete_users(parts[name]) for name in SPLITS}
+        self._parts = STRATEGIES[strategy](
+            self._pairs, self.num_users, self.num_items, options
+        )
+        self._user_rows = {name: self._complete_users(name) for name in SPLITS}
         self.splits = {name: len(rows) for name, rows in self._user_rows.items()}
         empty = [name for name, count in self.splits.items() if not count]
         if empty:
@@ -346,16 +268,17 @@ class RatingSet(DataSet):
             )
         if table.times is None and strategy == "leave-one-out":
             notes.append("no times: the last item of a user is a random one")
-        trained = np.unique(self._pairs.items[parts["train"].history])
+        trained = np.unique(self._pairs.items[self._parts["train"].history])
         if len(trained) < self.num_items:
             unseen = self.num_items - len(trained)
             notes.append(f"items unseen in training: {unseen:,}")
         self.notes = tuple(notes)
 
-    def _complete_users(self, part: Part) -> np.ndarray:
-        """Returns the users with a history and, if there are any, targets."""
+    def _complete_users(self, split: str) -> np.ndarray:
+        """Returns the users with a history and, if the split has them, targets."""
         complete = np.full(self.num_users, True)
-        for mask in part:
+        part = self._parts[split]
+        for mask in (part.history, part.targets):
             if mask is not None:
                 users = self._pairs.users[mask]
                 complete &= np.bincount(users, minlength=self.num_users) > 0
@@ -377,8 +300,8 @@ class RatingSet(DataSet):
             digest.update("\n".join(map(str, ids.tolist())).encode() + b"\0")
         digest.update(self._pairs.users.astype("<i4").data)
         digest.update(self._pairs.items.astype("<i4").data)
-        for split in SPLITS:
-            for mask in self._parts[split]:
+        for part in self._parts.values():
+            for mask in (part.history, part.targets):
                 if mask is not None:
                     digest.update(np.packbits(mask).data)
         return digest.hexdigest()
@@ -402,7 +325,7 @@ class RatingSet(DataSet):
             ValueError: There is no such split.
         """
         self._check_split(split)
-        return self._matrix(split, self._parts[split].history)
+        return self._rows(self._parts[split].history)[self._user_rows[split]]
 
     def targets(self, split: str) -> scipy.sparse.csr_array | None:
         """Returns the targets of each user of a split, as multi-hot rows.
@@ -418,7 +341,7 @@ class RatingSet(DataSet):
         """
         self._check_split(split)
         mask = self._parts[split].targets
-        return None if mask is None else self._matrix(split, mask)
+        return None if mask is None else self._rows(mask)[self._user_rows[split]]
 
     def known_pairs(self, split: str) -> scipy.sparse.csr_array:
         """Returns the content of `history`, with a row for every user.
@@ -437,12 +360,7 @@ class RatingSet(DataSet):
             ValueError: There is no such split.
         """
         self._check_split(split)
-        mask = self._parts[split].history
-        places = self._pairs.users[mask], self._pairs.items[mask]
-        return scipy.sparse.csr_array(
-            (np.ones(len(places[0]), np.float32), places),
-            shape=(self.num_users, self.num_items),
-        )
+        return self._rows(self._parts[split].history)
 
     def candidates(self, split: str) -> np.ndarray | None:
         """Returns the items to rank in a split, ascending positions in `item_ids`.
@@ -453,40 +371,26 @@ class RatingSet(DataSet):
             ValueError: There is no such split.
         """
         self._check_split(split)
-        return self._candidates.get(split)
+        return self._parts[split].candidates
 
     def item_counts(self) -> np.ndarray:
         """Returns the number of training users of each item: int64 [num_items]."""
-        items = self._rows_of("train", self._parts["train"].history)[1]
-        return np.bincount(items, minlength=self.num_items)
+        return np.bincount(self.history("train").indices, minlength=self.num_items)
 
-    def _matrix(self, split: str, mask: np.ndarray) -> scipy.sparse.csr_array:
-        starts, items = self._rows_of(split, mask)
-        return scipy.sparse.csr_array(
-            (np.ones(len(items), np.float32), items, starts.astype(np.int32)),
-            shape=(self.splits[split], self.num_items),
-        )
-
-    def _rows_of(self, split: str, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the start of each user's items in a split, and all the items."""
-        rows = self._user_rows[split]
-        in_split = np.zeros(self.num_users, bool)
-        in_split[rows] = True
-        chosen = mask & in_split[self._pairs.users]
-        users = self._pairs.users[chosen]
-        counts = np.bincount(users, minlength=self.num_users)[rows]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        return starts, self._pairs.items[chosen]
+    def _rows(self, mask: np.ndarray) -> scipy.sparse.csr_array:
+        """Returns the multi-hot rows of some pairs: float32 [num_users, num_items]."""
+        places = self._pairs.users[mask], self._pairs.items[mask]
+        ones = np.ones(len(places[0]), np.float32)
+        shape = (self.num_users, self.num_items)
+        return scipy.sparse.csr_array((ones, places), shape=shape)
 
     def _reader(self, split: str, seed: int, shuffle: bool) -> tuple[Read, int]:
-        part = self._parts[split]
-        masks = {"items": part.history}
-        if part.targets is not None:
-            masks["targets"] = part.targets
+        matrices = {"items": self.history(split), "targets": self.targets(split)}
         with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
             rows_of = {
-                name: tuple(map(tf.constant, self._rows_of(split, mask)))
-                for name, mask in masks.items()
+                name: (tf.constant(matrix.indptr), tf.constant(matrix.indices))
+                for name, matrix in matrices.items()
+                if matrix is not None
             }
 
         candidates = self.candidates(split)

@@ -5,6 +5,9 @@ All are pure functions of the pairs and a seed; `open_ratings` describes them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +19,69 @@ from kgen.data.pipeline import (
     LAST_STREAM,
     PAIRS_STREAM,
     USERS_STREAM,
+    check_seed,
     permutation,
 )
-from kgen.data.rating_columns import RatingTable
+from kgen.data.rating_columns import ROLES, RatingTable, Wanted
 
 # As many as Liang et al. (2018) hold out of MovieLens 20M, in validation and in test.
 HELD_OUT_LIMIT = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatingOptions:
+    """Options of `open_ratings` that choose and split the pairs; checked at once."""
+
+    min_rating: float | None = 4.0
+    min_items: int = 5
+    split_strategy: str = "strong"
+    seed: int = 0
+    held_out_users: int | None = None
+    hidden_fraction: float = 0.2
+    columns: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an option out of its range."""
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise ValueError(
+                "`min_rating` must be a finite number or None. Received: "
+                f"min_rating={self.min_rating}"
+            )
+        if not isinstance(self.min_items, (int, np.integer)) or self.min_items < 1:
+            raise ValueError(
+                "`min_items` must be an integer of at least 1. Received: "
+                f"min_items={self.min_items}"
+            )
+        if self.split_strategy not in STRATEGIES:
+            raise ValueError(
+                f"`split_strategy` must be one of {', '.join(STRATEGIES)}. "
+                f"Received: split_strategy={self.split_strategy!r}"
+            )
+        if self.held_out_users is not None and self.split_strategy != "strong":
+            raise ValueError(
+                "`held_out_users` is for split_strategy='strong' only. Received: "
+                f"held_out_users={self.held_out_users} and "
+                f"split_strategy={self.split_strategy!r}"
+            )
+        check_seed(self.seed)
+        if not 0 < self.hidden_fraction < 1:
+            raise ValueError(
+                "`hidden_fraction` must be between 0 and 1, both excluded. Received: "
+                f"hidden_fraction={self.hidden_fraction}"
+            )
+        names = self.columns
+        if names is not None and (isinstance(names, str) or not 2 <= len(names) <= 4):
+            raise ValueError(
+                "`columns` must be the names of the columns of user, item, rating and "
+                f"time, the first two at least. Received: columns={names!r}"
+            )
+
+    def wanted(self) -> Wanted:
+        """Returns the columns that the other options use."""
+        unused = set() if self.split_strategy == "leave-one-out" else {"time"}
+        unused |= {"rating"} if self.min_rating is None else set()
+        roles = tuple(role for role in ROLES if role not in unused)
+        return Wanted(roles, self.columns)
 
 
 class Pairs(NamedTuple):
@@ -41,10 +101,17 @@ class Pairs(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The pairs of one split: masks, bool [n], of histories and targets."""
+    """One split.
+
+    Attributes:
+        history: bool [n], the pairs of the histories.
+        targets: bool [n], the pairs of the targets; or None.
+        candidates: The items to rank, ascending; None for all.
+    """
 
     history: np.ndarray
     targets: np.ndarray | None = None
+    candidates: np.ndarray | None = None
 
 
 def positive_pairs(
@@ -111,30 +178,26 @@ def _ranks_within_users(
 
 
 def split_users(
-    pairs: Pairs,
-    num_users: int,
-    seed: int,
-    held_out_users: int | None,
-    hidden_fraction: float,
+    pairs: Pairs, num_users: int, num_items: int, options: RatingOptions
 ) -> dict[str, Part]:
     """Splits by users: "strong"."""
-    held = min(max(num_users // 10, 1), HELD_OUT_LIMIT)
-    if held_out_users is not None:
-        held = held_out_users
+    held = options.held_out_users
+    if held is None:
+        held = min(max(num_users // 10, 1), HELD_OUT_LIMIT)
     if not isinstance(held, (int, np.integer)) or held < 1 or 2 * held >= num_users:
         raise ValueError(
             "`held_out_users` must be at least 1, and twice that must leave a user to "
             f"train on. Received: held_out_users={held} for {num_users} users."
         )
-    order = permutation(num_users, seed, USERS_STREAM)
+    order = permutation(num_users, options.seed, USERS_STREAM)
     role = np.zeros(num_users, np.int8)
     role[order[:held]] = SPLITS.index("test")
     role[order[held : 2 * held]] = SPLITS.index("validation")
     roles = role[pairs.users]
-    shuffled = permutation(len(pairs.users), seed, HIDDEN_STREAM)
+    shuffled = permutation(len(pairs.users), options.seed, HIDDEN_STREAM)
     ranks, counts = _ranks_within_users(pairs, num_users, (shuffled,))
     num_hidden = np.minimum(
-        np.maximum(_rounded(hidden_fraction * counts), 1), counts - 1
+        np.maximum(_rounded(options.hidden_fraction * counts), 1), counts - 1
     )
     hidden = ranks < num_hidden
     parts = {"train": Part(roles == 0)}
@@ -144,11 +207,13 @@ def split_users(
     return parts
 
 
-def leave_one_out(pairs: Pairs, num_users: int, seed: int) -> dict[str, Part]:
+def leave_one_out(
+    pairs: Pairs, num_users: int, num_items: int, options: RatingOptions
+) -> dict[str, Part]:
     """Splits off the last two items of each user: "leave-one-out"."""
     if pairs.times is None:
         keys: tuple[np.ndarray, ...] = (
-            permutation(len(pairs.users), seed, LAST_STREAM),
+            permutation(len(pairs.users), options.seed, LAST_STREAM),
         )
     else:
         keys = (pairs.rows, pairs.times)
@@ -162,11 +227,14 @@ def leave_one_out(pairs: Pairs, num_users: int, seed: int) -> dict[str, Part]:
     }
 
 
-def split_pairs(num_pairs: int, seed: int, hidden_fraction: float) -> dict[str, Part]:
+def split_pairs(
+    pairs: Pairs, num_users: int, num_items: int, options: RatingOptions
+) -> dict[str, Part]:
     """Splits by pairs: "random"."""
-    num_test = int(_rounded(hidden_fraction * num_pairs))
+    num_pairs = len(pairs.users)
+    num_test = int(_rounded(options.hidden_fraction * num_pairs))
     num_validation = int(_rounded((num_pairs - num_test) / 10))
-    order = permutation(num_pairs, seed, PAIRS_STREAM)
+    order = permutation(num_pairs, options.seed, PAIRS_STREAM)
     in_test, in_validation = np.zeros((2, num_pairs), bool)
     in_test[order[:num_test]] = True
     in_validation[order[num_test : num_test + num_validation]] = True
@@ -178,18 +246,26 @@ def split_pairs(num_pairs: int, seed: int, hidden_fraction: float) -> dict[str, 
 
 
 def split_items(
-    pairs: Pairs, num_items: int, seed: int
-) -> tuple[dict[str, Part], dict[str, np.ndarray]]:
-    """Splits by items: "held-out-items". Returns the held-out items as well."""
+    pairs: Pairs, num_users: int, num_items: int, options: RatingOptions
+) -> dict[str, Part]:
+    """Splits by items: "held-out-items"."""
     num_held = max(num_items // 10, 2)
     num_test = (num_held + 1) // 2
-    order = permutation(num_items, seed, ITEMS_STREAM)
+    order = permutation(num_items, options.seed, ITEMS_STREAM)
     held = {
-        "test": np.sort(order[:num_test]),
         "validation": np.sort(order[num_test:num_held]),
+        "test": np.sort(order[:num_test]),
     }
     trained = ~np.isin(pairs.items, order[:num_held])
     parts = {"train": Part(trained)}
-    for split in ("validation", "test"):
-        parts[split] = Part(trained, np.isin(pairs.items, held[split]))
-    return parts, held
+    for split, items in held.items():
+        parts[split] = Part(trained, np.isin(pairs.items, items), items)
+    return parts
+
+
+STRATEGIES = {
+    "strong": split_users,
+    "leave-one-out": leave_one_out,
+    "random": split_pairs,
+    "held-out-items": split_items,
+}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kgen.data.zip_files import ZipEntry, open_root, visible
+from kgen.data.zip_files import ZipEntry, files_below, open_root
 
 TextFile = Path | ZipEntry
 
@@ -43,7 +43,7 @@ def read_text_files(path: Path, text_key: str) -> Documents:
     """
     if not path.is_dir() and path.suffix.lower() != ".zip":
         return filled(path.name, _read_file(path, text_key), str(path))
-    files = list(_files_below(open_root(path)))
+    files = list(files_below(open_root(path)))
     if not files:
         raise FileNotFoundError(f"There is no file in {path}.")
     texts = [text for file in files for text in _read_file(file, text_key)]
@@ -129,14 +129,6 @@ def check_unicode(text: str, origin: str = "the text") -> None:
             "A text must not have lone surrogates, which are no characters. Received: "
             f"{text[error.start]!r} at {error.start} of {origin}. Leave them out."
         ) from error
-
-
-def _files_below(folder: TextFile) -> Iterator[TextFile]:
-    for child in visible(folder):
-        if child.is_dir():
-            yield from _files_below(child)
-        else:
-            yield child
 
 
 def _read_file(file: TextFile, text_key: str) -> list[str]:

@@ -155,6 +155,15 @@ def visible(folder: Path | ZipEntry) -> list[Path | ZipEntry]:
     return sorted(children, key=lambda child: child.name)
 
 
+def files_below(path: Path | ZipEntry) -> Iterator[Path | ZipEntry]:
+    """Yields all visible files at or below a path, by name, folder by folder."""
+    if path.is_dir():
+        for child in visible(path):
+            yield from files_below(child)
+    else:
+        yield path
+
+
 def _links_around(child: Path | ZipEntry) -> bool:
     if not isinstance(child, Path) or not child.is_symlink():
         return False

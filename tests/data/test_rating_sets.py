@@ -7,8 +7,7 @@ import tensorflow as tf
 
 from kgen.data import open_ratings, pipeline, rating_splits, ratings
 from kgen.data.pipeline import permutation
-from kgen.data.rating_sets import SPLIT_STRATEGIES
-from kgen.data.rating_splits import SPLITS
+from kgen.data.rating_splits import SPLITS, STRATEGIES
 
 EVALUATED = ("validation", "test")
 
@@ -28,7 +27,7 @@ def made_up(num_users=30, num_items=40, per_user=12, seed=0):
     return {"user": users * 10, "item": items * 10, "rating": stars, "time": times}
 
 
-@pytest.fixture(scope="module", params=SPLIT_STRATEGIES)
+@pytest.fixture(scope="module", params=STRATEGIES)
 def opened(request):
     return open_ratings(made_up(), split_strategy=request.param, min_rating=2, seed=3)
 
@@ -157,7 +156,7 @@ def test_no_two_purposes_share_a_stream():
 def test_the_splits_of_a_seed_stay_what_they_are():
     # Recorded once: a change here changes the test set of every recorded run.
     found = {}
-    for kind in SPLIT_STRATEGIES:
+    for kind in STRATEGIES:
         opened = open_ratings(made_up(), split_strategy=kind, min_rating=2, seed=3)
         row = opened.targets("test")[[0]]
         found[kind] = (opened.user_rows("test")[:4].tolist(), row.indices.tolist())
@@ -346,7 +345,7 @@ def test_arguments_out_of_range_are_refused(options, message):
         open_ratings(made_up(), **({"min_rating": None} | options))
 
 
-@pytest.mark.parametrize("kind", SPLIT_STRATEGIES)
+@pytest.mark.parametrize("kind", STRATEGIES)
 def test_too_few_users_to_split_are_refused(kind):
     message = "leave a user to train on" if kind == "strong" else "Each split must have"
     with pytest.raises(ValueError, match=message):
@@ -576,7 +575,7 @@ def test_movielens_100k_has_the_known_counts(test_data):
     assert 0.11 < recall < 0.27
 
 
-@pytest.mark.parametrize("kind", SPLIT_STRATEGIES)
+@pytest.mark.parametrize("kind", STRATEGIES)
 def test_a_million_pairs_are_split(test_data, kind):
     path = test_data / "data" / "movielens" / "ml-1m-partial"
     opened = open_ratings(path, split_strategy=kind)

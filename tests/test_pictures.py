@@ -68,7 +68,7 @@ def test_one_image_keeps_its_size_and_channels(tmp_path):
         (np.full((1, 4, 4, 1), np.nan), "nan"),
     ],
 )
-def test_what_is_no_image_is_refused(images, message, tmp_path):
+def test_other_arrays_are_refused(images, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_image_grid(images, tmp_path / "grid.png")
     assert os.listdir(tmp_path) == []

@@ -319,6 +319,13 @@ def test_ids_are_numbers_only_if_all_are_whole(tmp_path):
     assert rows_of(table) == [(7, "10", 4), (12, "9b", 5), (7, "010", 3)]
 
 
+def test_minus_one_is_an_id_like_any_other(tmp_path):
+    (tmp_path / "any.csv").write_text("user,item\n-1,-1\n-1,0\n2,-1\n")
+    table = read_rating_files(tmp_path / "any.csv")
+    assert rows_of(table) == [(-1, -1), (-1, 0), (2, -1)]
+    assert table.item_ids.tolist() == [-1, 0] and table.item_ids.dtype == np.int64
+
+
 def test_numbers_with_leading_zeros_stay_text():
     table = read_rating_arrays((["01", "1"], ["-5", "0"]))
     assert table.user_ids.tolist() == ["01", "1"]

@@ -1,17 +1,17 @@
-"""CFGAN by the protocol of its authors, beside EASE, popularity and what they print.
+"""Replication of CFGAN by its authors' protocol, beside EASE, popularity and the paper.
 
-MovieLens 100K, every rating positive, a fifth of all pairs to be found (test), a tenth
-of the others for validation (72, 8 and 20 %). Precision and NDCG at 5 and 20 of users
-with a pair to find, all items ranked but for those a user is known to have.
+MovieLens 100K, every rating positive, split at random into 72 % training, 8 %
+validation and 20 % test pairs. Precision and NDCG at 5 and 20 over users with held-out
+pairs, ranking all items but those in the user's history.
 
-Each seed draws another split, other initial weights and other noise. CFGAN trains on
-72 % and is measured on validation pairs every 5 epochs, until 20 epochs bring nothing.
-As many epochs as had the best NDCG@20 it trains anew on training and validation pairs,
-80 %; this model is measured on test pairs, once. EASE and popularity are fitted to the
-same 80 %. Batch size and rates are constants below.
+Each seed changes the split, the initial weights and the noise. CFGAN trains on the 72 %
+and is evaluated on the validation pairs every 5 epochs, with early stopping after 20
+epochs without improvement of NDCG@20. With the best number of epochs a new model trains
+on training and validation pairs, 80 %, and is evaluated once on the test pairs. EASE
+and popularity are fitted to the same 80 %. Batch size and learning rates are constants.
 
-Item-based (--mode item) a row is an item and holds the
-people who have it; user-based, a row is a person.
+Item-based (--mode item), a row is an item and its columns are users; user-based, a row
+is a user and its columns are items.
 
     python benchmarks/cfgan_replication.py ml-100k.zip --seeds 3 --mode item
 """
@@ -41,13 +41,13 @@ MAX_EPOCHS, MEASURED_EVERY, PATIENCE = 300, 5, 20
 
 
 def train(known, mode, epochs, seed, callbacks=()):
-    """Returns a CFGAN trained on [people, items], ones for what people have."""
+    """Returns a CFGAN trained on a multi-hot matrix [users, items]."""
     rows = known if mode == "user" else known.T.tocsr()
-    rows = rows[np.diff(rows.indptr) > 0]  # an empty one says nothing
+    rows = rows[np.diff(rows.indptr) > 0]  # without empty rows
     ragged = tf.RaggedTensor.from_row_splits(rows.indices, rows.indptr)
     pipeline = Pipeline(
         rows.shape[0],
-        lambda places, *_: {"items": tf.gather(ragged, places)},
+        lambda indices, *_: {"items": tf.gather(ragged, indices)},
         batch_size=BATCH_SIZE,
         seed=seed,
         shuffle=True,
@@ -63,12 +63,12 @@ def train(known, mode, epochs, seed, callbacks=()):
 
 
 def score(model, known, mode):
-    """Scores of all items for all people, by what they have."""
+    """Returns scores of all items for all users, from their known pairs."""
     return model.score(known) if mode == "user" else model.score(known.T).T
 
 
 def measure(scores, ratings, split):
-    """The means of `METRICS` over the people of a split."""
+    """Returns the means of `METRICS` over the users of a split."""
     targets = ratings.targets(split)
     scores = scores[ratings.user_rows(split)]
     top = ranking.top_items(scores, ratings.history(split), 20)
@@ -80,7 +80,7 @@ def measure(scores, ratings, split):
 
 
 class Validate(keras.callbacks.Callback):
-    """Keeps NDCG@20 of validation pairs by epoch, and stops after the best."""
+    """Early stopping by NDCG@20 of the validation pairs."""
 
     def __init__(self, ratings, mode):
         super().__init__()
@@ -90,11 +90,11 @@ class Validate(keras.callbacks.Callback):
 
     @property
     def best_epoch(self):
-        """The first epoch with the best of them."""
+        """The first epoch with the highest NDCG@20."""
         return max(self.ndcg, key=self.ndcg.get)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Measures, if it is time to."""
+        """Evaluates every `MEASURED_EVERY` epochs."""
         epochs = epoch + 1
         if epochs % MEASURED_EVERY:
             return
@@ -104,7 +104,7 @@ class Validate(keras.callbacks.Callback):
 
 
 def replicate(ratings, mode, seed):
-    """Returns what it reaches on test pairs, after saying how it was trained."""
+    """Trains with early stopping, then on all pairs; returns the test metrics."""
     start = time.perf_counter()
     validate = Validate(ratings, mode)
     train(ratings.known_pairs("train"), mode, MAX_EPOCHS, seed, [validate])
@@ -114,14 +114,14 @@ def replicate(ratings, mode, seed):
     model = train(known, mode, epochs, seed)
     print(
         f"seed {seed}: {epochs} epochs, the best of {max(validate.ndcg)} (validation "
-        f"NDCG@20 {validate.ndcg[epochs]:.4f}; {chosen - start:.0f} s), trained anew "
+        f"NDCG@20 {validate.ndcg[epochs]:.4f}; {chosen - start:.0f} s), retrained "
         f"in {time.perf_counter() - chosen:.0f} s"
     )
     return measure(score(model, known, mode), ratings, "test")
 
 
 def main():
-    """Replicates with every seed, prints each, and the means."""
+    """Runs all seeds; prints each result and the means."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("ratings", help="MovieLens 100K, as kgen.data.ratings reads it")
     parser.add_argument("--seeds", type=int, default=3)

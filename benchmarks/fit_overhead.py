@@ -1,22 +1,20 @@
 """Share of the time of `fit` that is spent outside the compiled step.
 
-Two times of the same number of steps (an epoch), measured in turn in one process:
+Two times of the same number of steps (an epoch), measured alternately in one process:
 
-- `step`: the compiled train function, called in a bare loop as `fit` calls it (32 steps
-  a call), on one batch that lies ready in memory. Nothing is read, no callback runs.
+- `step`: the compiled train function in a bare loop, 32 steps per call as in `fit`, on
+  one batch in memory, without input pipeline and callbacks.
 - `fit`: an epoch of a run of the recipe: kgen's data pipeline with dynamic
-  binarisation, Keras's loop, and all the callbacks of `kgen fit` (non-finite check,
-  history, sample grid, TensorBoard, health warnings, progress, checkpoints), those at
-  the epoch's end included. The epoch ends where the next begins. Without validation,
-  which is compiled work of another kind.
+  binarisation, Keras's loop, and all callbacks of `kgen fit` (non-finite check,
+  history, sample grid, TensorBoard, health warnings, progress, checkpoints), including
+  those at the end of the epoch, but no validation.
 
 The share is 1 - step / fit for each pair; the median of the pairs is the result. Data
-that is read by another core while the step runs does not count, unless it slows the
-step down. The part of `fit` after the last step of an epoch (callbacks at its end) is
-shown apart.
+that another core prepares while the step runs counts only if it slows the step down.
+The part of `fit` after the last step of an epoch (callbacks) is shown separately.
 
-The default is the smallest and so the hardest model, 784-400-20; `--preset` takes one
-of the recipe's.
+The default is the smallest model, 784-400-20, where the overhead is largest; `--preset`
+takes one of the recipe's presets.
 
     python benchmarks/fit_overhead.py --data-dir path/to/tensorflow_datasets
 """
@@ -51,7 +49,7 @@ SMALL = VAERecipe(
 
 
 class BareLoop:
-    """The compiled step of a model of its own, on a batch that never changes."""
+    """The compiled step of a separate model, on one constant batch."""
 
     def __init__(self, recipe, data):
         pipeline, _ = recipe.pipelines(data)
@@ -62,7 +60,7 @@ class BareLoop:
         self._batches = tf.data.Dataset.from_tensors((batch,)).repeat(self.num_steps)
 
     def seconds(self):
-        """Takes an epoch of steps."""
+        """Runs an epoch of steps and returns its seconds."""
         iterator = iter(self._batches)
         calls = -(-self.num_steps // self._model.steps_per_execution)
         start = time.perf_counter()
@@ -73,10 +71,10 @@ class BareLoop:
 
 
 class Clock(keras.callbacks.Callback):
-    """Times each epoch of `fit`, and before it the same steps in a bare loop.
+    """Callback that times each epoch of `fit`, and a bare loop before it.
 
-    Put it before all other callbacks: then an epoch is all that lies between the end of
-    one bare loop and the beginning of the next.
+    It must be the first callback: then an epoch is the time from the end of one bare
+    loop to the start of the next.
     """
 
     def __init__(self, loop):
@@ -86,13 +84,13 @@ class Clock(keras.callbacks.Callback):
         self._step = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Ends the epoch before, runs the bare loop and starts the clock."""
+        """Ends the previous epoch, runs the bare loop and starts the clock."""
         self._finish()
         self._step = self.loop.seconds()
         self._start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Notes when the last step was done."""
+        """Records the end of the last step."""
         self._trained = time.perf_counter()
 
     def on_train_end(self, logs=None):
@@ -119,7 +117,7 @@ def measure(recipe):
         progress = training.Progress(
             pipeline.steps_per_epoch, recipe.batch_size, lambda line: None, total
         )
-        callbacks = [  # those of `Recipe.run`
+        callbacks = [  # as in `Recipe.run`
             training.StopOnNonFinite(),
             *recipe.chief_callbacks(model, data, folder, progress, lambda line: None),
             training.Checkpointer(
@@ -164,7 +162,7 @@ def main():
     num_steps, rows = measure(recipe)
     shares = [1 - step / fit for step, fit, _ in rows]
     ends = [end / fit for _, fit, end in rows]
-    print(f"milliseconds per step, of {len(rows)} epochs of {num_steps} steps in turn:")
+    print(f"milliseconds per step, {len(rows)} pairs of epochs of {num_steps} steps:")
     for name, column in (("step", 0), ("fit", 1)):
         values = [1000 * row[column] / num_steps for row in rows]
         print(

@@ -3,20 +3,20 @@
 The same model on all sides: the DCGAN of Radford et al. (2016) for 64x64 RGB images,
 widths 64 to 512, batch norm in both networks (but for the discriminator's first layer),
 100 latents, the non-saturating loss, Adam with a learning rate of 2e-4 and beta_1 of
-0.5 for both, batches of 64, no moving average. One step updates both networks and makes
-the same passes everywhere: the generator once, the discriminator on the real images, on
-the generated ones, and once more on these for the generator.
+0.5 for both, batches of 64, no moving average. A step updates both networks, with the
+same passes on all sides: the generator once, the discriminator on the real images, on
+the generated ones, and again on these for the generator.
 
 - `kgen`, `kgen_bfloat16`: `model.fit`, precision `float32` and `mixed_bfloat16`.
 - `pytorch`, `pytorch_bfloat16`: the usual loop, as in PyTorch's own DCGAN example, with
   channels_last memory, fused Adam and `zero_grad(set_to_none=True)`, in float32 and
-  under bfloat16 autocast. Its last pass computes gradients of the discriminator's
-  weights that nobody uses.
-- `pytorch_frozen`: float32, and without these: `requires_grad_(False)` for that pass.
+  under bfloat16 autocast. Its last pass computes unused gradients of the
+  discriminator's weights.
+- `pytorch_frozen`: float32 without these: `requires_grad_(False)` during that pass.
 
-Images are random bytes that lie in memory, so that only the training is measured; all
-sides shuffle and scale them anew. How the sides take turns: see paired_timing.py. Run
-it on a machine with nothing else to do.
+Images are random bytes in memory, so that only training is measured; all sides shuffle
+and scale them in each round. The sides alternate: see paired_timing.py. Run it on an
+idle machine.
 
     python benchmarks/gan_training_rate.py --torch-python torch_env/bin/python
 """
@@ -35,13 +35,13 @@ RATIOS = {
     ("kgen_bfloat16", "pytorch"): None,
 }
 BATCH_SIZE = 64
-STEPS = 12  # in a turn
+STEPS = 12  # per round
 LATENT_DIM = 100
 WIDTHS = (64, 128, 256, 512)
 
 
 def random_images():
-    """The data of a turn: uint8 [768, 64, 64, 3]."""
+    """Returns the data of a round: uint8 [768, 64, 64, 3]."""
     import numpy as np
 
     generator = np.random.default_rng(0)
@@ -49,8 +49,8 @@ def random_images():
     return generator.integers(0, 256, shape, dtype=np.uint8)
 
 
-def train_with_kgen(variant, rounds, turn):
-    """Trains in one call of `fit`; a callback waits for the paired_timing."""
+def train_with_kgen(variant, rounds, reporter):
+    """Trains in one call of `fit`; each epoch after the first is a round."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
 
@@ -76,10 +76,12 @@ def train_with_kgen(variant, rounds, turn):
         Adam(2e-4, beta_1=0.5), Adam(2e-4, beta_1=0.5), steps_per_execution=STEPS
     )
 
-    paired_timing.fit_in_turns(turn, model, pipeline, rounds, loss="discriminator_loss")
+    paired_timing.fit_in_rounds(
+        reporter, model, pipeline, rounds, loss="discriminator_loss"
+    )
 
 
-def train_with_pytorch(variant, rounds, turn):
+def train_with_pytorch(variant, rounds, reporter):
     """Trains in a plain loop."""
     import torch
     from torch import nn
@@ -151,15 +153,15 @@ def train_with_pytorch(variant, rounds, turn):
         return sum(step(images[rows]) for rows in order.split(BATCH_SIZE)) / STEPS
 
     train()
-    turn.ready(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    reporter.ready(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     for _ in range(rounds):
-        turn.wait()
+        reporter.wait()
         loss = train()
-        turn.report(len(images), float(loss))
+        reporter.report(len(images), float(loss))
 
 
 def main():
-    """Reads the command line; as a side, trains."""
+    """Reads the command line and compares; in a side's process, trains."""
     options = paired_timing.parser_of_sides(__doc__.split("\n")[0], SIDES).parse_args()
     if options.side is None:
         arguments = [__file__, "--rounds", str(options.rounds), "--side"]
@@ -172,7 +174,7 @@ def main():
         return
     library, _, variant = options.side.partition("_")
     train = train_with_kgen if library == "kgen" else train_with_pytorch
-    train(variant, options.rounds, paired_timing.Turns())
+    train(variant, options.rounds, paired_timing.Reporter())
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""GPT against PyTorch: tokens per second, trained and written.
+"""Training and generation rates of a small GPT: kgen against PyTorch.
 
-The same model on both sides, nanoGPT's small one with biases: 4 layers, 4 heads, 128
-wide, 65 tokens, learned positions, a tied embedding, tanh GELU.
+The same model on both sides, nanoGPT's smallest with biases: 4 layers, 4 heads, width
+128, 65 tokens, learned positions, a tied embedding, tanh GELU.
 
-- `train`: context 64, batches of 12 windows, the same ones for all sides; AdamW with a
+- `train`: context 64, batches of 12 windows, equal on all sides; AdamW with a learning
   rate of 1e-3, weight decay on matrices, gradients clipped at 1. `kgen` is `model.fit`
   with XLA, `plain` without; `pytorch` is the usual loop with fused AdamW, `compiled`
-  the same by torch.compile, which needs a C++ compiler.
-- `write`: 511 tokens from one, context 512, batch 1, greedy, from the same weights.
-  `kgen` is `model.generate` compiled by XLA; `uncached` reads the whole text anew for
-  each token, by one compiled function; `pytorch` is a loop with a key-value cache.
+  the same under torch.compile, which needs a C++ compiler.
+- `generate`: 511 tokens after a prompt of one, context 512, batch 1, greedy, with the
+  same weights. `kgen` is `model.generate` compiled by XLA; `uncached` runs the whole
+  text for each token, in one compiled function; `pytorch` is a loop with a KV cache.
 
-How the sides take turns: see paired_timing.py. Run it on a machine with nothing else
-to do.
+The sides alternate: see paired_timing.py. Run it on an idle machine.
 
     python benchmarks/gpt_rates.py train input.txt --torch-python env/bin/python
-    python benchmarks/gpt_rates.py write input.txt --torch-python env/bin/python
+    python benchmarks/gpt_rates.py generate input.txt --torch-python env/bin/python
 """
 
 import math
@@ -29,20 +28,27 @@ import paired_timing
 
 SIDES = {
     "train": ("kgen", "plain", "pytorch", "compiled"),
-    "write": ("kgen", "uncached", "pytorch"),
+    "generate": ("kgen", "uncached", "pytorch"),
 }
 RATIOS = {
     "train": {("kgen", "pytorch"): 1.6, ("kgen", "compiled"): 1.6},
-    "write": {("kgen", "uncached"): 5.0, ("kgen", "pytorch"): 1.5},
+    "generate": {("kgen", "uncached"): 5.0, ("kgen", "pytorch"): 1.5},
 }
 LAYERS, HEADS, WIDTH, TOKENS = 4, 4, 128, 65
-CONTEXT, BATCH_SIZE, STEPS = 64, 12, 200  # steps of a turn
-WRITTEN = 511
-BLOCK = ("first_norm", "second_norm", "heads", "mix", "up", "down")
+CONTEXT, BATCH_SIZE, STEPS = 64, 12, 200  # steps per round
+NEW_TOKENS = 511
+BLOCK_LAYERS = (
+    "first_norm",
+    "second_norm",
+    "qkv",
+    "attention_output",
+    "mlp_up",
+    "mlp_down",
+)
 
 
 def prepare(source, folder):
-    """Writes the windows of all steps, and weights to write with."""
+    """Writes the windows of all steps, and the weights for `generate`."""
     import numpy as np
 
     from kgen.data import open_text
@@ -55,9 +61,9 @@ def prepare(source, folder):
     windows = tokens[starts[..., None] + np.arange(CONTEXT + 1)]
     np.save(os.path.join(folder, "windows.npy"), windows.astype(np.int64))
     model = make_model(CONTEXT + 448)
-    layers = [model.embedding, model.places]
+    layers = [model.embedding, model.position_embedding]
     for block in model.blocks:
-        layers += [getattr(block, name) for name in BLOCK]
+        layers += [getattr(block, name) for name in BLOCK_LAYERS]
     weights = [w for layer in [*layers, model.norm] for w in layer.get_weights()]
     arrays = {f"{index:03d}": array for index, array in enumerate(weights)}
     np.savez(os.path.join(folder, "weights.npz"), **arrays)
@@ -65,7 +71,7 @@ def prepare(source, folder):
 
 
 def make_model(context):
-    """The model of kgen's sides, always with the same weights."""
+    """Returns the model of kgen's sides, always with the same weights."""
     import keras
 
     from kgen.models import GPT
@@ -81,8 +87,8 @@ def make_model(context):
     )
 
 
-def train_with_kgen(folder, rounds, turn, side):
-    """Trains in one call of `fit`; a callback waits for the paired_timing."""
+def train_with_kgen(folder, rounds, reporter, side):
+    """Trains in one call of `fit`; each epoch after the first is a round."""
     import numpy as np
     import tensorflow as tf
 
@@ -104,11 +110,11 @@ def train_with_kgen(folder, rounds, turn, side):
         steps_per_execution=STEPS,
         jit_compile=side == "kgen",
     )
-    paired_timing.fit_in_turns(turn, model, pipeline, rounds, loss="loss")
+    paired_timing.fit_in_rounds(reporter, model, pipeline, rounds, loss="loss")
 
 
-def write_with_kgen(folder, rounds, turn, side):
-    """Writes with the cache, or reads everything anew for each token."""
+def generate_with_kgen(folder, rounds, reporter, side):
+    """Generates with the KV cache, or without."""
     import tensorflow as tf
 
     model = make_model(CONTEXT + 448)
@@ -118,29 +124,29 @@ def write_with_kgen(folder, rounds, turn, side):
         input_signature=[tf.TensorSpec([1, None], tf.int32)],
     )
 
-    def write():
+    def generate():
         if side == "kgen":
-            return model.generate([[0]], max_new_tokens=WRITTEN, temperature=0)[0]
+            return model.generate([[0]], max_new_tokens=NEW_TOKENS, temperature=0)[0]
         tokens = tf.constant([[0]])
-        for _ in range(WRITTEN):
+        for _ in range(NEW_TOKENS):
             tokens = tf.concat([tokens, next_token(tokens)], axis=1)
         return tokens.numpy()[0, 1:]
 
-    take_turns(write, rounds, turn, f"TensorFlow {tf.__version__}")
+    run_rounds(generate, rounds, reporter, f"TensorFlow {tf.__version__}")
 
 
-def take_turns(write, rounds, turn, what):
-    """Writes once to warm up, and then in turn; the "loss" is the tokens' checksum."""
-    write()
-    turn.ready(what)
+def run_rounds(generate, rounds, reporter, what):
+    """Generates once to warm up, then in each round; the loss is the tokens' sum."""
+    generate()
+    reporter.ready(what)
     for _ in range(rounds):
-        turn.wait()
-        written = write()
-        turn.report(WRITTEN, float(sum(int(token) for token in written)))
+        reporter.wait()
+        generated = generate()
+        reporter.report(NEW_TOKENS, float(sum(int(token) for token in generated)))
 
 
 def torch_model(context):
-    """The model of PyTorch's sides, a module whose call takes tokens and a cache."""
+    """Returns the model of PyTorch's sides, called with tokens and a KV cache."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -149,47 +155,50 @@ def torch_model(context):
         def __init__(self):
             super().__init__()
             self.first_norm, self.second_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-            self.heads, self.mix = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-            self.up = nn.Linear(WIDTH, 4 * WIDTH)
-            self.down = nn.Linear(4 * WIDTH, WIDTH)
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+            self.attention_output = nn.Linear(WIDTH, WIDTH)
+            self.mlp_up = nn.Linear(WIDTH, 4 * WIDTH)
+            self.mlp_down = nn.Linear(4 * WIDTH, WIDTH)
 
-        def forward(self, x, cache=None, place=0):
+        def forward(self, x, cache=None, position=0):
             batch, time, _ = x.shape
-            heads = self.heads(self.first_norm(x)).split(WIDTH, dim=2)
+            heads = self.qkv(self.first_norm(x)).split(WIDTH, dim=2)
             q, k, v = (
                 one.view(batch, time, HEADS, -1).transpose(1, 2) for one in heads
             )
             if cache is not None:
-                cache[0, :, :, place : place + time] = k
-                cache[1, :, :, place : place + time] = v
-                k, v = cache[:, :, :, : place + time]
+                cache[0, :, :, position : position + time] = k
+                cache[1, :, :, position : position + time] = v
+                k, v = cache[:, :, :, : position + time]
             mixed = functional.scaled_dot_product_attention(
                 q, k, v, is_causal=cache is None
             )
-            x = x + self.mix(mixed.transpose(1, 2).reshape(batch, time, WIDTH))
-            up = functional.gelu(self.up(self.second_norm(x)), approximate="tanh")
-            return x + self.down(up)
+            x = x + self.attention_output(
+                mixed.transpose(1, 2).reshape(batch, time, WIDTH)
+            )
+            up = functional.gelu(self.mlp_up(self.second_norm(x)), approximate="tanh")
+            return x + self.mlp_down(up)
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.embedding = nn.Embedding(TOKENS, WIDTH)
-            self.places = nn.Embedding(context, WIDTH)
+            self.position_embedding = nn.Embedding(context, WIDTH)
             self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
             self.norm = nn.LayerNorm(WIDTH)
             for name, parameter in self.named_parameters():
                 if parameter.dim() > 1:
-                    smaller = name.endswith(("mix.weight", "down.weight"))
+                    smaller = name.endswith(("output.weight", "down.weight"))
                     scale = 0.02 / math.sqrt(2 * LAYERS) if smaller else 0.02
                     nn.init.normal_(parameter, std=scale)
                 elif "norm" not in name:
                     nn.init.zeros_(parameter)
 
-        def forward(self, tokens, caches=None, place=0):
-            places = torch.arange(place, place + tokens.shape[1])
-            x = self.embedding(tokens) + self.places(places)
+        def forward(self, tokens, caches=None, position=0):
+            positions = torch.arange(position, position + tokens.shape[1])
+            x = self.embedding(tokens) + self.position_embedding(positions)
             for index, block in enumerate(self.blocks):
-                x = block(x, None if caches is None else caches[index], place)
+                x = block(x, None if caches is None else caches[index], position)
             return self.norm(x) @ self.embedding.weight.T
 
     torch.manual_seed(0)
@@ -197,7 +206,7 @@ def torch_model(context):
     return Model()
 
 
-def train_with_pytorch(folder, rounds, turn, side):
+def train_with_pytorch(folder, rounds, reporter, side):
     """Trains in a plain loop, compiled or not."""
     import numpy as np
     import torch
@@ -229,15 +238,15 @@ def train_with_pytorch(folder, rounds, turn, side):
         return total / len(windows)
 
     train()
-    turn.ready(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    reporter.ready(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     for _ in range(rounds):
-        turn.wait()
+        reporter.wait()
         loss = train()
-        turn.report(STEPS * BATCH_SIZE, loss)
+        reporter.report(STEPS * BATCH_SIZE, loss)
 
 
-def write_with_pytorch(folder, rounds, turn, side):
-    """Writes in a loop with a cache, from the weights of kgen's model."""
+def generate_with_pytorch(folder, rounds, reporter, side):
+    """Generates in a loop with a KV cache, with the weights of kgen's model."""
     import numpy as np
     import torch
 
@@ -248,27 +257,27 @@ def write_with_pytorch(folder, rounds, turn, side):
     take_weights(model, weights)
 
     @torch.inference_mode()
-    def write():
+    def generate():
         caches = torch.zeros(LAYERS, 2, 1, HEADS, context, WIDTH // HEADS)
-        token, written = torch.tensor([[0]]), []
-        for place in range(WRITTEN):
-            token = model(token, caches, place)[:, -1:].argmax(2)
-            written.append(int(token))
-        return written
+        token, generated = torch.tensor([[0]]), []
+        for position in range(NEW_TOKENS):
+            token = model(token, caches, position)[:, -1:].argmax(2)
+            generated.append(int(token))
+        return generated
 
-    take_turns(write, rounds, turn, f"PyTorch {torch.__version__}")
+    run_rounds(generate, rounds, reporter, f"PyTorch {torch.__version__}")
 
 
 def take_weights(model, weights):
-    """Puts kgen's weights, in their order, into PyTorch's model."""
+    """Copies kgen's weights, in order, into PyTorch's model."""
     import torch
 
     values = iter(weights)
     with torch.no_grad():
         model.embedding.weight.copy_(next(values))
-        model.places.weight.copy_(next(values))
+        model.position_embedding.weight.copy_(next(values))
         for block in model.blocks:
-            for layer in (getattr(block, name) for name in BLOCK):
+            for layer in (getattr(block, name) for name in BLOCK_LAYERS):
                 layer.weight.copy_(next(values).T)
                 layer.bias.copy_(next(values))
         model.norm.weight.copy_(next(values))
@@ -276,21 +285,21 @@ def take_weights(model, weights):
 
 
 def main():
-    """Reads the command line; as a side, takes its paired_timing."""
+    """Reads the command line and compares; in a side's process, runs it."""
     what = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] in SIDES else "train"
     parser = paired_timing.parser_of_sides(__doc__.split("\n")[0], SIDES[what])
     parser.add_argument("what", choices=SIDES)
-    parser.add_argument("text", help="file that kgen.data.text reads")
+    parser.add_argument("text", help="text file")
     options = parser.parse_args()
     if options.side:
         ours = options.side in ("kgen", "plain", "uncached")
         run = {
             ("train", True): train_with_kgen,
             ("train", False): train_with_pytorch,
-            ("write", True): write_with_kgen,
-            ("write", False): write_with_pytorch,
+            ("generate", True): generate_with_kgen,
+            ("generate", False): generate_with_pytorch,
         }[what, ours]
-        run(options.text, options.rounds, paired_timing.Turns(), options.side)
+        run(options.text, options.rounds, paired_timing.Reporter(), options.side)
         return
     with tempfile.TemporaryDirectory() as folder:
         prepare(options.text, folder)

@@ -1,15 +1,15 @@
-"""Training rate of Mult-VAE in people per second: kgen against PyTorch.
+"""Training rate of Mult-VAE in users per second: kgen against PyTorch.
 
-The same model on both sides: Liang et al. (2018), items-600-200-600-items, tanh, an
-input of length 1 of which half of the items are left out, the multinomial likelihood
-over all items, a KL weight of 0.2, Adam with a learning rate of 1e-3, batches of 500.
+The same model on both sides: Liang et al. (2018), items-600-200-600-items, tanh, inputs
+of L2 norm 1 with dropout of 0.5, the multinomial likelihood over all items, a KL weight
+of 0.2, Adam with a learning rate of 1e-3, batches of 500 users.
 
-- `kgen`: `model.fit`; items travel ragged and become rows on the device.
-- `pytorch`: the usual loop; the rows of a batch are made dense from a sparse matrix,
-  with fused Adam and `zero_grad(set_to_none=True)`.
+- `kgen`: `model.fit`; ragged items become multi-hot rows inside the step.
+- `pytorch`: the usual loop, with multi-hot rows built from a sparse matrix, fused Adam
+  and `zero_grad(set_to_none=True)`.
 
-The ratings (every pair counts) lie in memory; both sides shuffle them anew. How the
-sides take turns: see paired_timing.py. Run it on a machine with nothing else to do.
+All ratings, as positive pairs, are in memory; both sides shuffle them in each round.
+The sides alternate: see paired_timing.py. Run it on an idle machine.
 
     python benchmarks/multvae_training_rate.py RATINGS --torch-python env/bin/python
 """
@@ -29,7 +29,7 @@ HIDDEN, LATENT, DROPOUT, KL_WEIGHT = 600, 200, 0.5, 0.2
 
 
 def read(path):
-    """Starts, columns and number of columns of the sparse matrix [people, items]."""
+    """Returns row starts, columns and the width of the sparse matrix [users, items]."""
     import numpy as np
 
     with np.load(path) as saved:
@@ -37,7 +37,7 @@ def read(path):
 
 
 def write(ratings, path):
-    """Writes all people's items where both sides find them."""
+    """Writes all users' items to a file for both sides."""
     import numpy as np
 
     from kgen.data import open_ratings
@@ -53,8 +53,8 @@ def write(ratings, path):
     print(opened.describe())
 
 
-def train_with_kgen(path, rounds, turn):
-    """Trains in one call of `fit`; a callback waits for the paired_timing."""
+def train_with_kgen(path, rounds, reporter):
+    """Trains in one call of `fit`; each epoch after the first is a round."""
     import keras
     import tensorflow as tf
 
@@ -63,16 +63,16 @@ def train_with_kgen(path, rounds, turn):
     from kgen.nn.optimizers import Adam
 
     starts, columns, num_items = read(path)
-    people = tf.RaggedTensor.from_row_splits(columns, starts)
-    num_people = len(starts) - 1
-    steps = num_people // BATCH_SIZE
+    users = tf.RaggedTensor.from_row_splits(columns, starts)
+    num_users = len(starts) - 1
+    steps = num_users // BATCH_SIZE
 
-    def read_rows(rows, epoch, places):
-        return {"items": tf.gather(people, rows)}
+    def read_rows(rows, epoch, positions):
+        return {"items": tf.gather(users, rows)}
 
     keras.utils.set_random_seed(0)
     pipeline = Pipeline(
-        num_people, read_rows, batch_size=BATCH_SIZE, shuffle=True, drop_remainder=True
+        num_users, read_rows, batch_size=BATCH_SIZE, shuffle=True, drop_remainder=True
     )
     model = MultVAE(
         item_ids=range(num_items),
@@ -82,10 +82,10 @@ def train_with_kgen(path, rounds, turn):
         kl_weight=KL_WEIGHT,
     )
     model.compile(Adam(1e-3), steps_per_execution=steps)
-    paired_timing.fit_in_turns(turn, model, pipeline, rounds, loss="loss")
+    paired_timing.fit_in_rounds(reporter, model, pipeline, rounds, loss="loss")
 
 
-def train_with_pytorch(path, rounds, turn):
+def train_with_pytorch(path, rounds, reporter):
     """Trains in a plain loop."""
     import numpy as np
     import torch
@@ -95,13 +95,13 @@ def train_with_pytorch(path, rounds, turn):
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count())
     starts, columns, num_items = read(path)
-    num_people = len(starts) - 1
+    num_users = len(starts) - 1
 
-    def rows_of(people):
-        lengths = starts[people + 1] - starts[people]
-        dense = np.zeros((len(people), num_items), np.float32)
-        places = np.concatenate([columns[starts[p] : starts[p + 1]] for p in people])
-        dense[np.repeat(np.arange(len(people)), lengths), places] = 1.0
+    def rows_of(users):
+        lengths = starts[users + 1] - starts[users]
+        dense = np.zeros((len(users), num_items), np.float32)
+        positions = np.concatenate([columns[starts[p] : starts[p + 1]] for p in users])
+        dense[np.repeat(np.arange(len(users)), lengths), positions] = 1.0
         return torch.from_numpy(dense)
 
     encoder = nn.Sequential(
@@ -113,41 +113,41 @@ def train_with_pytorch(path, rounds, turn):
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
-    def step(people):
-        rows = rows_of(people)
+    def step(users):
+        rows = rows_of(users)
         optimizer.zero_grad(set_to_none=True)
         inputs = functional.dropout(functional.normalize(rows), DROPOUT)
         mean, log_variance = encoder(inputs).chunk(2, dim=1)
         code = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        log_shares = functional.log_softmax(decoder(code), dim=1)
+        log_probs = functional.log_softmax(decoder(code), dim=1)
         kl = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=1)
-        loss = (KL_WEIGHT * kl - (log_shares * rows).sum(dim=1)).mean()
+        loss = (KL_WEIGHT * kl - (log_probs * rows).sum(dim=1)).mean()
         loss.backward()
         optimizer.step()
         return float(loss.detach())
 
     def train():
-        order = np.random.permutation(num_people)
-        steps = num_people // BATCH_SIZE
+        order = np.random.permutation(num_users)
+        steps = num_users // BATCH_SIZE
         batches = order[: steps * BATCH_SIZE].reshape(steps, BATCH_SIZE)
-        return float(np.mean([step(people) for people in batches]))
+        return float(np.mean([step(users) for users in batches]))
 
     train()
-    turn.ready(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    reporter.ready(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     for _ in range(rounds):
-        turn.wait()
+        reporter.wait()
         loss = train()
-        turn.report(num_people // BATCH_SIZE * BATCH_SIZE, loss)
+        reporter.report(num_users // BATCH_SIZE * BATCH_SIZE, loss)
 
 
 def main():
-    """Reads the command line; as a side, trains."""
+    """Reads the command line and compares; in a side's process, trains."""
     parser = paired_timing.parser_of_sides(__doc__.split("\n")[0], SIDES)
     parser.add_argument("ratings", help="file or folder that kgen.data.ratings reads")
     options = parser.parse_args()
     if options.side:
         train = train_with_kgen if options.side == "kgen" else train_with_pytorch
-        train(options.ratings, options.rounds, paired_timing.Turns())
+        train(options.ratings, options.rounds, paired_timing.Reporter())
         return
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "ratings.npz")
@@ -155,7 +155,7 @@ def main():
         arguments = [__file__, path, "--rounds", str(options.rounds), "--side"]
         pythons = {"kgen": sys.executable, "pytorch": options.torch_python}
         commands = {side: [pythons[side], *arguments, side] for side in options.sides}
-        paired_timing.compare(commands, options.rounds, RATIOS)
+        paired_timing.compare(commands, options.rounds, RATIOS, unit="users")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Two or more programs that train in turn, and how they compare.
+"""Paired timing of two or more programs that train in alternation.
 
-Each side is a process of its own, or several that train together. It compiles and warms
-up, and then trains a piece whenever it is its turn, while the others sleep. So a change
-of the machine's speed meets all sides alike, and a ratio is the median of the ratios of
-each round.
+Each side is a process of its own, or a group of workers, which compiles and warms up.
+Then, in each round, the sides train one piece each, one after the other, while the
+others sleep. So a change of the machine's speed affects all sides alike, and a ratio is
+the median of the ratios of the rounds.
 
-Standard library only up here: PyTorch's interpreter need not have kgen, nor kgen's
-PyTorch.
+The module imports the standard library only, because PyTorch's environment may lack
+kgen, and kgen's environment PyTorch.
 """
 
 import argparse
@@ -19,30 +19,30 @@ import tempfile
 import time
 from pathlib import Path
 
-BUSY = 0.5  # programs that compete, on average over the last minute
+BUSY = 0.5  # load average of competing programs over the last minute
 
 
-class Turns:
-    """A side's end of the pipe: it waits for its turn and reports what it did."""
+class Reporter:
+    """A side's end of the pipe: waits for the start of a round, reports its rate."""
 
     def __init__(self):
-        # What libraries print must not end up between the reports.
+        # Output of libraries must not mix with the reports.
         self._output = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._start = 0.0
 
     def ready(self, what):
-        """Says that the warm-up is over."""
+        """Reports the end of the warm-up."""
         self._write({"what": what})
 
     def wait(self):
-        """Sleeps until it is this side's turn and starts the clock."""
+        """Sleeps until this side's part of the next round, and starts the clock."""
         if not sys.stdin.readline():
             sys.exit("The benchmark has ended.")
         self._start = time.perf_counter()
 
     def report(self, images, loss=None):
-        """Stops the clock and sends the rate and, for a look, the mean loss."""
+        """Stops the clock and sends the rate, and the mean loss as a check."""
         rate = images / (time.perf_counter() - self._start)
         self._write({"rate": rate, "loss": loss})
 
@@ -51,16 +51,16 @@ class Turns:
         self._output.flush()
 
 
-def fit_in_turns(turn, model, pipeline, rounds, loss=None, **options):
-    """Kgen's side: one call of `fit`, whose epochs after the first are the turns.
+def fit_in_rounds(reporter, model, pipeline, rounds, loss=None, **options):
+    """Runs kgen's side: one call of `fit`, each epoch but the first a round.
 
     Args:
-        turn: This side's `Turns`.
+        reporter: This side's `Reporter`.
         model: A compiled model.
         pipeline: Its training data.
-        rounds: Turns to take.
+        rounds: Number of rounds.
         loss: The log to report, or None.
-        **options: Of `kgen.training.fit`.
+        **options: Options of `kgen.training.fit`.
     """
     import keras
     import tensorflow as tf
@@ -70,22 +70,24 @@ def fit_in_turns(turn, model, pipeline, rounds, loss=None, **options):
     class Epochs(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch:
-                turn.wait()
+                reporter.wait()
 
         def on_epoch_end(self, epoch, logs=None):
             if epoch:
                 images = pipeline.steps_per_epoch * pipeline.batch_size
-                turn.report(images, loss and float(tf.reduce_mean(logs[loss])))
+                reporter.report(images, loss and float(tf.reduce_mean(logs[loss])))
             else:
-                turn.ready(f"TensorFlow {tf.__version__}, Keras {keras.__version__}")
+                reporter.ready(
+                    f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+                )
 
     training.fit(model, pipeline, epochs=1 + rounds, callbacks=[Epochs()], **options)
 
 
 def parser_of_sides(description, sides):
-    """A parser of what benchmarks against PyTorch have in common.
+    """Returns a parser with the options of all benchmarks against PyTorch.
 
-    `side` is None in the process that compares, and its name in that of a side.
+    `side` is None in the main process, and the name of the side in a side's process.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -93,16 +95,16 @@ def parser_of_sides(description, sides):
     parser.add_argument(
         "--torch-python",
         default=sys.executable,
-        help="Python interpreter that has PyTorch, if it is not this one",
+        help="Python interpreter with PyTorch, if not this one",
     )
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds to measure")
     parser.add_argument("--sides", nargs="+", default=list(sides), choices=sides)
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     return parser
 
 
 class _Side:
-    """The benchmark's end of the pipes."""
+    """The main process's end of the pipes to a side."""
 
     def __init__(self, name, command, environments, log):
         self.name, self.log = name, log
@@ -142,16 +144,16 @@ class _Side:
 
 
 def compare(commands, rounds, ratios, environments=None, unit="images"):
-    """Lets all sides take turns and prints rates and ratios.
+    """Runs all sides in alternation and prints rates and ratios.
 
     Args:
         commands: By the name of a side, the command that starts its process.
-        rounds: Turns of each side.
+        rounds: Number of rounds.
         ratios: By a pair of sides, the target of the first's rate over the second's, or
-            None if it is only measured. Pairs that do not take part are left out.
-        environments: By the name of a side, a dict of environment variables for each of
-            its processes; the rate is that of the slowest. By default there is one.
-        unit: What the rates count.
+            None if there is no target. Pairs of absent sides are left out.
+        environments: By the name of a side, a dict of environment variables per
+            process; the slowest process counts. Default: one process.
+        unit: Unit of the rates, per second.
     """
     load = os.getloadavg()[0]
     sides = {}
@@ -161,7 +163,7 @@ def compare(commands, rounds, ratios, environments=None, unit="images"):
                 log = os.path.join(folder, f"{name}.log")
                 each = (environments or {}).get(name, [{}])
                 sides[name] = _Side(name, command, each, log)
-            print(f"{unit} per second, {rounds} rounds in turn:")
+            print(f"{unit} per second, {rounds} rounds in alternation:")
             for round_ in range(1, rounds + 1):
                 for side in sides.values():
                     side.train()

@@ -1,13 +1,13 @@
-"""A recommender on as many people and items as MovieLens 20M: memory and time.
+"""Memory and time of a recommender with the users and items of MovieLens 20M.
 
-The ratings are made here: person u has 20 items and an exponential number more, 73 on
-average in all, drawn without regard to each other from items whose popularity falls as
-1 / (rank + 50). That is 137,000 x 21,000 with about 10 million pairs. Nothing can be
-learned from them; only memory and time are measured.
+The ratings are synthetic: each user has 20 items plus an exponential number, 73 on
+average, drawn independently from items whose popularity falls as 1 / (rank + 50). That
+is 137,000 users x 21,000 items with about 10 million pairs. There is nothing to learn
+in them; only memory and time are measured.
 
-Prints the peak memory of the process after each stage (a matrix of all people by all
-items would be 11.5 GB), the time of an epoch, and the latency of single requests to
-the exported model.
+Prints the peak memory of the process after each stage (a dense matrix of users by items
+would be 11.5 GB), the time of an epoch, and the latency of single requests to the
+exported model.
 
     python benchmarks/recommend_at_scale.py
 """
@@ -28,16 +28,16 @@ from kgen import data, export, training
 from kgen.models import MultVAE
 from kgen.nn.optimizers import Adam
 
-FEWEST, MORE = 20, 53  # items of a person: at least, and on average beyond that
+MIN_ITEMS, MEAN_MORE = 20, 53  # items per user: minimum, and mean above it
 NUM_REQUESTS = 500
 
 
-def make_ratings(num_people, num_items, seed=0):
-    """Users and items of all pairs: two arrays int32 [pairs]."""
+def make_ratings(num_users, num_items, seed=0):
+    """Returns users and items of all pairs: two arrays int32 [pairs]."""
     rng = np.random.default_rng(seed)
-    counts = FEWEST + rng.exponential(MORE, num_people).astype(int)
+    counts = MIN_ITEMS + rng.exponential(MEAN_MORE, num_users).astype(int)
     popularity = 1.0 / (np.arange(num_items) + 50)
-    users = np.repeat(np.arange(num_people, dtype=np.int32), counts)
+    users = np.repeat(np.arange(num_users, dtype=np.int32), counts)
     thresholds = np.cumsum(popularity) / popularity.sum()
     items = np.searchsorted(thresholds, rng.random(len(users))).astype(np.int32)
     return users, np.minimum(items, num_items - 1)
@@ -51,16 +51,16 @@ def report(what, since):
 
 
 def main():
-    """Makes ratings, trains, exports and asks."""
+    """Makes ratings, trains, exports and times requests."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--people", type=int, default=137_000)
+    parser.add_argument("--users", type=int, default=137_000)
     parser.add_argument("--items", type=int, default=21_000)
     options = parser.parse_args()
 
     report("TensorFlow is imported", time.perf_counter())
     start = time.perf_counter()
-    # A pair that is drawn twice is one pair.
-    ratings = data.open_ratings(make_ratings(options.people, options.items))
+    # Repeated pairs count once.
+    ratings = data.open_ratings(make_ratings(options.users, options.items))
     print(ratings.describe())
     report("ratings made, opened and split", start)
 
@@ -77,12 +77,12 @@ def main():
         validation=ratings.pipeline("validation", batch_size=500),
         callbacks=[keras.callbacks.CSVLogger(os.devnull)],
     )
-    report(f"one epoch, {pipeline.steps_per_epoch} steps of 500 people", start)
+    report(f"one epoch, {pipeline.steps_per_epoch} steps of 500 users", start)
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         made = export.to_saved_model(model, folder)
-        report("exported and proven", start)
+        report("exported and verified", start)
         recommend = tf.saved_model.load(made).signatures["recommend"]
         history = ratings.history("test")
         milliseconds = []

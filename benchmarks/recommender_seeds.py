@@ -1,9 +1,9 @@
-"""A recommender beside its baselines over several seeds, paired.
+"""Paired comparison of a recommender with its baselines over several seeds.
 
-Each seed draws another split, other initial weights and other noise. The model is
-trained and measured as `kgen fit` and `kgen evaluate` do it, on the test users; the
-difference to EASE (to the kNN of titles and genres where items are held out) is that
-of the means over users, seed by seed, and its interval is Student's t, 95 %.
+Each seed changes the split, the initial weights and the noise. The model is trained and
+evaluated as by `kgen fit` and `kgen evaluate`, on the test users. The difference of the
+means over users to EASE (to the kNN of titles and genres where items are held out) is
+taken seed by seed; its interval is Student's t, 95 %.
 
     python benchmarks/recommender_seeds.py --seeds 10 multvae --preset ml_100k
 """
@@ -38,7 +38,7 @@ def train(recipe):
 
 
 def main():
-    """Trains with every seed, prints each, and the means."""
+    """Runs all seeds; prints each result and the means."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("recipe", help="as in kgen fit RECIPE ...")

@@ -1,10 +1,9 @@
 """`kgen serve` against the same SavedModel in-process: images or tokens per second.
 
-Every request asks `generate_png` for some images of new seeds, or a language model for
-a completion of some tokens. In turn: a process that calls the SavedModel on batches of
-64 rows, `generate_png` or `generate`, one after the other, and the server, asked by 1,
-8 and 64 clients that keep their connection and wait for each answer. Clients and server
-share the machine.
+Every request asks `generate_png` for images of new seeds, or a language model for a
+completion. Two sides alternate: a process that calls the SavedModel (`generate_png` or
+`generate`) on batches of 64 rows, and the server under 1, 8 and 64 clients, each with
+one connection and one request at a time. Clients and server share the machine.
 
     python benchmarks/serve_rates.py saved_models/gan-mnist --each 16
     python benchmarks/serve_rates.py saved_models/gpt-shakespeare --each 128
@@ -60,7 +59,7 @@ def in_process(version, seconds, kind, each):
 
 
 def request(name, kind, each, first):
-    """The path and the body of a request."""
+    """Returns the path and the body of a request."""
     if kind == "tokens":
         body = {"model": name, "prompt": PROMPT, "max_tokens": each, "seed": first}
         return "/v1/completions", body
@@ -72,7 +71,7 @@ def request(name, kind, each, first):
 
 
 async def client(port, name, kind, each, until, first, taken):
-    """Asks again and again; notes how long each answer took."""
+    """Sends requests until a time, and appends each latency to `taken`."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.perf_counter() < until:
         path, asked = request(name, kind, each, first)
@@ -94,7 +93,7 @@ async def client(port, name, kind, each, until, first, taken):
 
 
 async def ask(port, name, kind, each, num_clients, seconds):
-    """Seconds of each answer to some clients, and how long all of it took."""
+    """Runs several clients; returns all latencies and the total time, in seconds."""
     taken, start = [], time.perf_counter()
     clients = [
         client(port, name, kind, each, start + seconds, 10**6 * one, taken)
@@ -106,7 +105,7 @@ async def ask(port, name, kind, each, num_clients, seconds):
 
 @contextlib.contextmanager
 def served(run):
-    """The port of a server on a run."""
+    """Yields the port of a server of a run."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -130,13 +129,13 @@ def served(run):
 
 
 def main():
-    """Measures, and prints a table."""
+    """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument(
-        "--each", type=int, default=16, help="images or tokens of a request"
+        "--each", type=int, default=16, help="images or tokens per request"
     )
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn")
+    parser.add_argument("--seconds", type=float, default=8.0, help="per measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -181,8 +180,8 @@ def main():
         taken = sorted(latencies[clients])
         p50, p99 = (1000 * taken[int(q * (len(taken) - 1))] for q in (0.5, 0.99))
         print(
-            f"  {clients:2} clients, {each} {what} a request: {rate:,.0f} "
-            f"({rate / base:.2f}), {rate / each:,.0f} requests a second, "
+            f"  {clients:2} clients, {each} {what} per request: {rate:,.0f} "
+            f"({rate / base:.2f}), {rate / each:,.0f} requests per second, "
             f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, n={len(taken)}"
         )
     print(f"target at 64 clients: {TARGET} of in-process")

@@ -1,14 +1,14 @@
-"""Trains `kgen-mnist-v1`, the digit classifier in which kgen compares generated digits.
+"""Training of the digit classifier behind the feature space `kgen-mnist-v1`.
 
-On the 55,000 training images that `kgen.data` makes of MNIST, each moved, turned and
-scaled a little; the 5,000 validation images are there to choose settings by, and the
-10,000 test images for the number that is printed at the end. It writes the weights as
-float16 and prints their accuracy, as they are in the file, and their SHA-256.
+Trains on kgen's 55,000 MNIST training images with small translations, rotations and
+zooms; the settings were chosen on the 5,000 validation images, and the accuracy printed
+at the end is on the 10,000 test images. Writes the weights as float16, and prints the
+accuracy of the float16 weights and the file's SHA-256.
 
-Run again on the same machine (two cores of an AMD EPYC with AVX-512, TensorFlow 2.21)
-it made the same file, bit for bit. Another machine or number of threads may round
-otherwise, and another file is another feature space, whose distances do not compare
-with those of `kgen-mnist-v1`. If one is ever wanted, give it the next version.
+A second run on the same machine (two cores of an AMD EPYC with AVX-512, TensorFlow
+2.21) gave the same file, bit for bit. Another machine or number of threads may round
+differently, and another file is another feature space, whose distances are not
+comparable with those in `kgen-mnist-v1`: give it the next version.
 
     python benchmarks/train_digit_classifier.py --data-dir path/to/tensorflow_datasets
 """
@@ -27,7 +27,7 @@ BATCH_SIZE = 128
 
 
 def main() -> None:
-    """Trains, writes the file and prints what it is worth."""
+    """Trains, writes the file and prints accuracy and SHA-256."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-dir", help="folder of prepared tensorflow-datasets")
     parser.add_argument("--epochs", type=int, default=12)
@@ -50,7 +50,7 @@ def main() -> None:
     )
     classifier.fit(
         training.dataset().map(augment),
-        shuffle=False,  # the pipeline has done it
+        shuffle=False,  # the pipeline shuffles
         epochs=arguments.epochs,
         validation_data=mnist.pipeline("validation", batch_size=500)
         .dataset()
@@ -70,11 +70,11 @@ def main() -> None:
 
 
 def scale(batch):
-    """A batch of the pipeline -> (images in [0, 1], labels)."""
+    """Maps a batch of the pipeline to (images in [0, 1], labels)."""
     return keras.ops.cast(batch["images"], "float32") / 255.0, batch["labels"]
 
 
-# Up to 2 pixels, 9 degrees and a tenth of the size: no digit turns into another.
+# Up to 2 pixels, 9 degrees and a tenth of the size: digits keep their class.
 _MOVES = keras.Sequential(
     [
         keras.layers.RandomTranslation(0.07, 0.07, fill_mode="constant", seed=1),
@@ -85,7 +85,7 @@ _MOVES = keras.Sequential(
 
 
 def augment(batch):
-    """`scale`, and a small move of each image."""
+    """Scales a batch and applies the random augmentation."""
     images, labels = scale(batch)
     return _MOVES(images, training=True), labels
 

@@ -1,24 +1,22 @@
 """Training rate of a small VAE in images per second: kgen against PyTorch.
 
 The same model on all sides: 784-400-20, relu, one Bernoulli likelihood per pixel, Adam
-with a learning rate of 1e-3, batches of 128 grey MNIST images, float32, an order drawn
-anew for each epoch. The sides:
+with a learning rate of 1e-3, batches of 128 grey MNIST images, float32, shuffled in
+each epoch. The sides:
 
-- `kgen`: `model.fit` on the recipe's own model, pipeline and settings (32 steps in one
-  call of the compiled function).
-- `dataloader`: PyTorch's usual loop over a DataLoader of a TensorDataset. The number of
-  its worker processes is the fastest of 0, 1 and 2, tried before the measurement.
+- `kgen`: `model.fit` with the recipe's model, pipeline and settings (32 steps per call
+  of the compiled function).
+- `dataloader`: PyTorch's usual loop over a DataLoader of a TensorDataset, with the
+  fastest of 0, 1 and 2 worker processes, chosen before the measurement.
 - `compiled`: `torch.compile` on model and loss, batches indexed out of one tensor in
   memory by a permutation.
 
-Both PyTorch sides use the fused Adam and `zero_grad(set_to_none=True)`.
+Both PyTorch sides use the fused Adam and `zero_grad(set_to_none=True)`. A round (see
+paired_timing.py) is an epoch, from the permutation to the end of the last step.
 
-An epoch is a turn (see paired_timing.py), from the start of its order to the end of its
-last step.
-
-Run it on a machine with nothing else to do. PyTorch's threads wait for each other after
-each operation and lose far more to other programs than TensorFlow's do: on a busy
-machine the ratios come out too high.
+Run it on an idle machine. PyTorch's threads synchronise after each operation and lose
+far more to other programs than TensorFlow's threads: on a busy machine the ratios are
+too high.
 
     python benchmarks/vae_training_rate.py --data-dir path/to/tensorflow_datasets
 """
@@ -36,12 +34,11 @@ RATIOS = {("kgen", "dataloader"): 1.5, ("kgen", "compiled"): 1.2}
 BATCH_SIZE = 128
 
 
-# -- the sides: each yields once when it is ready and then once for each epoch, with the
-# -- number of images and the mean loss
+# -- the sides ------------------------------------------------------------------
 
 
-def train_with_kgen(options, turn):
-    """Trains in one call of `fit`; a callback waits for the paired_timing."""
+def train_with_kgen(options, reporter):
+    """Trains in one call of `fit`; each epoch after the first is a round."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import numpy as np
 
@@ -59,7 +56,7 @@ def train_with_kgen(options, turn):
         latent_dim=20,
         activation="relu",
         jit_compile=True,
-        epochs=1000,  # far more than are trained: the learning rate hardly decays
+        epochs=1000,  # far more than the rounds: the learning rate hardly decays
     )
     data = recipe.open_data()
     batches = data.pipeline("train", batch_size=1000).dataset()
@@ -68,10 +65,10 @@ def train_with_kgen(options, turn):
     pipeline, _ = recipe.pipelines(data)
     model = recipe.make_model(data, pipeline.steps_per_epoch)
 
-    paired_timing.fit_in_turns(turn, model, pipeline, options.rounds, loss="loss")
+    paired_timing.fit_in_rounds(reporter, model, pipeline, options.rounds, loss="loss")
 
 
-def train_with_pytorch(options, turn):
+def train_with_pytorch(options, reporter):
     """Trains in a plain loop over a DataLoader, or over indices, compiled."""
     import numpy as np
     import torch
@@ -82,7 +79,7 @@ def train_with_pytorch(options, turn):
     torch.set_num_threads(os.cpu_count())
 
     class VAE(nn.Module):
-        """Returns the negative evidence lower bound of a batch, in nats per image."""
+        """A VAE whose call returns a batch's negative ELBO, in nats per image."""
 
         def __init__(self):
             super().__init__()
@@ -152,15 +149,15 @@ def train_with_pytorch(options, turn):
         what += f", num_workers={num_workers}"
         batches = loaded(num_workers)
         train_epoch(batches)
-    turn.ready(what)
+    reporter.ready(what)
     for _ in range(options.rounds):
-        turn.wait()
+        reporter.wait()
         loss = train_epoch(batches)
-        turn.report(steps * BATCH_SIZE, loss)
+        reporter.report(steps * BATCH_SIZE, loss)
 
 
 def main():
-    """Reads the command line; as a worker, trains one side."""
+    """Reads the command line and compares; in a side's process, trains."""
     parser = paired_timing.parser_of_sides(__doc__.split("\n")[0], SIDES)
     test_data = os.environ.get("KGEN_TEST_DATA")
     parser.add_argument("--data", default="mnist", help="28x28 grey images")
@@ -172,9 +169,9 @@ def main():
     parser.add_argument("--rows", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side == "kgen":
-        train_with_kgen(options, paired_timing.Turns())
+        train_with_kgen(options, paired_timing.Reporter())
     elif options.side:
-        train_with_pytorch(options, paired_timing.Turns())
+        train_with_pytorch(options, paired_timing.Reporter())
     else:
         with tempfile.TemporaryDirectory() as folder:
             arguments = ["--rounds", str(options.rounds), "--data", options.data]

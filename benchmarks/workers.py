@@ -1,14 +1,12 @@
-"""Images per second of worker processes on one machine against those of one process.
+"""Training rate of several workers on one machine against one process.
 
-Both sides train the same recipe, with the same global batch and so the same steps, on
-the same cores: what the second is slower by is the price of working together (the
-gradients' way through the loopback, a call for each step), for there is no second
-machine to gain from. Each side is as `kgen fit` makes it, its data pipeline included,
-without callbacks and validation; one process takes `--steps-per-execution` steps a
-call, workers one.
+Both sides train the same recipe with the same global batch, and so the same steps, on
+the same cores: the difference is the cost of distribution (gradients through the
+loopback device, one call per step), without the gain of a second machine. Each side
+runs as in `kgen fit`, with its data pipeline but without callbacks and validation; one
+process runs `--steps-per-execution` steps per call, workers one.
 
-An epoch is a turn (see paired_timing.py); the rate of several processes is the slowest
-one's.
+A round is an epoch (see paired_timing.py); the slowest process of a side counts.
 
     python benchmarks/workers.py vae
     python benchmarks/workers.py --rounds 20 vae --batch-size 256 --network conv
@@ -31,7 +29,7 @@ from kgen_cli.fit import recipe_command
 
 
 def make_recipe(words):
-    """Returns the recipe that `kgen fit` makes of these words."""
+    """Returns the recipe that `kgen fit` makes from these arguments."""
     name = words[0]
     context = recipe_command(name).make_context("fit", list(words[1:]))
     preset = context.params["preset"]
@@ -45,13 +43,13 @@ def make_recipe(words):
 
 
 def train(recipe, rounds):
-    """Is one of the processes: takes an epoch for each turn."""
-    turn = paired_timing.Turns()
+    """Trains in a side's process, one epoch per round."""
+    reporter = paired_timing.Reporter()
     import keras
 
     from kgen import training
 
-    # The strategy first: it refuses once TensorFlow has been used.
+    # First, because the strategy cannot be made once TensorFlow has been used.
     strategy = training.make_strategy("auto")
     data = recipe.open_data()
     pipeline, _ = recipe.pipelines(data)
@@ -59,11 +57,13 @@ def train(recipe, rounds):
     with strategy.scope():
         model = recipe.make_model(data, pipeline.steps_per_epoch)
     with training.unoptimized_graphs():  # as `kgen fit` trains them
-        paired_timing.fit_in_turns(turn, model, pipeline, rounds, strategy=strategy)
+        paired_timing.fit_in_rounds(
+            reporter, model, pipeline, rounds, strategy=strategy
+        )
 
 
 def cluster(num_workers):
-    """Returns TF_CONFIG of each of so many workers on this machine."""
+    """Returns the TF_CONFIG of each worker of a cluster on this machine."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(num_workers)]
     addresses = [f"localhost:{opened.getsockname()[1]}" for opened in sockets]
     for opened in sockets:
@@ -75,7 +75,7 @@ def cluster(num_workers):
 
 
 def main():
-    """Reads the command line, measures and prints."""
+    """Reads the command line, measures and prints the rates."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--rounds", type=int, default=10, help="pairs (default 10)")

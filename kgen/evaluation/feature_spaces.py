@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
@@ -125,9 +126,6 @@ class RandomNetwork:
 
     name = "kgen-random-v1"
 
-    def __init__(self) -> None:
-        self._graphs: dict[tuple[int, ...], Callable[..., dict[str, tf.Tensor]]] = {}
-
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, None]:
         """Return features, and None for the probabilities of classes.
 
@@ -144,10 +142,7 @@ class RandomNetwork:
                 "`images` must have the shape [n, height, width, 1 or 3]. Received: "
                 f"{images.shape}."
             )
-        if shape not in self._graphs:
-            specification = tf.TensorSpec([None, *shape], tf.float32)
-            self._graphs[shape] = trace(_random_features, images=specification)
-        graph = self._graphs[shape]
+        graph = _random_graph(shape)
 
         def embed(block):
             block = tf.constant(check_images(block, shape))
@@ -176,6 +171,12 @@ def digit_network() -> keras.Model:
         features = layers.BatchNormalization(center=False, scale=False)(features)
         logits = layers.Dense(NUM_DIGITS)(layers.Activation("swish")(features))
         return keras.Model(images, [features, logits], name="kgen_mnist_v1")
+
+
+@functools.cache
+def _random_graph(shape: tuple[int, ...]) -> Callable[..., dict[str, tf.Tensor]]:
+    """The graph of `_random_features` for images of a shape."""
+    return trace(_random_features, images=tf.TensorSpec([None, *shape], tf.float32))
 
 
 def _random_features(images: tf.Tensor) -> dict[str, tf.Tensor]:

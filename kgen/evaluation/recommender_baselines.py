@@ -328,20 +328,21 @@ def _products(train: sparse.csr_array) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def _invert_in_place(matrix: np.ndarray) -> None:
-    """Puts the inverse of a symmetric, positive definite matrix in its place.
+    """Replace a symmetric, positive definite matrix by its inverse.
 
-    `numpy.linalg.inv` would hold three of them.
+    `numpy.linalg.inv` needs the memory of four matrices, `scipy.linalg.cho_solve` of
+    two.
 
     Raises:
         numpy.linalg.LinAlgError: If the matrix is not positive definite.
     """
     factorise, invert = get_lapack_funcs(("potrf", "potri"), (matrix,))
-    # LAPACK wants columns one after the other: the transpose, which is the same matrix.
+    # LAPACK stores columns contiguously: the transpose, which is the same matrix.
     factor, failed = factorise(matrix.T, lower=True, clean=False, overwrite_a=True)
     if failed:
         raise np.linalg.LinAlgError("The matrix is not positive definite.")
     invert(factor, lower=True, overwrite_c=True)
-    # Only the triangle below the transpose's diagonal is the inverse's: mirror it.
+    # LAPACK wrote only the triangle below the transpose's diagonal: mirror it.
     for start in range(0, len(matrix), _BLOCK):
         block, below = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
         square = matrix[block, block]

@@ -1,6 +1,7 @@
 """`kgen fit RECIPE`: trains a model as its recipe says."""
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from kgen import recipes
+from kgen.training import RunFolder
 
 from . import recipe_options
 from .errors import Interrupted, as_options, describe
@@ -133,6 +135,9 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
         except (ValueError, TypeError) as error:
             raise click.UsageError(as_options(describe(error), names)) from error
 
+        # Before TensorFlow is loaded. Workers may find the run that the chief started.
+        if not dry_run and "TF_CONFIG" not in os.environ:
+            RunFolder(recipe.run_folder).check_free(resume or overwrite)
         try:
             load_tensorflow()
             folder = recipe.run(

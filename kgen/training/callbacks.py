@@ -23,6 +23,8 @@ from kgen.files import replacing
 from kgen.models.shared.model import trace
 from kgen.pictures import write_image_grid
 
+NUM_COLUMNS = 80  # of a line that is printed
+
 
 class StopOnNonFinite(keras.callbacks.Callback):
     """Ends training when a loss is NaN or infinite, and names the term that went first.
@@ -186,7 +188,7 @@ class HealthWarnings(keras.callbacks.Callback):
 
 
 class Progress(keras.callbacks.Callback):
-    """Shows a bar with rate and time left on a terminal, and a line an epoch anywhere.
+    """Shows a bar with rate and time left on a terminal, and prints a line an epoch.
 
     Use it as a context, too: the bar goes when training ends, however it ends.
 
@@ -210,6 +212,7 @@ class Progress(keras.callbacks.Callback):
         self.report = report
         self.total_steps = total_steps
         self._first_step = -1
+        self._num_values = sys.maxsize
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -250,13 +253,20 @@ class Progress(keras.callbacks.Callback):
         elapsed = time.monotonic() - self._started
         done = self._step - self._first_step
         left = round(elapsed / done * (self.total_steps - self._step))
-        values = "  ".join(
-            f"{name} {float(_scalar(value)):.4g}" for name, value in logs.items()
-        )
-        self.report(
-            f"epoch {epoch + 1}/{self.total_steps // self.steps_per_epoch}  {values}  "
-            f"{self._rate():,.0f} rows/s  {datetime.timedelta(seconds=left)} left"
-        )
+        names = sorted(logs, key=lambda name: name not in ("loss", "val_loss"))
+        values = [f"{name} {float(_scalar(logs[name])):.4g}" for name in names]
+        start = f"epoch {epoch + 1}/{self.total_steps // self.steps_per_epoch}"
+        end = [
+            f"{self._rate():,.0f} rows/s",
+            f"{datetime.timedelta(seconds=left)} left",
+        ]
+        # history.csv has all; a column that did not fit once is not shown again.
+        while True:
+            line = "  ".join([start, *values[: self._num_values], *end])
+            if len(line) <= NUM_COLUMNS or self._num_values == 1:
+                break
+            self._num_values = min(self._num_values, len(values)) - 1
+        self.report(line)
 
     def _rate(self) -> float:
         seconds = max(time.monotonic() - self._epoch_started, 1e-9)

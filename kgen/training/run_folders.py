@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import keras
-
 from kgen.files import replacing
 
 LOCK = ".lock"
@@ -64,6 +62,32 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.unfinished_measures = self.path / "evaluate-unfinished.npz"
 
+    def check_free(self, may_hold_run: bool) -> None:
+        """Checks that the folder may be written to.
+
+        Raises:
+            FileExistsError: If it holds a run and may not, or other people's files.
+        """
+        if self.recipe.is_file():
+            if not may_hold_run:
+                raise FileExistsError(
+                    f"{self.path} holds a run already. Go on with it (--resume), "
+                    "replace it (--overwrite), or choose another folder (--name)."
+                )
+        elif self.path.is_dir():
+            for path in self.path.iterdir():
+                # A process that was killed at once leaves no more than these.
+                if path.name != LOCK and not path.match(UNFINISHED[0]):
+                    raise FileExistsError(
+                        f"{self.path} holds files that are not a run's; nothing was "
+                        "written. Choose another folder (--name) or empty this one."
+                    )
+        elif self.path.exists():
+            raise FileExistsError(
+                f"{self.path} is a file, and a run needs a folder. Choose another "
+                "(--name)."
+            )
+
     @contextlib.contextmanager
     def claim(
         self,
@@ -96,15 +120,18 @@ class RunFolder:
             OSError: If the folder cannot be written.
         """
         may_hold_run = resume or overwrite
-        self._check_free(may_hold_run)  # before anything is written
+        self.check_free(may_hold_run)  # before anything is written
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with self._lock(report):
-                self._check_free(may_hold_run)  # Another process may have been faster.
+                self.check_free(may_hold_run)  # Another process may have been faster.
                 for pattern in UNFINISHED:
                     for path in [*self.path.rglob(pattern)]:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                        if path.is_dir():
+                            shutil.rmtree(path)
+                        else:
+                            path.unlink(missing_ok=True)  # It was in such a folder.
                 yield
         finally:
             for folder in made:
@@ -130,7 +157,7 @@ class RunFolder:
             if file.parent.name.isdigit():
                 shutil.rmtree(file.parent)
 
-    def save_model(self, model: keras.Model) -> None:
+    def save_model(self, model: Any) -> None:
         """Writes model.keras, all or nothing."""
         temporary = self.path / ".model.tmp.keras"
         try:
@@ -143,27 +170,6 @@ class RunFolder:
         """Writes recipe.json, all or nothing."""
         with replacing(self.recipe) as opened:
             opened.write(json.dumps(record, indent=2).encode() + b"\n")
-
-    def _check_free(self, may_hold_run: bool) -> None:
-        if self.recipe.is_file():
-            if not may_hold_run:
-                raise FileExistsError(
-                    f"{self.path} holds a run already. Go on with it (--resume), "
-                    "replace it (--overwrite), or choose another folder (--name)."
-                )
-        elif self.path.is_dir():
-            for path in self.path.iterdir():
-                # A process that was killed at once leaves no more than these.
-                if path.name != LOCK and not path.match(UNFINISHED[0]):
-                    raise FileExistsError(
-                        f"{self.path} holds files that are not a run's; nothing was "
-                        "written. Choose another folder (--name) or empty this one."
-                    )
-        elif self.path.exists():
-            raise FileExistsError(
-                f"{self.path} is a file, and a run needs a folder. Choose another "
-                "(--name)."
-            )
 
     @contextlib.contextmanager
     def _lock(self, report: Callable[[str], None]) -> Iterator[None]:

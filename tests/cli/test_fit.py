@@ -174,6 +174,22 @@ def test_wrong_usage_trains_nothing(arguments, message, capsys):
     assert MadeUpRecipe.runs == []
 
 
+def test_a_folder_that_holds_a_run_is_refused_before_tensorflow_is_loaded(
+    monkeypatch, capsys
+):
+    folder = Path("saved_models/made_up")
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text('{"recipe": "made_up", "options": {}}')
+    with monkeypatch.context() as patch:
+        patch.setattr(kgen_cli.fit, "load_tensorflow", lambda: 1 / 0)
+        assert fit() == 1
+    assert "holds a run already. Go on with it (--resume)" in capsys.readouterr().err
+    assert fit("--resume") == fit("--overwrite") == fit("--dry-run") == 0
+    # A worker comes after the chief has written its record.
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    assert fit() == 0
+
+
 def test_an_unknown_recipe_gets_a_suggestion(capsys):
     assert run(["fit", "madeup"]) == 2
     assert "no recipe 'madeup'. Did you mean made_up?" in capsys.readouterr().err

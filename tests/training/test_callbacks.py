@@ -173,3 +173,22 @@ def test_the_rate_counts_the_rows_of_this_epoch(monkeypatch):
     progress.on_epoch_end(1, {"loss": 1.0})
     # 5 steps of 8 rows in 2 s; 20 steps left at 0.4 s each.
     assert lines == ["epoch 2/4  loss 1  20 rows/s  0:00:08 left"]
+
+
+def test_the_line_of_an_epoch_fits_80_columns_and_begins_with_the_losses():
+    lines = []
+    progress = training.Progress(1, 8, lines.append, total_steps=20)
+    step = types.SimpleNamespace(numpy=lambda: 0)
+    progress.set_model(types.SimpleNamespace(step=step))
+    names = ("active_units", "kl", "loss", "val_active_units", "val_loss", "val_kl")
+    for epoch, value in enumerate([2.0, 1 / 3000, 2.0]):
+        progress.on_epoch_begin(epoch)
+        progress.on_train_batch_end(0, {})
+        progress.on_epoch_end(epoch, dict.fromkeys(names, value))
+    assert max(map(len, lines)) <= 80
+    shown = [re.findall(r"(\w+) [\d.]+(?=  )", line) for line in lines]
+    assert shown == [
+        ["loss", "val_loss", "active_units"],
+        ["loss", "val_loss"],
+        ["loss", "val_loss"],
+    ]

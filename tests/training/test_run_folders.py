@@ -161,7 +161,7 @@ LEFT = (
 # A kill leaves files and folders that were being written.
 HALF_WRITTEN = (
     ".history.csv.x1y2z3_4.tmp .vae.onnx.0123abcd.tmp .model.tmp.keras "
-    ".saved_model.0123abcd.tmp/variables/variables.index "
+    ".saved_model.0123abcd.tmp/variables/.variables.index.0123abcd.tmp "
     "samples/.epoch-0003.png.w3_sg3bj.tmp triton/vae/.version.0123abcd.tmp/model.onnx"
 ).split()
 OTHER = (

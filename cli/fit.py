@@ -1,4 +1,4 @@
-"""`kgen fit RECIPE`: trains a model as its recipe says."""
+"""`kgen fit RECIPE`: trains a model by a recipe."""
 
 import dataclasses
 import os
@@ -28,7 +28,7 @@ from .startup import load_tensorflow
 
 
 class RecipeGroup(SuggestingGroup):
-    """The recipes as commands, each made from its dataclass when it is asked for."""
+    """The recipes as commands, each made from its dataclass when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Returns the names in the recipe table."""
@@ -101,7 +101,7 @@ def recipe_command(name: str) -> click.Command:
 
 
 def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]:
-    """Returns what the command of one recipe does."""
+    """Returns the callback of one recipe's command."""
 
     @click.pass_context
     def train(

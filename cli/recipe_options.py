@@ -10,7 +10,7 @@ import click
 
 
 def summary(recipe_class: type) -> str:
-    """Returns the first line of the docstring, which says what is trained on what."""
+    """Returns the first line of the docstring: the model and its default data."""
     return (recipe_class.__doc__ or "").strip().split("\n", 1)[0]
 
 
@@ -45,13 +45,13 @@ def _option(field: dataclasses.Field, hint: Any) -> click.Option:
 def _parameter_type(name: str, hint: Any) -> click.ParamType:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        # `None` is what the option is when it is not given.
+        # `None` is the value of an option that is not given.
         [hint] = [argument for argument in arguments if argument is not type(None)]
         return _parameter_type(name, hint)
     if origin is Literal:
         return click.Choice(arguments)
     if origin is tuple and arguments[1:] == (...,):
-        return Sequence(arguments[0])
+        return CommaSeparated(arguments[0])
     simple: dict[Any, click.ParamType] = {
         int: click.INT,
         float: click.FLOAT,
@@ -67,7 +67,7 @@ def _parameter_type(name: str, hint: Any) -> click.ParamType:
     )
 
 
-class Sequence(click.ParamType):
+class CommaSeparated(click.ParamType):
     """Numbers or words with commas between them: `400,200`."""
 
     def __init__(self, item: type) -> None:

@@ -48,13 +48,6 @@ EXCUSED: set[str] = {
     "kgen/nn/layers.py",
     "kgen/nn/likelihoods.py",
     "kgen/nn/transformer.py",
-    "kgen/recipes/bert.py",
-    "kgen/recipes/images.py",
-    "kgen/recipes/recommenders.py",
-    "kgen/recipes/texts.py",
-    "kgen/training/callbacks.py",
-    "kgen/training/clusters.py",
-    "kgen/training/strategies.py",
     "tests/conformance.py",
     "tests/conformance_processes.py",
     "tests/conformance_rows.py",
@@ -72,10 +65,6 @@ EXCUSED: set[str] = {
     "tests/test_import_cost.py",
     "tests/test_packaging.py",
     "tests/test_several_machines.py",
-    "tests/training/test_callbacks.py",
-    "tests/training/test_checkpoints.py",
-    "tests/training/test_run_folders.py",
-    "tests/training/test_strategies.py",
 }
 
 

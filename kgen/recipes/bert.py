@@ -1,4 +1,4 @@
-"""`kgen fit bert`: guessing hidden text, and vectors of texts."""
+"""`kgen fit bert`: masked language models, and vectors of texts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from kgen.recipes.texts import TextRecipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BERTRecipe(TextRecipe):
-    """BERT: reads text whole and guesses what is hidden (default: Python's manual).
+    """BERT: predicts masked tokens, and embeds texts (default: Python's manual).
 
     Lab record. TensorFlow 2.21, Keras 3.15, float32, XLA, on two cores of an AMD EPYC,
     2026-11-25, seed 0. `kgen fit bert --preset shakespeare --data input.txt` (Tiny
     Shakespeare, 65 characters; 4 layers, 4 heads, 128 wide, windows of 65): 175 s.
-    Every seventh character of the validation split hidden, 15,935 of them: loss 1.103
+    Every seventh character of the validation split masked, 15,935 of them: loss 1.103
     nats (1.081 to 1.127; by their frequencies 3.351), accuracy 0.661 (0.653 to 0.668;
     the most frequent one 0.149). 1,351 texts of 65 characters are embedded in a second.
     """
@@ -24,10 +24,10 @@ class BERTRecipe(TextRecipe):
     recipe_name: ClassVar[str] = "bert"
     task: ClassVar[str] = "filled masks"
     next_command: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
-    evaluation: ClassVar[str] = "evaluate_masked_language_model"
+    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_masked_language_model",)
 
     epochs: int = option(5, "Passes over the training text, 1 or more.")
-    mask_rate: float = option(0.15, "Share of the tokens that are to be guessed.")
+    mask_rate: float = option(0.15, "Share of the tokens to mask and predict.")
 
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.BERT` for this text."""
@@ -42,18 +42,17 @@ class BERTRecipe(TextRecipe):
         return self.compile(model, steps_per_epoch, self.adamw(steps_per_epoch))
 
     def sample(self, model: Any, data: Any) -> str:
-        """What is guessed of the beginning of the validation text."""
+        """Masks every fifth token at the start of the validation text, and fills it."""
         tokens = data.tokens("validation")[: self.context]
-        places = range(1, len(tokens), 5)
-        hidden = tokens.copy()
-        hidden[places] = model.vocab_size
-        [guesses] = model.fill_mask([hidden], k=3)
+        positions = range(1, len(tokens), 5)
+        masked = tokens.copy()
+        masked[positions] = model.vocab_size
+        [predictions] = model.fill_mask([masked], k=3)
         lines = [data.tokenizer.decode(tokens), ""]
-        for place, best in zip(places, guesses, strict=True):
+        for position, best in zip(positions, predictions, strict=True):
+            token = data.tokenizer.decode(tokens[position : position + 1])
             texts = "  ".join(f"{one.text!r} {one.probability:.2f}" for one in best)
-            lines.append(
-                f"{data.tokenizer.decode(tokens[place : place + 1])!r}: {texts}"
-            )
+            lines.append(f"{token!r}: {texts}")
         return "\n".join(lines) + "\n"
 
 

@@ -11,10 +11,10 @@ from kgen.recipes.recommenders import RecommenderRecipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CFGANRecipe(RecommenderRecipe):
-    """CFGAN: recommends items to people by what they like (default: MovieLens 100K).
+    """CFGAN: recommends items by the items a user likes (default: MovieLens 100K).
 
     Lab record. TensorFlow 2.21, Keras 3.15, float32, on two cores of an AMD EPYC beside
-    other work, 2026-11-25. Test people, full ranking, mean (standard deviation) over
+    other work, 2026-11-25. Test users, full ranking, mean (standard deviation) over
     seeds, which draw the split as well.
 
     `python benchmarks/cfgan_replication.py ml-100k.zip --seeds 3 --mode item`: the
@@ -45,7 +45,7 @@ class CFGANRecipe(RecommenderRecipe):
 
     recipe_name: ClassVar[str] = "cfgan"
 
-    epochs: int = option(160, "Passes over the training people, 1 or more.")
+    epochs: int = option(160, "Passes over the training users, 1 or more.")
     batch_size: int | None = batch_size_option(64, "Users")
     learning_rate: float = option(1e-4, "Learning rate of the generator's Adam.")
     discriminator_learning_rate: float | None = option(
@@ -58,7 +58,7 @@ class CFGANRecipe(RecommenderRecipe):
     )
     zero_reconstruction_weight: float = option(0.03, "Factor of their squares.")
     partial_masking: float = option(
-        0.7, "Share of missing items that the discriminator is shown."
+        0.7, "Share of missing items in the discriminator's input."
     )
     generator_steps: int = option(4, "Updates of the generator by a batch.")
     discriminator_steps: int = option(2, "Updates of the discriminator before them.")

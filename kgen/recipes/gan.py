@@ -9,7 +9,7 @@ from kgen.recipes.images import ImageRecipe
 from kgen.recipes.recipe import option
 
 SMALL_DATA = 10_000  # training images up to which augmentation pays
-TINY = 16  # pixels a side, below which an image is too small to lose some
+TINY = 16  # pixels a side, below which an image is too small for augmentation
 Normalization = Literal["batch", "group", "spectral", "none"]
 
 
@@ -94,7 +94,7 @@ class GANRecipe(ImageRecipe):
         "hinge",
         "wasserstein",
         "relativistic",
-    ] = option("relativistic", "The game that is played.")
+    ] = option("relativistic", "Loss of generator and discriminator.")
     r1_weight: float = option(
         0.5, "Gamma of the penalty R1, of gradients at real images, 0 or more."
     )
@@ -103,7 +103,7 @@ class GANRecipe(ImageRecipe):
         0.0, "Lambda of WGAN-GP's penalty, between real and generated images."
     )
     final_penalty: float = option(
-        1.0, "Factor that all penalties have reached in the end, by half a cosine."
+        1.0, "Final factor of all penalties, reached by half a cosine."
     )
     discriminator_steps: int = option(
         1, "Updates of the discriminator for one of the generator."

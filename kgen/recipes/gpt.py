@@ -1,4 +1,4 @@
-"""`kgen fit gpt`: writing text."""
+"""`kgen fit gpt`: language models that generate text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kgen.recipes.texts import TextRecipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPTRecipe(TextRecipe):
-    """GPT: writes text, one token after the other (default: Python's manual).
+    """GPT: generates text token by token (default: Python's manual).
 
     Lab record. TensorFlow 2.21, Keras 3.15, float32, XLA, on two cores of an AMD EPYC,
     2026-11-25, seed 0. Loss of the whole validation split, the last tenth, in windows
@@ -35,7 +35,7 @@ class GPTRecipe(TextRecipe):
     times (0.89 to 1.16, 5 pairs) as fast as PyTorch 2.13, eager, and 0.90 (0.83 to
     1.15) as torch.compile; on the EPYC, with a step that was a fifth longer, 1.32 (1.15
     to 1.54, 8 pairs) and 1.33 (1.17 to 1.46). At a context of 512, 511 tokens are
-    written 52 times (44 to 61, 8 pairs) as fast as without the cache, and 2.9 times
+    generated 52 times (44 to 61, 8 pairs) as fast as without the cache, and 2.9 times
     (1.8 to 9.2) as fast as by a cached loop in PyTorch.
     """
 
@@ -47,7 +47,7 @@ class GPTRecipe(TextRecipe):
         "none", "Formats to export after training; all: both.", affects_training=False
     )
     positions: Literal["rotary", "learned"] = option(
-        "rotary", "How places are told apart; text of learned ones ends at the context."
+        "rotary", "Position encoding; with learned ones, text ends at the context."
     )
 
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
@@ -63,9 +63,9 @@ class GPTRecipe(TextRecipe):
         return self.compile(model, steps_per_epoch, self.adamw(steps_per_epoch))
 
     def sample(self, model: Any, data: Any) -> str:
-        """Two texts that go on from where the validation text begins."""
+        """Generates two continuations of the beginning of the validation text."""
         tokens = data.tokens("validation")[: max(self.context // 2, 1)]
-        # Of learned positions there are no more than the context.
+        # There are no more learned positions than the context.
         room = 4 * len(tokens) if model.is_endless else self.context - len(tokens)
         prompt = data.tokenizer.decode(tokens)
         found = model.generate([tokens] * 2, max_new_tokens=room, seeds=0)

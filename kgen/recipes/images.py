@@ -1,4 +1,4 @@
-"""What the recipes of image models share: their data, and samples to look at."""
+"""Options of all recipes of image models: size, channels and labels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class ImageRecipe(Recipe):
 
     task: ClassVar[str] = "images"
     next_command: ClassVar[str] = "kgen generate {run}"
+    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_generator",)
 
     image_size: int | None = option(
         None,
@@ -36,14 +37,14 @@ class ImageRecipe(Recipe):
         return {"binarize": self._binarize()}
 
     def sample_callbacks(self, model: Any, data: Any, folder: Any) -> list[Any]:
-        """A grid of images after each epoch, as a file and for TensorBoard."""
+        """Returns callbacks that write a grid of images, to a file and TensorBoard."""
         from kgen import training
 
         @functools.lru_cache(maxsize=1)
         def images_at(step):
             return self.sample(model, data)
 
-        def images():  # drawn once for both that show them
+        def images():  # generated once for both
             return images_at(int(model.step.numpy()))
 
         return [
@@ -52,46 +53,29 @@ class ImageRecipe(Recipe):
         ]
 
     def sample(self, model: Any, data: Any = None) -> Any:
-        """64 images: the seeds 0 to 63, and the classes in turn."""
+        """Generates 64 images, from the seeds 0 to 63 and the classes in turn."""
         labels = None
         if model.num_classes is not None:
             labels = [seed % model.num_classes for seed in range(64)]
         return model.generate(range(64), labels)
 
     def evaluate(
-        self,
-        model: Any,
-        data: Any,
-        *,
-        split: str = "test",
-        limit: int | None = None,
-        progress: Any = None,
-        **options: Any,
+        self, model: Any, data: Any, *, limit: int | None = None, **options: Any
     ) -> list[Any]:
-        """Distance from real images, diversity and speed; see `evaluate_generator`.
-
-        Args:
-            model: The model.
-            data: What `open_data` returned.
-            split: "test", "validation" or "train".
-            limit: Fewer images than the usual 10,000.
-            progress: Called with the number of images generated, and their total.
-            **options: Of autoencoders alone: not used here.
-        """
-        from kgen.evaluation import evaluate_generator
+        """Measures the model on `limit` images, and 10,000 generated ones at most."""
         from kgen.evaluation.generators import NUM_IMAGES
 
-        return evaluate_generator(
+        return super().evaluate(
             model,
             data,
-            split=split,
+            limit=limit,
             num_images=min(limit or NUM_IMAGES, NUM_IMAGES),
-            seed=self.seed,
-            progress=progress,
+            binarize=self._binarize(),
+            **options,
         )
 
     def _binarize(self) -> str | None:
-        """How pixels become black or white, or None: they stay as they are."""
+        """Returns the binarization of pixels, or None for none."""
         return None
 
     def image_options(self, data: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from kgen.recipes.recommenders import RecommenderRecipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultVAERecipe(RecommenderRecipe):
-    """Mult-VAE: recommends items to people by what they like (default: MovieLens 100K).
+    """Mult-VAE: recommends items by the items a user likes (default: MovieLens 100K).
 
     Lab record. TensorFlow 2.21, Keras 3.15, float32, on two cores of an AMD EPYC beside
     other work, 2026-11-25. Test users, full ranking; the options of baselines are
@@ -36,15 +36,15 @@ class MultVAERecipe(RecommenderRecipe):
     Less EASE, paired: NDCG@100 -0.030 +- 0.011.
 
     `kgen fit multvae --preset ml_100k_content --data ml-100k.zip`: 5 s. A twentieth of
-    the items, which nobody has had, are ranked by genres, words and year. 10 seeds:
+    the items, held out of training, are ranked by genres, words and year. 10 seeds:
     NDCG@100 0.458 (0.033), recall@20 0.594 (0.073), precision@5 0.151 (0.029);
-    content-kNN 0.408 (0.039), 0.495 (0.068), 0.100 (0.040); popularity, which is chance
+    content-kNN 0.408 (0.039), 0.495 (0.068), 0.100 (0.040); popularity, chance
     here, 0.332 (0.050), 0.346 (0.153), 0.047 (0.032). Less content-kNN, paired:
     NDCG@100 +0.050 +- 0.040. The same with `--min-rating 0` on MovieLens 1M: 45 s. 3
     seeds: 0.431 (0.042), 0.401 (0.053), 0.230 (0.040); content-kNN 0.390, 0.353, 0.155;
     popularity 0.192, 0.114, 0.047. Chosen on validation items of six seeds: NDCG@100
     without the dropout of features 0.491, with it 0.503; without years 0.425. Where
-    all items have been had, features change little: `--preset ml_100k --item-features`,
+    all items have users, features change little: `--preset ml_100k --item-features`,
     3 seeds, NDCG@100 0.442, EASE 0.453.
 
     `kgen fit multvae --split-strategy leave-one-out --data ml-100k.zip`: 8 s.
@@ -54,7 +54,7 @@ class MultVAERecipe(RecommenderRecipe):
 
     recipe_name: ClassVar[str] = "multvae"
 
-    epochs: int = option(60, "Passes over the training people, 1 or more.")
+    epochs: int = option(60, "Passes over the training users, 1 or more.")
     batch_size: int | None = batch_size_option(100, "Users")
     learning_rate: float = option(1e-3, "Highest learning rate of Adam, above 0.")
     hidden_units: tuple[int, ...] = option(
@@ -62,13 +62,13 @@ class MultVAERecipe(RecommenderRecipe):
     )
     latent_dim: int = option(200, "Length of a latent vector, 1 or more.")
     item_features: bool = option(
-        False, "Also learn from titles and genres, and so score items nobody has had."
+        False, "Also learn from titles and genres, and so score items without users."
     )
     feature_dropout: float = option(
-        0.3, "Share of them that a step does without; with item_features."
+        0.3, "Dropout rate of these features; with item_features."
     )
     variational: bool = option(True, "With noise and KL; without: Mult-DAE.")
-    input_dropout: float = option(0.5, "Share of items the encoder does not see.")
+    input_dropout: float = option(0.5, "Dropout rate of the encoder's input items.")
     kl_weight: float = option(0.2, "Factor of the KL term (beta), 0 or more.")
     kl_warmup: float = option(0.5, "Share of the run over which it rises from 0.")
     weight_decay: float = option(0.0, "Factor of the summed squares of the weights.")
@@ -98,7 +98,7 @@ class MultVAERecipe(RecommenderRecipe):
 
 
 def _item_features(data):
-    """The names of each item's features."""
+    """Returns the names of each item's features."""
     features, names = data.item_features()
     return [
         [names[column] for column in features[[row]].indices]

@@ -45,8 +45,8 @@ def batch_size_option(default: int, rows: str = "Rows") -> Any:
 class Recipe:
     """Options of every recipe; `run` leads from them to a trained model.
 
-    A recipe adds fields, and defines `open_data`, `make_model`, `sample` and
-    `evaluate`. All its values can be written on a command line and in JSON.
+    A recipe adds fields, and defines `open_data`, `make_model` and `sample`. All its
+    values can be written on a command line and in JSON.
 
     Attributes:
         recipe_name: Its name in `kgen fit NAME`.
@@ -54,12 +54,14 @@ class Recipe:
         extra_options: Options of `kgen generate` and `kgen evaluate` that its model
             takes and others of the task do not.
         next_command: A command that uses a trained run; `{run}` stands for the run.
+        evaluations: Names of the functions of `kgen.evaluation` that measure its model.
     """
 
     recipe_name: ClassVar[str]
     task: ClassVar[str]
     extra_options: ClassVar[tuple[str, ...]] = ()
     next_command: ClassVar[str]
+    evaluations: ClassVar[tuple[str, ...]]
 
     data: str = option(
         "digits",
@@ -213,10 +215,6 @@ class Recipe:
         """Makes images, or a text, to look at after an epoch."""
         raise NotImplementedError
 
-    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
-        """Measures the model and returns a list of records."""
-        raise NotImplementedError
-
     @property
     def default_batch_size(self) -> int:
         """The batch size of data that have as many rows."""
@@ -272,6 +270,28 @@ class Recipe:
             if field.name in names
         }
         return function(*positional, **(shared | others))
+
+    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
+        """Measures the model by each function of `evaluations`.
+
+        Args:
+            model: The model.
+            data: The result of `open_data`.
+            **options: Options of the functions, such as split, limit, num_samples and
+                progress; a function without an option of that name does not get it.
+
+        Returns:
+            A list of records.
+        """
+        from kgen import evaluation
+
+        records = []
+        for name in self.evaluations:
+            function = getattr(evaluation, name)
+            names = options.keys() & inspect.signature(function).parameters.keys()
+            given = {name: options[name] for name in names}
+            records += self.call(function, model, data, **given)
+        return records
 
     def compile(self, model: Any, steps_per_epoch: int, *optimizers: Any) -> Any:
         """Compiles a model with the options of every recipe and returns it."""

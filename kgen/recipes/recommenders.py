@@ -1,4 +1,4 @@
-"""What the recipes of recommenders share: their ratings, and a look at lists."""
+"""Options of all recipes of recommenders: ratings, split and columns."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any, ClassVar, Literal
 
 from kgen.recipes.recipe import Recipe, option
 
-NUM_SHOWN = 5  # people, and as many items of each
+NUM_SHOWN = 5  # users, and items of each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecommenderRecipe(Recipe):
-    """A recipe whose data are ratings and whose model recommends items to people."""
+    """A recipe whose data are ratings and whose model recommends items to users."""
 
     task: ClassVar[str] = "items"
     next_command: ClassVar[str] = "kgen recommend {run} --items ID,ID,ID -k 10"
+    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_recommender",)
 
     data: str = option(
         "movielens/100k-ratings",
@@ -25,9 +26,11 @@ class RecommenderRecipe(Recipe):
         is_path=True,
     )
     min_rating: float = option(
-        4.0, "Lowest rating of an item that somebody likes; 0: every pair counts."
+        4.0, "Lowest rating that counts as liked; 0: every pair counts."
     )
-    min_items: int = option(5, "Liked items that a person must have, 1 or more.")
+    min_items: int = option(
+        5, "Fewest liked items of a user, 1 or more; others are left out."
+    )
     split_strategy: Literal["strong", "leave-one-out", "random", "held-out-items"] = (
         option(
             "strong",
@@ -35,10 +38,10 @@ class RecommenderRecipe(Recipe):
         )
     )
     held_out_users: int | None = option(
-        None, "People in validation and in test, for strong; default: a tenth."
+        None, "Users in validation and in test, for strong; default: a tenth."
     )
     hidden_fraction: float = option(
-        0.2, "Share of a held-out person's items (of all pairs, for random) to find."
+        0.2, "Share of a held-out user's items (of all pairs, for random) to predict."
     )
     columns: str | None = option(
         None,
@@ -58,44 +61,19 @@ class RecommenderRecipe(Recipe):
         )
 
     def sample(self, model: Any, data: Any) -> str:
-        """Items of the first validation people, and what they are recommended."""
+        """Lists items of the first validation users, and their recommendations."""
         history = data.history("validation")[:NUM_SHOWN]
         histories = [data.item_ids[row.indices] for row in history]
         best = model.recommend(histories, k=min(NUM_SHOWN, data.num_items))
         lines = []
-        for user, has, gets in zip(
+        for user, items, recommended in zip(
             data.user_rows("validation"), histories, best.item_ids, strict=False
         ):
-            lines.append(f"user {data.user_ids[user]}, {len(has)} items")
-            lines += [f"  has   {title}" for title in titles(data, has[:NUM_SHOWN])]
-            lines += [f"  gets  {title}" for title in titles(data, gets)]
+            lines.append(f"user {data.user_ids[user]}, {len(items)} items")
+            shown = titles(data, items[:NUM_SHOWN])
+            lines += [f"  liked        {title}" for title in shown]
+            lines += [f"  recommended  {title}" for title in titles(data, recommended)]
         return "\n".join(lines) + "\n"
-
-    def evaluate(
-        self,
-        model: Any,
-        data: Any,
-        *,
-        split: str = "test",
-        limit: int | None = None,
-        progress: Any = None,
-        **options: Any,
-    ) -> list[Any]:
-        """Measures lists beside those of baselines; see `evaluate_recommender`.
-
-        Args:
-            model: The model.
-            data: What `open_data` returned.
-            split: "test" or "validation".
-            limit: Only the first people, this many.
-            progress: Called with the number of people done, and their total.
-            **options: Of other models alone: not used here.
-        """
-        from kgen.evaluation import evaluate_recommender
-
-        return evaluate_recommender(
-            model, data, split=split, limit=limit, seed=self.seed, progress=progress
-        )
 
     def item_options(self, data: Any) -> dict[str, Any]:
         """Returns arguments of every recommender, from the data: its items."""
@@ -107,7 +85,7 @@ class RecommenderRecipe(Recipe):
 
 
 def titles(data: Any, item_ids: Any) -> list[str]:
-    """A line for each item: its id, and its title where there is one."""
+    """Returns a line for each item: its id, and its title if it has one."""
     if data.item_titles is None:
         return [str(item) for item in item_ids]
     known = dict(zip(data.item_ids.tolist(), data.item_titles, strict=True))

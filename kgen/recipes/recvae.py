@@ -11,7 +11,7 @@ from kgen.recipes.recommenders import RecommenderRecipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecVAERecipe(RecommenderRecipe):
-    """RecVAE: recommends items to people by what they like (default: MovieLens 100K).
+    """RecVAE: recommends items by the items a user likes (default: MovieLens 100K).
 
     Lab record. TensorFlow 2.21, Keras 3.15, float32, on two cores of an AMD EPYC,
     2026-11-25. Test users, full ranking; the options of baselines are chosen by
@@ -34,21 +34,21 @@ class RecVAERecipe(RecommenderRecipe):
 
     recipe_name: ClassVar[str] = "recvae"
 
-    epochs: int = option(120, "Passes over the training people, of both networks.")
+    epochs: int = option(120, "Passes over the training users, of both networks.")
     batch_size: int | None = batch_size_option(100, "Users")
     learning_rate: float = option(5e-4, "Highest learning rate of both Adams, above 0.")
     hidden_dim: int = option(600, "Width of each hidden layer of the encoder.")
-    num_layers: int = option(5, "How many hidden layers it has, 1 or more.")
+    num_layers: int = option(5, "Number of its hidden layers, 1 or more.")
     latent_dim: int = option(200, "Length of a latent vector, 1 or more.")
     prior_weights: tuple[float, ...] = option(
         (0.15, 0.75, 0.1),
         "Weights of the prior's parts: standard normal, old posterior, wide normal.",
     )
-    input_dropout: float = option(0.5, "Share of items the encoder does not see.")
+    input_dropout: float = option(0.5, "Dropout rate of the encoder's input items.")
     kl_weight_per_item: float = option(
-        0.005, "Factor of a person's KL for each of his or her items (gamma)."
+        0.005, "Factor of a user's KL term for each of the user's items (gamma)."
     )
-    kl_weight: float | None = option(None, "The same factor for everybody instead.")
+    kl_weight: float | None = option(None, "The same factor for all users instead.")
     encoder_epochs: int = option(3, "Passes that train the encoder, in a cycle.")
     decoder_epochs: int = option(1, "Passes after them that train the decoder.")
 

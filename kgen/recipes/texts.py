@@ -1,4 +1,4 @@
-"""What the recipes of language models share: their text, and samples to read."""
+"""Options of all recipes of language models: text, transformer and AdamW."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ from kgen.recipes.recipe import Recipe, batch_size_option, option
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextRecipe(Recipe):
-    """A recipe whose data are text, as one stream of tokens.
-
-    Attributes:
-        evaluation: The function of `kgen.evaluation` for its model.
-    """
+    """A recipe whose data are text, as one stream of tokens."""
 
     task: ClassVar[str] = "text"
     next_command: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
-    evaluation: ClassVar[str] = "evaluate_language_model"
+    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_language_model",)
 
     data: str = option(
         "python-manual",
@@ -30,12 +26,12 @@ class TextRecipe(Recipe):
     )
     text_key: str = option("text", "Key of the text in JSON Lines, or in a data set.")
     tokenizer: Literal["char", "byte", "bpe"] = option(
-        "char", "What a token is: a character, a byte, or a pair code that is learned."
+        "char", "Unit of a token: a character, a byte, or a learned byte-pair code."
     )
     vocab_size: int | None = option(None, "Number of tokens of bpe, 256 or more.")
-    context: int = option(64, "Tokens, at most, that one is predicted from.")
+    context: int = option(64, "Largest number of tokens that one is predicted from.")
     validation_fraction: float = option(
-        0.1, "Share of the text, at its end, that is measured on and not trained on."
+        0.1, "Share of the text, at its end, for validation."
     )
 
     batch_size: int | None = batch_size_option(12, "Windows")
@@ -46,18 +42,16 @@ class TextRecipe(Recipe):
     jit_compile: bool = option(True, "Compile the step with XLA.")
     num_layers: int = option(4, "Blocks of attention and dense layers, 1 or more.")
     num_heads: int = option(4, "Heads of each attention, 1 or more.")
-    hidden_dim: int = option(
-        128, "Length of the vector of a token; divided by the heads."
-    )
-    dropout: float = option(0.0, "Share of the vectors left out in training.")
+    hidden_dim: int = option(128, "Length of a token's vector, divisible by the heads.")
+    dropout: float = option(0.0, "Dropout rate of the vectors, in [0, 1).")
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the data."""
         super().__post_init__()
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
-                "`validation_fraction` must be above 0 and below 1: what is trained is "
-                "measured. Received: "
+                "`validation_fraction` must be above 0 and below 1: every run is "
+                "validated. Received: "
                 f"validation_fraction={self.validation_fraction}"
             )
         if not 0 <= self.weight_decay < math.inf:
@@ -76,30 +70,8 @@ class TextRecipe(Recipe):
 
         return self.call(open_text, self.data, download=download)
 
-    def evaluate(
-        self,
-        model: Any,
-        data: Any,
-        *,
-        split: str = "validation",
-        limit: int | None = None,
-        progress: Any = None,
-        **options: Any,
-    ) -> list[Any]:
-        """Measures the model; see the function of `kgen.evaluation` that it names.
-
-        Args:
-            model: The model.
-            data: What `open_data` returned.
-            split: "validation" or "train"; "test" is the validation, too.
-            limit: Fewer texts than the usual 50, and windows than all.
-            progress: Called with the number of texts that are written, and their total.
-            **options: Of other models alone: not used here.
-        """
-        from kgen import evaluation
-
-        split = "validation" if split == "test" else split  # There is no test part.
-        evaluate = getattr(evaluation, self.evaluation)
-        return evaluate(
-            model, data, split=split, limit=limit, seed=self.seed, progress=progress
-        )
+    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
+        """Measures the model; the test split is the validation split."""
+        if options.get("split", "test") == "test":
+            options["split"] = "validation"
+        return super().evaluate(model, data, **options)

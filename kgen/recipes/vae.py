@@ -46,6 +46,10 @@ class VAERecipe(ImageRecipe):
     """
 
     recipe_name: ClassVar[str] = "vae"
+    evaluations: ClassVar[tuple[str, ...]] = (
+        "evaluate_autoencoder",
+        "evaluate_generator",
+    )
     extra_options: ClassVar[tuple[str, ...]] = ("temperature", "num_samples")
 
     # Without it, the first steps of larger RGB images throw the posterior off for good.
@@ -88,22 +92,6 @@ class VAERecipe(ImageRecipe):
         options = self.image_options(data)
         model = self.call(VAE, kl_warmup_steps=warmup_steps, **options)
         return self.compile(model, steps_per_epoch, self.adam(steps_per_epoch))
-
-    def evaluate(self, model: Any, data: Any, **options: Any) -> list[Any]:
-        """As an autoencoder, and as a generator: see the two functions.
-
-        Args:
-            model: The model.
-            data: What `open_data` returned.
-            **options: Of `evaluate_autoencoder`. Generated images are compared with
-                10,000 at most in any case.
-        """
-        from kgen.evaluation import evaluate_autoencoder
-
-        records = evaluate_autoencoder(
-            model, data, binarize=self._binarize(), seed=self.seed, **options
-        )
-        return records + super().evaluate(model, data, **options)
 
     def _binarize(self) -> str | None:
         if self.binarize != "auto":

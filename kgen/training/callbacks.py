@@ -27,19 +27,19 @@ NUM_COLUMNS = 80  # of a line that is printed
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
-    """Ends training when a loss is NaN or infinite, and names the term that went first.
+    """Ends training when a loss is NaN or infinite, and names the first such term.
 
     Raises:
-        FloatingPointError: From `fit`. Put this callback before the checkpointer, so
+        FloatingPointError: From `fit`. Place this callback before the checkpointer, so
             that the last good checkpoint stays.
     """
 
     def on_train_batch_end(self, batch, logs=None):
-        """Looks at the running means: one bad value shows in them at once."""
+        """Checks the running means, which a single bad value makes bad."""
         self._check(logs)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Looks at the validation's values, too."""
+        """Checks the validation's values, too."""
         self._check(logs)
 
     def _check(self, logs: dict[str, Any] | None) -> None:
@@ -49,14 +49,14 @@ class StopOnNonFinite(keras.callbacks.Callback):
         first, step = self.model.first_non_finite() or (bad[0], None)
         where = "" if step is None else f" at step {step}"
         raise FloatingPointError(
-            f"`{first}` became NaN or infinite{where}; it was the first of the loss's "
-            "terms to do so. The last good checkpoint is kept, if there was one. Try a "
-            "smaller `learning_rate`, a `gradient_clip_norm` of 1, or float32."
+            f"`{first}` became NaN or infinite{where}, first of the loss's terms. The "
+            "last good checkpoint is kept, if there was one. Try a smaller "
+            "`learning_rate`, a `gradient_clip_norm` of 1, or float32."
         )
 
 
 class History(keras.callbacks.Callback):
-    """Writes history.csv: one row an epoch, every digit, nothing that depends on time.
+    """Writes history.csv: one row for each epoch, all digits, no times.
 
     Args:
         file: The file. Rows of epochs that a resumed run repeats are replaced. Columns
@@ -69,13 +69,13 @@ class History(keras.callbacks.Callback):
         self.rows: list[dict[str, Any]] = []
 
     def on_train_begin(self, logs=None):
-        """Reads the rows of an earlier part of the same run."""
+        """Reads the rows of an earlier part of the run."""
         if self.file.is_file() and not self.rows:
             with open(self.file, newline="") as opened:
                 self.rows = list(csv.DictReader(opened))
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes the file anew, with this epoch's row at its place."""
+        """Rewrites the file with this epoch's row."""
         values = {name: repr(float(_scalar(value))) for name, value in logs.items()}
         row = {"epoch": str(epoch + 1), **values}
         self.rows = [r for r in self.rows if int(r["epoch"]) <= epoch] + [row]
@@ -126,9 +126,9 @@ class TensorBoard(keras.callbacks.Callback):
     """Writes scalars, sample images and the graph of the default signature.
 
     Args:
-        folder: The log folder: `tensorboard --logdir FOLDER` shows it.
-        make_images: As for `Samples`, or None.
-        every_epochs: How often images are written.
+        folder: The log folder, for `tensorboard --logdir FOLDER`.
+        make_images: Returns images as for `Samples`; None: no images.
+        every_epochs: Write images after every so many epochs.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class HealthWarnings(keras.callbacks.Callback):
 class Progress(keras.callbacks.Callback):
     """Shows a bar with rate and time left on a terminal, and prints a line an epoch.
 
-    Use it as a context, too: the bar goes when training ends, however it ends.
+    As a context manager it removes the bar when training ends, by an error, too.
 
     Args:
         steps_per_epoch: Steps of a whole epoch.

@@ -1,4 +1,4 @@
-"""Exact resume: all that the next step depends on, in one file."""
+"""Checkpoints for exact resume: the whole state of training in one file."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from kgen.models.shared.model import GenerativeModel
 
 
 class Checkpointer(keras.callbacks.Callback):
-    """Saves the state of training, and takes it up again bit for bit.
+    """Saves the state of training, and restores it bit for bit.
 
     The state is every weight, every optimizer variable and, in the middle of an epoch,
-    what the metrics have accumulated. The position in the data needs no entry: it
+    the sums of the metrics. The position in the data needs no entry: it
     follows from the model's step, because the order of the data is a pure function of
     (seed, epoch).
 
     Args:
-        file: Where to write. Written beside and renamed: a kill leaves the old state
-            or the new one.
-        every_seconds: How much work a kill may cost at most. A checkpoint is also
+        file: The file. Written beside it and renamed: a kill leaves the old state or
+            the new one.
+        every_seconds: Largest amount of work that a kill may cost. A checkpoint is also
             written at the end of each epoch, if it is the last one or at least a tenth
-            of this time has gone by since the one before.
+            of this time has gone by since the checkpoint before.
         mid_epoch: Whether to write in the middle of an epoch. Not with several
-            processes: each knows only its own part of the metrics, and has a clock of
-            its own. They write at the end of every epoch.
+            processes: each has only its own part of the metrics, and its own clock.
+            They write at the end of every epoch.
         write: Whether this process writes at all; only the chief does.
     """
 
@@ -76,7 +76,7 @@ class Checkpointer(keras.callbacks.Callback):
             signal.signal(signal.SIGINT, before)
 
     def restore(self, model: GenerativeModel) -> bool:
-        """Puts a saved state into a compiled model; returns whether there was one.
+        """Restores a saved state into a compiled model; returns whether there was one.
 
         Raises:
             ValueError: If the state belongs to a model of another shape.
@@ -108,7 +108,7 @@ class Checkpointer(keras.callbacks.Callback):
         return True
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Restores the metrics of a broken-off epoch, after Keras has reset them."""
+        """Restores the metrics of an interrupted epoch, after Keras has reset them."""
         local_values = _local_values(self.model)
         if self._restored_metrics:
             for part, value in zip(local_values, self._restored_metrics, strict=True):
@@ -116,9 +116,9 @@ class Checkpointer(keras.callbacks.Callback):
         self._restored_metrics = []
 
     def on_train_batch_end(self, batch, logs=None):
-        """Saves when enough time has gone by, or on Ctrl-C."""
+        """Saves after `every_seconds`, or on Ctrl-C."""
         if batch + 1 >= self.params["steps"]:
-            return  # The epoch has yet to be validated and written: `on_epoch_end`.
+            return  # `on_epoch_end` saves, after validation and the other files.
         due = time.monotonic() - self._saved_at >= self.every_seconds
         if self.mid_epoch and (due or self._interrupted):
             self.save([part.numpy() for part in _local_values(self.model)])
@@ -126,7 +126,7 @@ class Checkpointer(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch, logs=None):
-        """Saves; the metrics start anew with the next epoch."""
+        """Saves; the metrics are reset before the next epoch."""
         last = epoch + 1 == self.params.get("epochs")
         due = time.monotonic() - self._saved_at >= self.every_seconds / 10
         if last or due or self._interrupted or not self.mid_epoch:
@@ -135,20 +135,20 @@ class Checkpointer(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
     def save(self, metric_values: list[np.ndarray]) -> None:
-        """Writes the state of the model now.
+        """Writes the current state of the model.
 
         Raises:
             FloatingPointError: If a variable is not finite; the old file stays.
         """
-        # Read by every process, written by one: a read can be a collective operation.
+        # Every process reads, as a read can be a collective operation; one writes.
         values = [variable.numpy() for variable in state_variables(self.model)]
         for variable, value in zip(state_variables(self.model), values, strict=True):
             if not np.all(np.isfinite(value)):
                 raise FloatingPointError(
-                    f"The variable {variable.path} is not finite any more at step "
-                    f"{int(self.model.step.numpy())}; the checkpoint before it is kept "
-                    f"in {self.file}. Try a smaller learning rate, or a "
-                    "gradient_clip_norm."
+                    f"All variables must be finite. Received: {variable.path} with NaN "
+                    f"or infinity at step {int(self.model.step.numpy())}. The last "
+                    f"checkpoint is kept in {self.file}. Try a smaller learning rate, "
+                    "or a gradient_clip_norm."
                 )
         if self.write:
             entries = {f"state-{i:05d}": value for i, value in enumerate(values)}
@@ -161,7 +161,7 @@ class Checkpointer(keras.callbacks.Callback):
 
 
 def state_variables(model: GenerativeModel) -> list[keras.Variable]:
-    """Every variable that training changes, in a fixed order."""
+    """Returns every variable that training changes, in a fixed order."""
     optimizers = [variable for o in model.optimizers for variable in o.variables]
     return [*model.weights, *optimizers]
 
@@ -171,6 +171,6 @@ def _entries(saved, prefix: str) -> list[np.ndarray]:
 
 
 def _local_values(model: GenerativeModel) -> list:
-    """The metrics' variables, one part for each local replica (reading sums them)."""
+    """Returns the metrics' variables, a part for each local replica."""
     variables = [v.value for metric in model.metrics for v in metric.variables]
     return [part for v in variables for part in getattr(v, "values", [v])]

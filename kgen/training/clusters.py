@@ -1,4 +1,4 @@
-"""Who trains together: the cluster that TF_CONFIG describes, and waiting for it."""
+"""Clusters of processes, read from TF_CONFIG, and a barrier before training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes that train together, and which of them this one is.
+    """Addresses of the processes that train together, and the place of this one.
 
     Attributes:
-        jobs: The addresses "host:port" of each kind: "chief" (at most one), "worker".
-        task_type: Which kind this process is.
-        task_index: Which of its kind, from 0.
+        jobs: Addresses "host:port" of each type: "chief" (at most one), "worker".
+        task_type: Type of this process.
+        task_index: Index of this process in its type, from 0.
     """
 
     jobs: dict[str, list[str]]
@@ -33,25 +33,25 @@ class Cluster:
 
     @property
     def addresses(self) -> list[str]:
-        """Of all processes, the chief first: worker 0, if none is named chief."""
+        """Addresses of all processes, the chief first: worker 0, if none is named."""
         return [*self.jobs.get("chief", []), *self.jobs.get("worker", [])]
 
     @property
     def own_address(self) -> str:
-        """Of this process."""
+        """Address of this process."""
         return self.jobs[self.task_type][self.task_index]
 
 
 def read_cluster(text: str) -> Cluster:
-    """Reads TF_CONFIG as people write it, and Kubeflow, Vertex AI and AI Platform.
+    """Reads TF_CONFIG, also in the forms of Kubeflow, Vertex AI and AI Platform.
 
-    What these add ("environment", "job", "trial" ...) means nothing here. "master" is
-    an old name of the chief, which TensorFlow no longer knows. Parameter servers and
-    evaluators are refused, and by every process that sees them: they would have nothing
-    to do, and TensorFlow would wait for a parameter server to lead.
+    Their further entries ("environment", "job", "trial" ...) are ignored. "master" is
+    an old name of the chief, which TensorFlow no longer accepts. Parameter servers and
+    evaluators are refused by every process: they would be idle, and TensorFlow would
+    wait for a parameter server to lead.
 
     Raises:
-        ValueError: If it is not JSON, or no cluster that can train.
+        ValueError: If it is not JSON, or not a cluster that can train.
     """
     try:
         config = json.loads(text)
@@ -85,14 +85,14 @@ def read_cluster(text: str) -> Cluster:
 def wait_for_cluster(
     cluster: Cluster, timeout_seconds: float, report: Callable[[str], None]
 ) -> None:
-    """Returns once every process of the cluster answers at its address.
+    """Waits until every process of the cluster answers at its address.
 
-    TensorFlow itself would wait for an hour, and not say for whom.
+    TensorFlow itself would wait for an hour, without naming the missing processes.
 
     Args:
-        cluster: All processes; each of them has to call this.
-        timeout_seconds: How long to wait.
-        report: Called with a line, once it takes more than seconds.
+        cluster: All processes; each of them must call this.
+        timeout_seconds: Longest time to wait.
+        report: Called with a line after five seconds of waiting.
 
     Raises:
         OSError: If the port of this process is taken.
@@ -112,23 +112,23 @@ def wait_for_cluster(
             f"{cluster.own_address} ({error.strerror}). End what is using the port, or "
             "give all workers another address for this one."
         ) from error
-    # The others find this listener, or, when it is closed, TensorFlow's own.
+    # Others connect to this listener or, once it is closed, to TensorFlow's own.
     with listener:
         started = time.monotonic()
         missing = [a for a in cluster.addresses if a != cluster.own_address]
-        said = False
+        reported = False
         while missing := [a for a in missing if not _answers(a)]:
             waited = time.monotonic() - started
             if waited > timeout_seconds:
                 raise TimeoutError(
                     "All workers must start within `worker_timeout`, here "
                     f"{timeout_seconds:g} seconds. Received no answer from: "
-                    f"{', '.join(missing)}. Look at what these print, check the "
+                    f"{', '.join(missing)}. Look at their output, check the "
                     "addresses in TF_CONFIG and the firewalls, or give them more time."
                 )
-            if waited > 5 and not said:
+            if waited > 5 and not reported:
                 report(f"waiting up to {timeout_seconds:g} s for {', '.join(missing)}")
-                said = True
+                reported = True
             time.sleep(0.2)
 
 
@@ -162,6 +162,6 @@ def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
-    except OSError:  # A name that is not known yet, too.
+    except OSError:  # such as a name that is not resolved yet
         return False
     return True

@@ -1,4 +1,4 @@
-"""`model.fit`, from any position in the data, on any strategy."""
+"""Training with `model.fit`, from any position in the data, on any strategy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kgen.training.strategies import distribute
 
 
 class _PinEpoch(keras.callbacks.Callback):
-    """Tells the pipeline which epoch it is: Keras opens more iterators than epochs."""
+    """Sets the pipeline's epoch, as Keras opens more iterators than epochs."""
 
     def __init__(self, pipeline: Pipeline):
         super().__init__()
@@ -34,9 +34,9 @@ def fit(
 ) -> None:
     """Trains from the model's own step to the end of the last epoch.
 
-    A model that has taken no step starts at the beginning. One that was restored in
-    the middle of an epoch first takes the rest of that epoch, in the same order and
-    with the same noise as if it had never stopped.
+    A model at step 0 starts at the beginning. A model that was restored in the middle
+    of an epoch first takes the rest of that epoch, in the same order and with the same
+    noise as without the interruption.
 
     Args:
         model: Compiled, in the strategy's scope.
@@ -44,13 +44,13 @@ def fit(
         epochs: Epochs in all, those already trained included.
         validation: Batches to evaluate after each epoch, or None.
         strategy: As returned by `make_strategy`; None is one device.
-        callbacks: Keras callbacks. Those that write files should do so on the chief
-            alone.
+        callbacks: Keras callbacks. On several processes, files should be written by
+            the chief alone.
     """
     strategy = strategy or tf.distribute.get_strategy()
     epoch, step = divmod(int(model.step.numpy()), pipeline.steps_per_epoch)
-    # A pass that starts inside an epoch has another length than the rest, and Keras
-    # takes one length for all: two calls.
+    # A pass that starts inside an epoch is shorter than the others, and Keras takes one
+    # length for all: two calls.
     parts = [(epoch, epoch + 1, step), (epoch + 1, epochs, 0)] if step else []
     model.stop_training = False
     for first, last, skip in parts or [(epoch, epochs, 0)]:
@@ -60,7 +60,7 @@ def fit(
             distribute(strategy, pipeline, skip),
             initial_epoch=first,
             epochs=last,
-            # Said although the datasets know it: else Keras opens each pass twice.
+            # The datasets know it, too, but without it Keras opens each pass twice.
             steps_per_epoch=pipeline.steps_per_epoch - skip,
             validation_data=distribute(strategy, validation) if validation else None,
             validation_steps=validation.steps_per_epoch if validation else None,

@@ -26,13 +26,13 @@ def make_strategy(
     Args:
         name: "none": the first device alone. "mirrored": every GPU of this machine, or
             every logical CPU device where there is no GPU. "multiworker": one of
-            several processes, as the environment variable TF_CONFIG says. "tpu": the
-            TPU that TPU_NAME names. "auto": multiworker if TF_CONFIG is set, tpu if
+            several processes, configured by the environment variable TF_CONFIG. "tpu":
+            the TPU that TPU_NAME names. "auto": multiworker if TF_CONFIG is set, tpu if
             TPU_NAME is, mirrored if there are several GPUs, otherwise none.
         worker_timeout: Seconds to wait for the other processes to start.
         join: Whether to train with the other processes. If not, TF_CONFIG is read, and
             the strategy is that of this process alone.
-        report: Called with a line while it waits for them, or does not join them.
+        report: Called with a line while it waits for them, or if it does not join.
 
     Raises:
         ValueError: If the name is unknown, or TF_CONFIG or TPU_NAME is missing or
@@ -88,7 +88,7 @@ def unoptimized_graphs() -> Iterator[None]:
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one that writes files."""
+    """Returns whether this process is the chief, which writes the files."""
     resolver = strategy.cluster_resolver
     if resolver is None or not resolver.task_type:
         return True
@@ -99,7 +99,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def num_processes(strategy: tf.distribute.Strategy) -> int:
-    """How many processes train together."""
+    """Returns the number of processes that train together."""
     return getattr(strategy.extended, "_num_workers", 1)
 
 
@@ -181,7 +181,7 @@ def _multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
             rpc_layer="grpc",
         )
     )
-    # Kubernetes ends a pod with SIGTERM, which TensorFlow now catches and ignores.
+    # Kubernetes ends a pod with SIGTERM, which TensorFlow catches and ignores.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
     return strategy

@@ -1,4 +1,4 @@
-"""`kgen fit`: options made from a recipe's fields, and what is done with them."""
+"""`kgen fit`: options made from a recipe's fields, and their way to its run."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The options of `kgen fit gan`: what the recipe makes of them, and what it refuses."""
+"""The options of `kgen fit gan`: defaults, and values that are refused."""
 
 import numpy as np
 import pytest

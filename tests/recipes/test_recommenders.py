@@ -1,4 +1,4 @@
-"""Recipes of recommenders: what they hand from the ratings to the model."""
+"""Recipes of recommenders: from ratings to the arguments of the model."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from kgen import recipes
 
 @pytest.fixture
 def films(tmp_path):
-    """Twelve people who each rate eight of ten films, in the files of MovieLens 1M."""
+    """Twelve users who each rate eight of ten films, in the files of MovieLens 1M."""
     rows = [
         f"{user}::{film}::5::{film}"
         for user in range(12)

@@ -56,7 +56,7 @@ def test_a_file_that_is_no_model_is_named(trained):
 
 
 def test_the_record_of_a_run_holds_in_any_folder(trained, monkeypatch):
-    """A path is written down whole; the name of a bundled set stays a name."""
+    """Paths are recorded as absolute ones; the name of a bundled set stays a name."""
     monkeypatch.chdir(trained.parent)
     (trained.parent / "digits").mkdir()
     recipe = VAERecipe(data_dir="first", start_from="first/model.keras")

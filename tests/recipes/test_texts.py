@@ -1,4 +1,4 @@
-"""Recipes of text: what they hand from the text to the model, and what is measured."""
+"""Recipes of text: from the text to the arguments of the model, and its measures."""
 
 import dataclasses
 

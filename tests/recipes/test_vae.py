@@ -1,4 +1,4 @@
-"""The options of `kgen fit vae`: what the recipe makes of them."""
+"""The options of `kgen fit vae`."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains."""
+"""Callbacks: history, samples, TensorBoard, progress and checks of the losses."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and when one is written."""
+"""Checkpoints: their content, and when they are written."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def make_model(latent_dim=2, learning_rate=1e-2):
 
 
 def train(folder, *callbacks, epochs=2, **options):
-    """Trains from what is in the folder; returns the model."""
+    """Trains from the checkpoint in the folder; returns the model."""
     model = make_model()
     checkpointer = training.Checkpointer(folder / "state.npz", **options)
     checkpointer.restore(model)
@@ -83,7 +83,7 @@ def test_ctrl_c_saves_the_step_and_a_resumed_run_ends_as_if_never_stopped(tmp_pa
 
 @pytest.mark.parametrize("stop", ["kill", "Ctrl-C"])
 def test_a_run_stopped_as_an_epoch_ends_has_every_row(tmp_path, stop):
-    """After the last of five batches, and before the epoch is written down."""
+    """After the last of five batches, and before the epoch is recorded."""
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     train(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""TF_CONFIG in every form it comes in, and workers that are late or never come."""
+"""TF_CONFIG in all its forms, and workers that are late or missing."""
 
 import json
 import socket

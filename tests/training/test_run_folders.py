@@ -1,4 +1,4 @@
-"""Who may write into a run's folder, and files that are old or new, never half."""
+"""Folders of runs: their one writer, their leftovers, and atomic files."""
 
 import errno
 import fcntl
@@ -111,7 +111,7 @@ def test_a_second_writer_is_refused_while_the_first_lives(folder, options):
 
 
 def test_the_run_of_a_dead_process_is_taken_over(folder):
-    """The system ends its lock, whatever the file says of the owner."""
+    """The operating system has ended its lock; the text in the file does not count."""
     start(folder)
     (folder.path / LOCK).write_text("process 1 on a machine that has lost its power\n")
     with folder.claim(resume=True):

@@ -1,4 +1,4 @@
-"""Which strategy the names and the environment choose, and how wrong ones are told."""
+"""Strategies chosen by name and environment, shares of rows, and checks of workers."""
 
 import functools
 import json
@@ -68,7 +68,7 @@ def test_a_process_that_does_not_join_the_others_is_alone(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["auto", "multiworker"])
 def test_a_cluster_of_one_is_a_single_machine(monkeypatch, name):
-    """AI Platform describes one machine so; no port is opened and nothing differs."""
+    """The form of AI Platform for one machine; no port is opened."""
     monkeypatch.setenv("TF_CONFIG", tf_config({"chief": ["a:1"]}, "chief", 0))
     assert make_strategy(name) is tf.distribute.get_strategy()
 
@@ -77,7 +77,7 @@ def test_a_cluster_of_one_is_a_single_machine(monkeypatch, name):
     ("kind", "index", "chief"), [("master", "0", True), ("worker", "1", False)]
 )
 def test_tensorflow_receives_a_chief_for_a_master(monkeypatch, kind, index, chief):
-    """It takes "master" for no task at all: `id_in_cluster` raises."""
+    """It does not accept "master": `id_in_cluster` raises."""
     calls = []
     monkeypatch.setattr(
         strategies, "wait_for_cluster", lambda *arguments: calls.append(arguments)
@@ -114,7 +114,7 @@ def test_tpu_needs_a_name():
 def test_a_tpu_is_connected_and_initialised_before_its_strategy_is_made(
     monkeypatch, name
 ):
-    """With stand-ins: there is no TPU here."""
+    """With stubs, for want of a TPU."""
     calls = []
 
     def record(what, result=None):
@@ -218,7 +218,7 @@ def test_every_row_is_seen_once_an_epoch(num_workers, local_replicas, drop_remai
 
 
 def test_workers_that_differ_are_refused_together(monkeypatch):
-    """Each in the same words: a restart of one alone would not help."""
+    """All raise the same error: a restart of one alone would not help."""
     monkeypatch.setattr(strategies, "barrier", lambda strategy, value: [value, 0])
     with pytest.raises(ValueError, match=r"The rule. .*\(chief first\): 88, 0. Do so."):
         check_equal(None, 88, "The rule", "Do so.")
@@ -243,7 +243,7 @@ def test_a_single_process_does_not_wait():
 
 
 def test_a_strategy_takes_one_step_a_call():
-    """More fail in Keras with several replicas, whatever the model."""
+    """Several steps fail in Keras with several replicas, for every model."""
     vae = VAE(image_shape=(2, 2, 1), latent_dim=1, hidden_units=(2,))
     vae.compile(steps_per_execution=4)
     assert vae.steps_per_execution == 4

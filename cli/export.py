@@ -5,12 +5,14 @@ from typing import Any
 
 import click
 
+from kgen.recipes import recipe_of_run
+
 from .options import RunFolder, debug_option
 from .startup import load_tensorflow
 
 
 @click.command("export")
-@click.argument("run", type=RunFolder())
+@click.argument("run", type=RunFolder(trained=True))
 @click.option(
     "--format",
     "file_format",
@@ -52,8 +54,19 @@ def command(run: Path, file_format: str, layout: str, dtype: str, check: bool) -
     if other and file_format == "saved_model":
         raise click.UsageError("--layout and --dtype are of ONNX files alone.")
     if check:
+        if other or file_format != "all":
+            raise click.UsageError(
+                "--check checks all exports, and takes no --format, --layout or "
+                "--dtype."
+            )
         _check(run)
         return
+    recipe = recipe_of_run(run)
+    if other and recipe.task != "images":
+        raise click.UsageError(
+            f"The {recipe.recipe_name} model of {run} has no images, and takes no "
+            "--layout or --dtype."
+        )
     load_tensorflow()
     import kgen
     from kgen.export import to_saved_model

@@ -93,7 +93,13 @@ def loads():
         ("evaluate vae --protocols", "metrics.json does not exist yet"),
         ("evaluate vae --protocols --limit 3", "takes no --limit"),
         ("export nothing", "There is no run 'nothing'"),
+        ("export begun", "training did not finish"),
         ("export vae --format saved_model --layout nchw", "of ONNX files alone"),
+        ("export gpt --layout nchw", "takes no --layout"),
+        ("export multvae --dtype uint8", "takes no --layout or --dtype"),
+        ("export vae --check --format onnx", "takes no --format"),
+        ("export vae --check --dtype uint8", "takes no --format, --layout or --dtype"),
+        ("export vae --check", "holds no exports yet"),
     ],
 )
 def test_wrong_usage_is_one_sentence(arguments, message, capsys):

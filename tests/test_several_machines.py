@@ -108,7 +108,7 @@ def test_two_workers_train_and_after_a_kill_end_as_if_never_stopped(start, tmp_p
     shown_by_chief, shown_by_other = blocks()
     for line in shown_by_chief.splitlines():
         # Without the losses, whose last digits are the machine's.
-        assert line.partition("  kl")[0] in chief.text, chief.text
+        assert line.partition("  loss")[0] in chief.text, chief.text
     assert other.text == shown_by_other
     assert list(elsewhere.iterdir()) == []
     assert (whole / "saved_models" / "workers" / "vae.onnx").is_file()

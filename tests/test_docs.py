@@ -92,8 +92,8 @@ def test_a_recipe_trains(words, in_folder, request):
         data = in_folder / "path" / "to" / "tensorflow_datasets"
         if not data.exists():
             data.symlink_to(request.getfixturevalue("test_data") / "tfds")
-    name = [] if "--resume" in words else ["--name", f"run-{abs(hash(words))}"]
-    assert run([*words, "--epochs", "1", *ONLY_TRAIN, *name]) == 0
+    short = ["--epochs", "1", "--name", f"run-{abs(hash(words))}"]
+    assert run([*words, *ONLY_TRAIN, *([] if "--resume" in words else short)]) == 0
 
 
 @pytest.mark.parametrize(

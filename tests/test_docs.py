@@ -2,11 +2,16 @@
 
 import contextlib
 import io
+import re
+import shlex
 
 import pytest
 
 import kgen
+import kgen_cli.main
 from code_blocks import ROOT, code_blocks, commands, tiny, write_data
+from kgen.recipes import presets
+from kgen_cli.fit import recipe_command
 from kgen_cli.main import run
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))
@@ -75,6 +80,20 @@ def test_every_command_is_run():
         "list",
         "serve",
     }
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md", *PAGES])
+def test_a_command_in_the_text_has_known_options(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for command in re.findall(r"`kgen ([a-z][^`]*)`", text):
+        verb, *words = shlex.split(command.replace("\n", " "))
+        known = kgen_cli.main.kgen.commands[verb]
+        if verb == "fit" and words and words[0].islower():
+            known = recipe_command(words[0])
+            if "--preset" in words:
+                assert words[words.index("--preset") + 1] in presets(words[0])
+        options = {name for option in known.params for name in option.opts}
+        assert {word for word in words if word.startswith("--")} <= options | {"--help"}
 
 
 @pytest.mark.parametrize("words", words_of("fit"))

@@ -31,7 +31,7 @@ def test_independent_bernoulli_pixels_by_hand():
     assert value == pytest.approx((first + second) / 2)
 
 
-def test_independent_gaussian_pixels_are_scipys():
+def test_independent_gaussian_pixels_equal_scipy():
     moments = Moments(np.array([[[0.25], [0.5]]]), variance=0.04, count=2)
     images = two_pixel_images((255, 0), (51, 102), (0, 0))
     _, value = pixel_baseline("gaussian", images, moments)
@@ -46,7 +46,7 @@ def test_uniform_levels_cost_eight_bits_a_pixel():
     assert value == pytest.approx(-2 * 8 * math.log(2))
 
 
-def test_training_moments_are_those_of_the_training_split():
+def test_training_moments_are_of_the_training_split():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (700, 2, 3, 1), np.uint8)
     image_set = kgen.data.open_images({"x_train": images, "x_test": images[:9]})
@@ -143,7 +143,7 @@ def test_records_by_hand(known_set):
     assert all(record.seed == 5 for record in records)
 
 
-def test_protocol_says_what_was_measured(known_set):
+def test_protocol_names_data_and_procedure(known_set):
     records = evaluate_autoencoder(KnownModel(), known_set, binarize="static")
     nll = records[1]
     assert nll.metric == "nll[is-5000]"
@@ -221,7 +221,7 @@ def evaluate(image_set, model, file, **options):
     )
 
 
-def test_an_interrupted_evaluation_goes_on_with_the_images_that_are_left(tmp_path):
+def test_an_interrupted_evaluation_resumes_with_the_remaining_images(tmp_path):
     file = tmp_path / "unfinished.npz"
     image_set = interrupted_evaluation(file)
     model, whole = KnownModel(), KnownModel()
@@ -236,7 +236,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_images_that_are_left(tmp_pat
 
 
 @pytest.mark.parametrize("changed", ["weights", "seed"])
-def test_another_evaluation_does_not_go_on_with_the_file(changed, tmp_path):
+def test_another_evaluation_does_not_resume_from_the_file(changed, tmp_path):
     file = tmp_path / "unfinished.npz"
     image_set = interrupted_evaluation(file)
     model, options = KnownModel(), {}

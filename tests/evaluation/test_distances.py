@@ -83,7 +83,7 @@ def test_neighbour_measures_by_hand():
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_neighbour_measures_are_those_counted_one_by_one(k):
+def test_neighbour_measures_equal_a_count_one_by_one(k):
     rng = np.random.default_rng(k)
     real, generated = rng.random((60, 3)), rng.random((45, 3)) * 0.8 + 0.3
     found = neighbour_measures(real, generated, num_neighbours=k)
@@ -140,7 +140,7 @@ def test_vectors_must_fit(function):
         function(rows, rows * np.nan)
 
 
-def test_there_must_be_more_rows_than_neighbours():
+def test_fewer_rows_than_neighbours_are_refused():
     rows = np.random.default_rng(0).random((5, 3))
     with pytest.raises(ValueError, match=r"at least 6 rows.*\(5, 3\)"):
         neighbour_measures(rows, rows)

@@ -62,7 +62,7 @@ def test_random_features_have_the_length_that_is_stated(shape, dim):
     assert probabilities is None
 
 
-def test_grey_and_the_same_in_colour_are_one():
+def test_grey_images_equal_their_rgb_copies():
     network, grey = RandomNetwork(), noise(3, 12, 10, 1)
     colour = np.repeat(grey, 3, axis=-1)
     np.testing.assert_allclose(
@@ -175,7 +175,7 @@ def test_distances_grow_with_blur_noise_and_missing_classes_of_real_images(
         check_that_distances_grow(space, images, labels, others)
 
 
-def test_the_classifier_reads_mnist(mnist, classifier):
+def test_the_classifier_is_accurate_on_mnist(mnist, classifier):
     images, labels = read_split(mnist, "test")
     features, probabilities = classifier.predict(images)
     accuracy = np.mean(probabilities[:, 0].argmax(axis=1) == labels)

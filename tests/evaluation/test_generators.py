@@ -57,7 +57,7 @@ def by_name(records):
 # -- distances ----------------------------------------------------------------
 
 
-def test_real_images_in_the_generators_place_reach_the_floor(digits):
+def test_real_images_reach_the_floor(digits):
     train, _ = read_split(digits, "train", limit=179, seed=4, shuffle=True)
     records = evaluate_generator(KnownModel(train), digits, seed=4)
     assert [record.metric for record in records] == [
@@ -81,7 +81,7 @@ def test_real_images_in_the_generators_place_reach_the_floor(digits):
     assert all(record.seed == 4 for record in records[:-1])
 
 
-def test_the_real_images_themselves_are_at_no_distance(digits):
+def test_the_same_images_have_distance_zero(digits):
     test, _ = read_split(digits, "test")
     found = by_name(evaluate_generator(KnownModel(test), digits))
     # Rounding of float32 features; the floor is 0.17.
@@ -105,7 +105,7 @@ def test_worse_images_are_farther_away_and_cover_less(digits):
     assert coverage[0] > 0.9 > coverage[1] > coverage[2]
 
 
-def test_one_image_for_all_covers_next_to_nothing(digits):
+def test_a_single_image_has_almost_no_coverage(digits):
     # Not of the split that is measured on: it would be found again, at distance 0.
     one, _ = read_split(digits, "train", limit=1)
     found = by_name(evaluate_generator(KnownModel(one), digits))
@@ -113,7 +113,7 @@ def test_one_image_for_all_covers_next_to_nothing(digits):
     assert found["recall"].value == 0.0  # Its balls have no radius.
 
 
-def test_the_baseline_keeps_each_pixels_values_and_nothing_else(digits):
+def test_shuffled_pixels_keep_only_the_values_of_each_pixel(digits):
     train, _ = read_split(digits, "train")
     drawn = shuffled_pixels(train, seed=1)
     np.testing.assert_array_equal(np.sort(drawn, axis=0), np.sort(train, axis=0))
@@ -124,7 +124,7 @@ def test_the_baseline_keeps_each_pixels_values_and_nothing_else(digits):
     assert (drawn == shuffled_pixels(train, seed=1)).all()
 
 
-def test_the_interval_is_that_of_disjoint_sets(digits):
+def test_the_interval_is_the_range_of_disjoint_sets(digits):
     """Three sets of 100: real images, then brighter ones, then black ones."""
     train, _ = read_split(digits, "train", limit=100)
     sets = [train, np.maximum(train, 30), np.zeros_like(train)]
@@ -175,7 +175,7 @@ def names_of(train, test, **options):
     return list(by_name(records)), records[-1].protocol
 
 
-def test_few_images_have_no_neighbours_worth_measuring(digits):
+def test_few_images_get_no_neighbour_metrics(digits):
     train, _ = read_split(digits, "train")
     distances = ["frechet_distance", "frechet_distance_floor"]
     names, protocol = names_of(train, train[:99])
@@ -189,7 +189,7 @@ def test_few_images_have_no_neighbours_worth_measuring(digits):
     assert "Frechet distance, for which 2 images are needed" in protocol
 
 
-def test_as_many_are_compared_as_both_splits_hold(digits):
+def test_the_number_of_images_is_limited_by_both_splits(digits):
     train, _ = read_split(digits, "train")
     image_set = kgen.data.open_images({"x_train": train[:60], "x_test": train[60:200]})
     for split, other in (("test", "train"), ("train", "test")):
@@ -254,7 +254,7 @@ def test_modes_of_stacked_digits(monkeypatch):
     assert modes.baseline[0] == "independent pixels"
 
 
-def test_modes_are_counted_in_the_usual_number_of_images(monkeypatch):
+def test_modes_are_counted_in_the_first_images(monkeypatch):
     monkeypatch.setattr(generators, "DigitClassifier", MadeUpReader)
     monkeypatch.setattr(generators, "NUM_MODE_IMAGES", 26)
     image_set = stacked_set(labels=lambda numbers: numbers)
@@ -266,7 +266,7 @@ def test_modes_are_counted_in_the_usual_number_of_images(monkeypatch):
     assert "seeds 0 to 25" in modes.protocol
 
 
-def test_labels_that_are_not_the_digits_get_no_modes(monkeypatch):
+def test_labels_other_than_the_digits_get_no_modes(monkeypatch):
     """28x28 is not enough: clothes have ten classes, too."""
     monkeypatch.setattr(generators, "DigitClassifier", MadeUpReader)
     image_set = stacked_set(labels=lambda numbers: numbers[::-1])
@@ -282,7 +282,7 @@ def test_labels_that_are_not_the_digits_get_no_modes(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(500, marks=pytest.mark.slow)])
-def test_real_digits_and_clothes_get_the_space_that_suits_them(mnist, clothes, count):
+def test_digits_and_clothes_get_their_feature_space(mnist, clothes, count):
     images, _ = read_split(mnist, "train", limit=count, shuffle=True)
     model = KnownModel(images)
     found = by_name(evaluate_generator(model, mnist, num_images=count))

@@ -80,7 +80,7 @@ def test_ssim_window_is_odd_and_fits():
     assert ssim_window((1, 1, 1)) == 1
 
 
-def test_in_rows_joins_what_it_cut():
+def test_in_rows_joins_its_blocks():
     values = np.arange(7)
     sizes = []
 

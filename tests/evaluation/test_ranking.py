@@ -45,7 +45,7 @@ def test_top_items_by_hand():
     assert top_items(scores, seen, 2).dtype == np.int64
 
 
-def test_of_ties_the_lower_position_comes_first_and_is_the_one_that_stays():
+def test_ties_are_in_the_order_of_positions():
     # Four items share the second place of three; those at 1 and 3 stay.
     scores = np.array([[1.0, 2, 0, 2, 5, 2, 2]])
     np.testing.assert_array_equal(top_items(scores, None, 3), [[4, 1, 3]])
@@ -55,7 +55,7 @@ def test_of_ties_the_lower_position_comes_first_and_is_the_one_that_stays():
     np.testing.assert_array_equal(top_items(np.array([[0.0, -0.0]]), None, 1), [[0]])
 
 
-def test_places_without_an_item_hold_minus_one():
+def test_ranks_without_an_item_hold_minus_one():
     scores = np.array([[1.0, 2, 3], [1, 2, 3], [1, 2, 3]])
     seen = rows([0, 0, 1], [1, 1, 1], [0, 0, 0])
     expected = [[1, 0, -1, -1], [-1, -1, -1, -1], [2, 1, 0, -1]]
@@ -115,7 +115,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda f: f.__name__)
-def test_measures_by_hand(measure):
+def test_metrics_by_hand(measure):
     found = measure(TOP, TARGETS)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, BY_HAND[measure], rtol=1e-15)
@@ -142,7 +142,7 @@ def counted(measure, items, targets, k):
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda f: f.__name__)
-def test_measures_are_those_counted_one_by_one(measure, seed):
+def test_metrics_equal_a_count_one_by_one(measure, seed):
     rng = np.random.default_rng(seed)
     num_users, num_items, k = rng.integers(1, 40, 3)
     seen = rng.random((num_users, num_items)) < 0.5
@@ -168,7 +168,7 @@ def test_an_ideal_list_reaches_one(n, k):
     np.testing.assert_allclose(precision(top, targets), min(k, n) / k)
 
 
-def test_a_stored_zero_is_no_target_and_duplicates_are_one():
+def test_stored_zeros_are_not_targets_and_duplicates_count_once():
     data = np.array([0.0, 1.0, 1.0])
     targets = sparse.csr_array((data, np.array([0, 1, 1]), [0, 3]), shape=(1, 3))
     np.testing.assert_array_equal(recall_over_n(np.array([[1]]), targets), [1])
@@ -203,7 +203,7 @@ def test_popularity_bias_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_measures_of_all_lists_are_those_counted_one_by_one(seed):
+def test_metrics_of_all_lists_equal_a_count_one_by_one(seed):
     rng = np.random.default_rng(seed)
     num_users, num_items, k = rng.integers(3, 30, 3)
     train = rng.random((20, num_items)) < rng.random(num_items) * 0.5
@@ -268,7 +268,7 @@ def test_scores_must_be_finite_and_fit():
         top_items(scores, None, 1, np.array([True, False, True]))
 
 
-def test_means_over_nothing_are_refused():
+def test_empty_means_are_refused():
     top, train = np.array([[0], [-1]]), rows([1, 0])
     with pytest.raises(ValueError, match="at least one recommended item"):
         novelty(top[1:], train)
@@ -282,7 +282,7 @@ def test_means_over_nothing_are_refused():
         popularity_bias(top, rows([1, 0]), train)
 
 
-def test_every_measure_is_tested():
+def test_every_metric_is_tested():
     public = {
         name
         for name, value in vars(ranking).items()
@@ -314,7 +314,7 @@ def test_recommended_are_the_best_items_in_blocks_of_users(monkeypatch):
     assert seen_by_progress == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_ids_say_nothing_where_scores_do_not():
+def test_ties_are_not_in_the_order_of_ids():
     history = sparse.csr_array((3, 1000))
     top = ranking.recommended(lambda rows: np.zeros(rows.shape), history, 500)
     assert (top == top[0]).all()

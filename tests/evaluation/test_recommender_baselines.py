@@ -42,7 +42,7 @@ def test_popularity_counts_the_users_of_each_item():
     np.testing.assert_array_equal(scores, [[1, 0, 2], [1, 0, 2]])
 
 
-def test_a_pair_that_is_stored_twice_is_one_user():
+def test_a_duplicate_pair_counts_once():
     twice = sparse.csr_array((np.ones(3), [1, 1, 0], [0, 3, 3]), shape=(2, 2))
     assert twice.nnz == 3
     np.testing.assert_array_equal(Popularity().fit(twice).score(twice), [[1, 1]] * 2)
@@ -137,7 +137,7 @@ def test_few_items_are_inverted_in_float64():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_ease_says_where_rounding_ate_the_penalty(monkeypatch):
+def test_ease_refuses_a_penalty_lost_to_rounding(monkeypatch):
     monkeypatch.setattr(recommender_baselines, "_FLOAT64_ITEMS", 0)
     train = sparse.csr_array(np.ones((1000, 2)))
     with pytest.raises(ValueError, match="larger for these data. Received: l2=1e-06"):
@@ -200,7 +200,7 @@ def test_every_baseline_scores_and_refuses_the_same(index):
         baseline.fit(sparse.csr_array((0, 12)))
 
 
-def test_data_given_are_left_alone():
+def test_arguments_are_not_changed():
     train = random_users(20, 12, seed=0)
     before = train.copy()
     for baseline in all_baselines(12):
@@ -222,7 +222,7 @@ def test_data_given_are_left_alone():
         ),
     ],
 )
-def test_options_that_cannot_be(make, message):
+def test_wrong_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -238,7 +238,7 @@ def test_no_baseline_loads_tensorflow():
 # -- the choice ---------------------------------------------------------------
 
 
-def test_choose_returns_the_best_and_what_each_reached(monkeypatch):
+def test_choose_returns_the_best_and_all_means(monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_USERS", 2)  # three blocks of users
     # Items 0 and 1 go together, and so do 2 and 3; 4 is what most have.
     pairs = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]] * 5 + [[0, 0, 0, 0, 1]] * 9)
@@ -271,7 +271,7 @@ def test_choose_returns_the_best_and_what_each_reached(monkeypatch):
     assert reached["popularity"] in (0.4, 0.6)
 
 
-def test_a_choice_needs_a_baseline_a_user_and_names():
+def test_a_choice_needs_baselines_users_and_unique_names():
     users = random_users(4, 6, seed=0)
     with pytest.raises(ValueError, match="a baseline to choose"):
         choose([], users, users, users, ndcg)

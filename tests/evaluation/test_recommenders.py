@@ -47,7 +47,7 @@ def value(records, metric, subject=""):
     return found
 
 
-def test_who_knows_the_groups_finds_everything(records):
+def test_an_oracle_of_the_groups_reaches_one(records):
     # Of six items four are shown and one is hidden: two places can hold it.
     assert value(records, "recall@20") == value(records, "recall_over_n@20") == 1.0
     assert value(records, "precision@5") == pytest.approx(0.2)
@@ -55,7 +55,7 @@ def test_who_knows_the_groups_finds_everything(records):
     assert value(records, "coverage@20") == 1.0
 
 
-def test_baselines_stand_beside_the_model(records):
+def test_baselines_have_records_beside_the_model(records):
     subjects = dict.fromkeys(record.subject for record in records)
     kinds = [subject.split(" (")[0] for subject in subjects]
     assert kinds == ["", "popularity", "item KNN", "EASE"]
@@ -97,7 +97,7 @@ def test_held_out_items_are_ranked_among_themselves():
     assert "1 held-out items ranked" in records[0].protocol
 
 
-def test_items_that_nobody_has_had_are_compared_with_a_knn_of_their_content(tmp_path):
+def test_items_without_users_are_compared_with_a_content_knn(tmp_path):
     genres = ["Drama", "Comedy"]
     films = [f"{i}::Film {i} (1990)::{genres[i % 2]}" for i in range(200)]
     (tmp_path / "movies.dat").write_text("\n".join(films))
@@ -129,7 +129,7 @@ def test_items_that_nobody_has_had_are_compared_with_a_knn_of_their_content(tmp_
     assert knows == value(records, "ndcg@20") > does_not + 0.1
 
 
-def test_other_items_and_training_people_are_refused():
+def test_other_items_and_training_users_are_refused():
     model = Oracle()
     with pytest.raises(ValueError, match="no items of training users are held out"):
         evaluate_recommender(model, liked(), split="train")

@@ -39,7 +39,7 @@ class TextRecipe(Recipe):
     warmup_steps: int = option(100, "Steps over which the learning rate rises from 0.")
     gradient_clip_norm: float | None = option(1.0, "Largest norm of the gradient.")
     weight_decay: float = option(0.1, "Of AdamW, on matrices alone, 0 or more.")
-    jit_compile: bool = option(True, "Compile the step with XLA.")
+    jit_compile: bool = option(True, "Compile the step with XLA, on one device.")
     num_layers: int = option(4, "Blocks of attention and dense layers, 1 or more.")
     num_heads: int = option(4, "Heads of each attention, 1 or more.")
     hidden_dim: int = option(128, "Length of a token's vector, divisible by the heads.")

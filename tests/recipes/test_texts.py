@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kgen import recipes
 
@@ -30,6 +31,15 @@ def test_a_gpt_knows_its_tokenizer_and_how_long_tokens_are(text):
     assert model.tokens_per_character == pytest.approx(ratio) and ratio < 0.9
     sample = recipe.sample(model, data)
     assert sample.count("-" * 72) == 2
+
+
+def test_xla_compiles_the_step_on_one_device_only(text):
+    recipe = small(recipes.GPTRecipe(), text)
+    data = recipe.open_data()
+    assert recipe.make_model(data, 3).jit_compile
+    # Its step cannot reach the variables of a second replica.
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        assert not recipe.make_model(data, 3).jit_compile
 
 
 @pytest.mark.parametrize("context", [2, 9])

@@ -29,9 +29,6 @@ DIALECT = {
 # Files that are still to be mended.
 EXCUSED: set[str] = {
     "benchmarks/cfgan_replication.py",
-    "kgen/export/saved_model.py",
-    "kgen/export/tensorflow_serving.py",
-    "kgen/export/verification.py",
     "kgen/models/bert.py",
     "kgen/models/cfgan.py",
     "kgen/models/gpt.py",
@@ -52,7 +49,6 @@ EXCUSED: set[str] = {
     "tests/conformance_processes.py",
     "tests/conformance_rows.py",
     "tests/conftest.py",
-    "tests/export/test_tensorflow_serving.py",
     "tests/models/test_cfgan.py",
     "tests/models/test_multvae.py",
     "tests/models/test_recvae.py",
@@ -60,8 +56,6 @@ EXCUSED: set[str] = {
     "tests/models/test_vae_use.py",
     "tests/nn/two_replicas.py",
     "tests/nn/two_replicas_normalise.py",
-    "tests/serving/test_batching.py",
-    "tests/serving/test_real_parts.py",
     "tests/test_import_cost.py",
     "tests/test_packaging.py",
     "tests/test_several_machines.py",

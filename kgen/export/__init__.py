@@ -1,4 +1,4 @@
-"""Models as files for other runtimes, each proven before it is kept."""
+"""Exports: models as files for other runtimes, verified before they are kept."""
 
 import lazy_loader as lazy
 

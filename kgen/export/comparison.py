@@ -110,7 +110,7 @@ def _tokens(pair: Pair) -> float:
 
 
 def _text(pair: Pair) -> float:
-    """0 or infinity: where in a text a token is, is not known: no tie may be in it."""
+    """0 or infinity: the position of a token in a text is unknown: any tie counts."""
     differs = (pair.received != pair.expected) & (pair.ties == NO_TIE)
     return np.inf if differs.any() else 0.0
 

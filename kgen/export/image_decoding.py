@@ -42,6 +42,7 @@ def decode_images(files: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
     with tf.control_dependencies(_size_checks(sizes, height, width)):
         files = tf.identity(files)
 
+    @tf.autograph.experimental.do_not_convert  # It takes seconds.
     def decode(file_and_orientation):
         file, orientation = file_and_orientation
         pixels = _upright(
@@ -89,6 +90,7 @@ def _is_png(file: tf.Tensor) -> tf.Tensor:
     return tf.strings.substr(file, 0, 4) == b"\x89PNG"
 
 
+@tf.autograph.experimental.do_not_convert
 def _header(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Height and width of the upright image, int32 [2], and its orientation."""
     is_png = _is_png(file)

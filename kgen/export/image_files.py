@@ -40,7 +40,8 @@ def _of_files(signature: Signature) -> Signature | None:
     made = [name for name, kind in signature.outputs.items() if kind == "image"]
     if not made or "saved_model" not in signature.runtimes:
         return None
-    graph = tf.function(signature.function).get_concrete_function(**signature.inputs)
+    traced = tf.function(signature.function, autograph=False)
+    graph = traced.get_concrete_function(**signature.inputs)
     shapes = {name: signature.inputs[name].shape[1:] for name in given}
     channels = [graph.structured_outputs[name].shape[-1] for name in made]
     channels += [shape[-1] for shape in shapes.values()]

@@ -1,4 +1,4 @@
-"""Sums of the files of an export: what `sha256sum -c` reads."""
+"""Checksums of the files of an export, in the format of `sha256sum -c`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ExportError(RuntimeError):
 
 
 def sums_of(path: str | os.PathLike[str]) -> Path:
-    """Where the sums of an export are: in a SavedModel's folder, beside an ONNX file.
+    """The file of an export's checksums: in a SavedModel's folder, beside an ONNX file.
 
-    `sha256sum -c` checks them in the folder that they are in.
+    `sha256sum -c` checks it in its own folder.
     """
     path = Path(path)
     return path / FOLDER_SUMS if path.is_dir() else Path(f"{path}.sha256")
@@ -39,21 +39,21 @@ def write_sums(path: str | os.PathLike[str], beside: tuple[str, ...] = ()) -> No
 
 
 def check_sums(path: str | os.PathLike[str]) -> int:
-    """Checks that an export is, byte by byte, what was written.
+    """Checks that the files of an export have not changed since it was written.
 
-    Sums protect against damage, and against a change by somebody who cannot change the
-    sums as well. A SavedModel is a program: run those alone that you trust.
+    Checksums protect against damage, not against an attacker who can change them as
+    well. A SavedModel is a program: run only exports that you trust.
 
     Returns:
         The number of files that were checked.
 
     Raises:
-        ExportError: A file was changed, is missing, or was added; or there are no sums.
+        ExportError: A file was changed, removed or added, or there are no checksums.
     """
     path, sums = Path(path), sums_of(path)
     if not sums.is_file():
         raise ExportError(
-            f"{path} has no sums to be checked by: {sums} is missing. Export the run "
+            f"{path} has no checksums: {sums} is missing. Export the run "
             "again: kgen export."
         )
     expected: dict[str, str] = {}

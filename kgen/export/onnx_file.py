@@ -1,4 +1,4 @@
-"""ONNX files, one signature each, proven in ONNX Runtime."""
+"""ONNX files, one signature each, verified in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ def to_onnx(
     dtype: str = "float32",
     metadata: dict[str, str] | None = None,
 ) -> Export:
-    """Writes one signature of a model as an ONNX file, and proves it.
+    """Writes one signature of a model as an ONNX file, and verifies it.
 
     An ONNX file holds one graph, so each signature needs a file of its own. The file is
     loaded by a process that imports ONNX Runtime but not kgen or TensorFlow, and run on
     batches of 1, 3 and 64 rows. It appears, or replaces an older one, only if it
-    computes what Keras computes in float32. Its metadata name the version of kgen, the
-    model, the signature, and how its images are to be read. What its users need
-    besides, such as a tokenizer.json, is written beside it, and so are its sums.
+    computes the same as Keras in float32. Its metadata name the version of kgen, the
+    model, the signature, and the layout and range of images. Files that its users need,
+    such as a tokenizer.json, and its checksum are written beside it.
 
     Args:
-        model: The model; of any precision, the export is float32.
+        model: The model, of any precision; the export is float32.
         path: The file. Its folder is made if it is missing.
         signature: Name of the signature; by default the first that exists in ONNX.
         layout: Of images: "nhwc", [batch, height, width, channels], or "nchw".
         dtype: Of images: "float32", in [0, 1], or "uint8". torch-fidelity, for one,
             takes the signature `decode` of a GAN with "nchw" and "uint8". With other
             than the defaults, labels are int64.
-        metadata: What else its metadata say, such as the names of classes.
+        metadata: More metadata, such as the names of classes.
 
     Returns:
-        The file, and its difference from Keras.
+        The file, with its difference from Keras.
 
     Raises:
         ExportError: It does not convert, does not run, or differs from Keras.
@@ -86,8 +86,8 @@ def to_onnx(
         )
     chosen = _with_images_as(available[name], layout, dtype)
     with staged(path.parent, path.name) as temporary:
-        # What the converter complained about is the best explanation of a file that
-        # ONNX Runtime refuses, and noise if the file is right.
+        # The converter's errors explain a file that ONNX Runtime refuses; of a file
+        # that is right they are noise.
         with _complaints() as complaints:
             proto = _convert(chosen, complaints)
         about = {"model": type(model).__name__, **(metadata or {})}
@@ -129,7 +129,7 @@ def _convert(signature: Signature, complaints: list[str]) -> Any:
                 function, input_signature=function.input_signature, opset=OPSET
             )
     except Exception as error:
-        # tf2onnx raises whatever its handlers ran into: there is no narrower class.
+        # tf2onnx raises errors of any class.
         said = f" The converter said first: {complaints[0]}" if complaints else ""
         raise ExportError(
             f"The signature {signature.name} does not convert to ONNX: "
@@ -232,7 +232,7 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
 
 
 def _describe(proto: Any, signature: Signature, about: dict[str, str]) -> None:
-    """Names the dimensions of any size, and stores what the file is."""
+    """Names the dynamic dimensions, and stores the metadata."""
     values = [(value, signature.inputs[value.name]) for value in proto.graph.input]
     for value, spec in [*values, *((value, None) for value in proto.graph.output)]:
         has_rows = spec is None or (spec.shape.rank > 0 and spec.shape[0] is None)
@@ -254,7 +254,7 @@ def _describe(proto: Any, signature: Signature, about: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collects what tf2onnx logs as an error, instead of showing all that it logs."""
+    """Collects the errors that tf2onnx logs, and shows nothing of its log."""
     messages: list[str] = []
     logger = logging.getLogger("tf2onnx")
     handler = logging.Handler(logging.ERROR)

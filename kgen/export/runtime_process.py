@@ -1,4 +1,4 @@
-"""Processes in which exports are proven: one for each runtime, for all exports."""
+"""Processes that run exports for verification: one for each runtime."""
 
 from __future__ import annotations
 

@@ -32,26 +32,25 @@ def to_saved_model(
     *,
     metadata: dict[str, str] | None = None,
 ) -> Export:
-    """Writes a model as the next version of a SavedModel, and proves it.
+    """Writes a model as the next version of a SavedModel, and verifies it.
 
-    Each signature is an endpoint of its name; the first is the default one as well.
+    Each signature is an endpoint of its name; the first is also the default.
     The version is loaded by a process that imports TensorFlow but not kgen, and run on
-    batches of 1, 3 and 64 rows, 8 where a row takes megabytes. It appears in the folder
-    only if it computes what Keras computes in float32; older versions are never
-    touched. It holds a request for each endpoint, which TensorFlow Serving makes before
-    it says that it is ready, and the sums of its files. Beside the versions lie the
-    server's configuration and a compose.yaml that starts it, unless there are such
-    files already.
+    batches of 1, 3 and 64 rows, or 8 where a row takes megabytes. It appears in the
+    folder only if it computes the same as Keras in float32; older versions are never
+    touched. It holds a warm-up request for each endpoint, which TensorFlow Serving runs
+    before it is ready, and the checksums of its files. The server's configuration and a
+    compose.yaml are written beside the versions; existing ones are kept.
 
     Args:
-        model: The model; of any precision, the export is float32.
-        folder: Where the versions lie: what TF Serving takes as its
-            `--model_base_path`. Made if it is missing.
-        metadata: What else `assets.extra/kgen.json` says, beside the version of kgen,
-            the model, and the kinds of what its endpoints return.
+        model: The model, of any precision; the export is float32.
+        folder: The folder of the versions, the `--model_base_path` of TF Serving. Made
+            if it is missing.
+        metadata: Entries of `assets.extra/kgen.json` besides the version of kgen, the
+            model, and the kinds of the outputs.
 
     Returns:
-        The new version, `folder/1` the first time, and its differences from Keras.
+        The new version, `folder/1` the first time, with its differences from Keras.
 
     Raises:
         ExportError: It cannot be written by this runtime, or differs from Keras.
@@ -81,15 +80,15 @@ def to_saved_model(
 
 
 def _write(signatures: Sequence[Signature], path: Path) -> None:
-    # Variables alone are tracked, not the layers: Keras' ExportArchive stores those
-    # of a tracked layer twice, and traces `call` of layers that nobody asked for.
+    # Variables are tracked, not layers: Keras' ExportArchive stores the variables of a
+    # tracked layer twice, and traces `call` of layers that no signature uses.
     tracked = {
         id(variable.value): variable.value
         for signature in signatures
         for layer in signature.layers
         for variable in layer.variables
     }
-    # Graphs use one copy of a variable that a strategy mirrors.
+    # Graphs use one copy of each variable that a strategy mirrors.
     copies = {
         id(copy)
         for variable in tracked.values()
@@ -112,7 +111,7 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
     try:
         tf.saved_model.save(module, path, signatures=endpoints)
     except tf.errors.OpError as error:
-        # The graphs were traced above: what fails here is the file system.
+        # The graphs were traced above: only the file system can fail here.
         raise OSError(
             errno.EIO,
             f"The SavedModel could not be written ({_without_graph(error.message)})",
@@ -126,7 +125,7 @@ def _write_extra(
     model_name: str,
     metadata: dict[str, str],
 ) -> None:
-    """Writes what the server hands to nobody, but whoever runs it may need."""
+    """Writes metadata and text files, which the server does not read."""
     about = {
         "kgen_version": kgen.__version__,
         "model": model_name,
@@ -142,5 +141,5 @@ def _write_extra(
 
 
 def _without_graph(message: str) -> str:
-    """The message without the node before it and the operation behind it."""
+    """The message without the names of the node and the operation around it."""
     return message.rpartition("}} ")[2].partition(" [Op:")[0]

@@ -1,4 +1,4 @@
-"""Folders in which exports are made, beside the place that they take once proven."""
+"""Temporary folders of exports, beside the place that they take once verified."""
 
 from __future__ import annotations
 

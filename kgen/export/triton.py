@@ -32,12 +32,12 @@ def to_triton(
 ) -> Path:
     """Adds an ONNX file to a repository, as the next version of a model.
 
-    Triton puts requests together that wait for the model; rows do not depend on each
-    other. A tensor with one number for each row, such as `seeds`, has the shape
-    [batch, 1] there: Triton knows no other.
+    Triton batches requests that wait for the model; rows do not depend on each other.
+    A tensor with one number for each row, such as `seeds`, has the shape [batch, 1]
+    there, as Triton requires.
 
     Args:
-        onnx_file: What `to_onnx` wrote.
+        onnx_file: A file that `to_onnx` wrote.
         repository: The folder that Triton takes as its `--model-repository`. Made if it
             is missing.
         name: The model's name; by default the file's, without its ending.
@@ -70,7 +70,7 @@ def to_triton(
 
 
 def _tensor(kind: str, value: Any) -> str:
-    """An input or output: what has rows has one dimension less in the configuration."""
+    """The configuration of an input or output, without its batch dimension."""
     import onnx
 
     tensor = value.type.tensor_type

@@ -75,11 +75,11 @@ class Export(os.PathLike):
     def __str__(self) -> str:
         head = f"{self.path} ({self.num_bytes / 1e6:.2f} MB, {self.seconds:.1f} s)"
         lines = [
-            f"  {proof.signature}: differs from Keras by at most "
-            f"{proof.difference:.1e}, tolerance {proof.tolerance:.0e}; "
-            f"a row takes {proof.milliseconds:.3g} ms"
-            + "".join(f"\n    {note}" for note in proof.notes)
-            for proof in self.verifications
+            f"  {one.signature}: differs from Keras by at most "
+            f"{one.difference:.1e}, tolerance {one.tolerance:.0e}; "
+            f"a row takes {one.milliseconds:.3g} ms"
+            + "".join(f"\n    {note}" for note in one.notes)
+            for one in self.verifications
         ]
         return "\n".join([head, *lines])
 
@@ -232,7 +232,8 @@ def _ties(signature: Signature, batches: Batches) -> np.ndarray:
     if signature.margins is None:
         return np.full(signature.proof_rows, NO_TIE)
     rows = {name: tf.constant(value) for name, value in batch.items()}
-    tied = tf.function(signature.margins)(**rows).numpy() < TIED_TOKENS
+    margins = tf.function(signature.margins, autograph=False)(**rows)
+    tied = margins.numpy() < TIED_TOKENS
     return np.where(tied.any(axis=1), tied.argmax(axis=1), NO_TIE)
 
 
@@ -288,7 +289,7 @@ def _run_keras(signature: Signature, batches: Batches) -> Batches:
 def _structure_problems(
     signature: Signature, ours: Batches, theirs: Batches
 ) -> list[str]:
-    """Names, types and shapes that make outputs incomparable."""
+    """Problems with names, types and shapes, which make outputs incomparable."""
     declared = set(signature.outputs)
     problems = []
     for size in ours:

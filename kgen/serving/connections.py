@@ -1,4 +1,4 @@
-"""Connections that do not wait for ever, and do not take more memory than they may."""
+"""HTTP connections with a timeout and a size limit for request headers."""
 
 from __future__ import annotations
 
@@ -9,52 +9,53 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1, of which a request's head has to come in time, and is no book.
+    """HTTP/1.1 that closes connections whose headers are late or too long.
 
-    The application sees a request when its head is there: only here can a client be
-    bounded that never gets so far. Such a connection is closed.
+    Uvicorn has neither limit for the parser in C, and for h11 the size only. Without
+    them, as many idle connections as `limit_concurrency` allows would block the server:
+    the application sees a request only once its headers are complete.
     """
 
-    head_seconds = 30.0
-    most_head = 2**16  # bytes
+    header_seconds = 30.0
+    max_header_bytes = 2**16
 
     _timer: asyncio.TimerHandle | None = None
     _num_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
-        """Begins to wait for the first request."""
+        """Starts the timeout of the first request."""
         super().connection_made(transport)
-        self._await_head()
+        self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Waits for nothing more."""
-        self._end_of_head()
+        """Stops the timeout."""
+        self._stop_timeout()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Counts what comes before the end of a head."""
+        """Counts the bytes of headers."""
         super().data_received(data)
         self._num_bytes += len(data)
-        if self._timer is not None and self._num_bytes > self.most_head:
+        if self._timer is not None and self._num_bytes > self.max_header_bytes:
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """Starts the timeout of the next request."""
         super().on_message_begin()
-        self._await_head()
+        self._await_headers()
 
     def on_headers_complete(self) -> None:
-        """It is there."""
-        self._end_of_head()
+        """Stops the timeout."""
+        self._stop_timeout()
         super().on_headers_complete()
 
-    def _await_head(self) -> None:
-        self._end_of_head()
+    def _await_headers(self) -> None:
+        self._stop_timeout()
         self._num_bytes = 0
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self.head_seconds, self.transport.close)
+        self._timer = loop.call_later(self.header_seconds, self.transport.close)
 
-    def _end_of_head(self) -> None:
+    def _stop_timeout(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -157,7 +157,7 @@ class ServedModel:
         self.name = model_name(folder)
         self.labels = labels or {}
         self.failed: dict[int, str] = {}
-        self._stamps: dict[int, int] = {}  # times of change of the versions' files
+        self._stamps: dict[int, set] = {}  # names, times and sizes of their files
         check_versions(folder, self.labels)
         labelled = {n: load_version(folder / str(n)) for n in {*self.labels.values()}}
         newest = self._newest_that_loads(versions_in(folder), labelled)
@@ -185,7 +185,8 @@ class ServedModel:
         try:
             if number == now.newest and now.versions[number].sums == _sums(folder):
                 return None
-            stamp = max(path.stat().st_mtime_ns for path in folder.rglob("*"))
+            stamps = {path: path.stat() for path in folder.rglob("*")}
+            stamp = {(p, s.st_mtime_ns, s.st_size) for p, s in stamps.items()}
             if self._stamps.get(number) == stamp:
                 return None  # Half copied, perhaps: tried again when it has changed.
             self._stamps[number] = stamp

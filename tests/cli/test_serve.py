@@ -145,7 +145,7 @@ def test_a_port_that_is_taken(run_folder, capsys):
         (["my run", "--label", "stable"], 2, "must be NAME=VERSION"),
         (["my run", "--label", "stable=2"], 1, "in my run: 1. Received: stable=2"),
         (["empty"], 1, "must have a version, a folder named by a number"),
-        (["my run"], 1, "has no sums to be checked by"),
+        (["my run"], 1, "has no checksums"),
     ],
 )
 def test_what_cannot_be_served(

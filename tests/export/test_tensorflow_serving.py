@@ -1,4 +1,4 @@
-"""What TensorFlow Serving reads beside a SavedModel."""
+"""Files that TensorFlow Serving reads beside a SavedModel."""
 
 import json
 import shlex

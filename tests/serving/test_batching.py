@@ -1,4 +1,4 @@
-"""Requests that are answered together."""
+"""Batches of requests."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from kgen.serving.versions import Endpoint
 
 
 class Recorder:
-    """An endpoint that doubles; it notes its batches, and waits to be let on."""
+    """An endpoint that doubles: records its batches, and waits for `may_go`."""
 
     def __init__(self):
         self.sizes = []
@@ -37,7 +37,7 @@ def values(*numbers):
 
 
 def gather(recorder, requests, **options):
-    """The answers to requests that all come while the first one is at work."""
+    """The answers to requests that all arrive while the first one runs."""
 
     async def run():
         batcher = Batcher(num_threads=1, **options)
@@ -54,7 +54,7 @@ def gather(recorder, requests, **options):
     return asyncio.run(run())
 
 
-def test_what_waits_is_joined_and_comes_apart_again():
+def test_waiting_requests_are_merged_and_their_answers_split():
     recorder = Recorder()
     requests = [values(1), values(2, 3), values(4), values(5, 6, 7)]
     answers = gather(recorder, requests)
@@ -63,7 +63,7 @@ def test_what_waits_is_joined_and_comes_apart_again():
         np.testing.assert_array_equal(outputs["doubled"], 2 * inputs["values"])
 
 
-def test_a_call_has_no_row_too_many():
+def test_a_call_has_at_most_max_rows():
     recorder = Recorder()
     requests = [values(0), values(*range(7)), values(1, 2), values(3), values(4, 5)]
     answers = gather(recorder, requests, max_rows=4)
@@ -72,7 +72,7 @@ def test_a_call_has_no_row_too_many():
 
 
 def test_rows_of_tokens_are_as_long_as_the_longest():
-    """What writes tokens writes as many columns as the longest row of a call needs."""
+    """A decoder returns as many columns as the longest row of its call needs."""
 
     def write(arrays):
         longest = arrays["values"].max()
@@ -89,7 +89,7 @@ def test_rows_of_tokens_are_as_long_as_the_longest():
     ]
 
 
-def test_other_shapes_are_other_calls():
+def test_other_shapes_are_separate_calls():
     recorder = Recorder()
     wide = {"values": np.zeros((2, 3), np.float32)}
     answers = gather(recorder, [values(0), values(1), wide, values(2)])
@@ -97,7 +97,7 @@ def test_other_shapes_are_other_calls():
     assert answers[2]["doubled"].shape == (2, 3)
 
 
-def test_a_wrong_row_is_refused_alone():
+def test_only_the_request_with_an_invalid_row_fails():
     recorder = Recorder()
     good, first, bad, last = gather(
         recorder, [values(0), values(1), values(-1), values(2)]
@@ -117,7 +117,7 @@ def test_too_many_rows_are_turned_away():
     assert [isinstance(one, Busy) for one in answers] == [False] * 4 + [True] * 2
 
 
-def test_who_has_gone_away_is_left_out():
+def test_cancelled_requests_are_left_out():
     recorder = Recorder()
 
     async def run():

@@ -1,4 +1,4 @@
-"""OpenAI's completions, from a model that writes the letter after the last."""
+"""OpenAI's completions, from a model that predicts the next letter."""
 
 import asyncio
 import json
@@ -163,7 +163,7 @@ def test_prompts_choices_and_seeds(client):
         ]
 
 
-def test_pieces_are_the_whole(client):
+def test_streamed_chunks_make_the_whole_answer(client):
     asked = {"prompt": ["a", "b"], "max_tokens": 11, "seed": 1, "stop": "ij"}
     whole = ask(client, **asked)
     found = events(client, **asked, stream_options={"include_usage": True})
@@ -246,7 +246,7 @@ def test_errors_of_other_paths_have_the_form_of_openai(client, method, path, cod
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_cannot_be_written(client, values, code, message, stream):
+def test_invalid_requests(client, values, code, message, stream):
     body = {"model": "letters", "prompt": "a", "stream": stream} | values
     answer = client.post("/v1/completions", json=body)
     assert answer.status_code == code
@@ -255,16 +255,16 @@ def test_what_cannot_be_written(client, values, code, message, stream):
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": NaN}', b"\xff" * 9])
-def test_no_request(client, body):
+def test_invalid_bodies(client, body):
     answer = client.post("/v1/completions", content=body)
     assert answer.status_code == 400 and answer.json()["error"]["message"]
 
 
-def test_neutral_values_of_what_is_not_supported_are_taken(client):
+def test_neutral_values_of_unsupported_parameters_are_accepted(client):
     ask(client, prompt="a", best_of=1, frequency_penalty=0, logit_bias={}, user="me")
 
 
-def test_only_so_much_is_written_at_a_time_and_room_comes_back():
+def test_completions_under_way_are_limited_and_cancelled_ones_make_room():
     async def scenario():
         engine = CompletionEngine(Batcher(), max_rows=2)
         version = Model().version
@@ -281,7 +281,7 @@ def test_only_so_much_is_written_at_a_time_and_room_comes_back():
     asyncio.run(scenario())
 
 
-def test_rows_of_many_requests_are_written_together():
+def test_decoding_steps_of_many_requests_share_calls():
     calls = []
 
     async def scenario():

@@ -1,4 +1,4 @@
-"""Clients that do not get so far as to ask for something."""
+"""Clients whose request headers are late, or never end."""
 
 import contextlib
 import socket
@@ -18,8 +18,8 @@ GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 class Impatient(BoundedProtocol):
-    head_seconds = 0.5
-    most_head = 2000
+    header_seconds = 0.5
+    max_header_bytes = 2000
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +54,21 @@ def is_closed(client):
     return True
 
 
-def test_who_asks_is_answered(client):
+def test_requests_are_answered(client):
     for _ in range(2):
         client.sendall(GET)
         assert b"here" in client.recv(1000)
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HT", GET[:-2]])
-def test_who_does_not_ask_in_time_is_not_waited_for(client, begin):
+def test_late_headers_close_the_connection(client, begin):
     client.sendall(begin)
     start = time.monotonic()
     assert is_closed(client)
     assert 0.4 < time.monotonic() - start < 5
 
 
-def test_each_request_has_its_time(client):
+def test_each_request_has_its_own_timeout(client):
     client.sendall(GET)
     assert b"here" in client.recv(1000)
     client.sendall(GET[:9])
@@ -77,7 +77,7 @@ def test_each_request_has_its_time(client):
     assert 0.4 < time.monotonic() - start < 5
 
 
-def test_an_endless_head_is_not_read_to_its_end(client):
+def test_endless_headers_close_the_connection(client):
     client.sendall(GET[:-2])
     sent = 0
     with contextlib.suppress(ConnectionError):

@@ -1,7 +1,8 @@
-"""Exports in runtimes that are not ours: `tox -e serving`.
+"""Exports in other runtimes and servers: `tox -e serving`.
 
 Each part has a virtual environment of its own, made with pip in the folder that
-KGEN_REAL_PARTS names, or a temporary one. What is not there (g++, chromium) is skipped.
+KGEN_REAL_PARTS names, or in a temporary one. Tests of missing programs (g++, chromium)
+are skipped.
 """
 
 import base64
@@ -96,7 +97,7 @@ def environments(tmp_path_factory):
 
 
 def values_of(command, **options):
-    """What a program prints, as images of four seeds."""
+    """Images of four seeds, from the numbers that a program prints."""
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, **options
     )

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers, as TensorFlow Serving has them."""
+"""Bodies of requests and answers of TensorFlow Serving's REST API."""
 
 import base64
 import json

@@ -24,7 +24,7 @@ class BERTRecipe(TextRecipe):
     recipe_name: ClassVar[str] = "bert"
     task: ClassVar[str] = "filled masks"
     next_command: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
-    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_masked_language_model",)
+    evaluations: ClassVar = ("evaluate_masked_language_model",)
 
     epochs: int = option(5, "Passes over the training text, 1 or more.")
     mask_rate: float = option(0.15, "Share of the tokens to mask and predict.")
@@ -33,13 +33,13 @@ class BERTRecipe(TextRecipe):
         """Makes a compiled `kgen.models.BERT` for this text."""
         from kgen.models import BERT
 
-        model = self.call(
+        return self.make(
             BERT,
+            steps_per_epoch,
+            self.adamw(steps_per_epoch),
             tokenizer=data.tokenizer.config(),
             context=self.context + 1,  # The windows of the data have one more.
-            dtype=self.dtype(),
         )
-        return self.compile(model, steps_per_epoch, self.adamw(steps_per_epoch))
 
     def sample(self, model: Any, data: Any) -> str:
         """Masks every fifth token at the start of the validation text, and fills it."""

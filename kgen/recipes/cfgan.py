@@ -81,13 +81,13 @@ class CFGANRecipe(RecommenderRecipe):
         from kgen.models import CFGAN
         from kgen.nn import optimizers
 
-        model = self.call(CFGAN, **self.item_options(data))
-        rates = (
-            self.learning_rate,
-            self.discriminator_learning_rate or self.learning_rate,
+        return self.make(
+            CFGAN,
+            steps_per_epoch,
+            optimizers.Adam(self.learning_rate),
+            optimizers.Adam(self.discriminator_learning_rate or self.learning_rate),
+            **self.item_options(data),
         )
-        adams = [optimizers.Adam(rate) for rate in rates]
-        return self.compile(model, steps_per_epoch, *adams)
 
 
 PRESETS = {

@@ -138,22 +138,20 @@ class GANRecipe(ImageRecipe):
         network = self.network
         if network == "auto":
             network = "residual" if tiny else "dcgan"
-        num_images = self.epochs * steps_per_epoch * self.rows_per_batch(data)
-        model = self.call(
-            GAN,
-            network=network,
-            augmentation=augmentation,
-            penalty_decay_images=num_images,
-            **self.image_options(data),
-        )
         rates = (self.learning_rate, self.discriminator_learning_rate)
-        return self.compile(
-            model,
+        return self.make(
+            GAN,
             steps_per_epoch,
             *(
                 self.adam(steps_per_epoch, rate, beta_1=self.adam_beta)
                 for rate in rates
             ),
+            network=network,
+            augmentation=augmentation,
+            penalty_decay_images=self.epochs
+            * steps_per_epoch
+            * self.rows_per_batch(data),
+            **self.image_options(data),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.recipe import option
+from kgen.recipes.recipe import option, setting
 from kgen.recipes.texts import TextRecipe
 
 
@@ -43,8 +43,8 @@ class GPTRecipe(TextRecipe):
 
     epochs: int = option(2, "Passes over the training text, 1 or more.")
     # Converting and verifying the decoding loop takes as long as an epoch.
-    export: Literal["none", "saved_model", "onnx", "all"] = option(
-        "none", "Formats to export after training; all: both.", affects_training=False
+    export: Literal["none", "saved_model", "onnx", "all"] = setting(
+        "none", "Formats to export after training; all: both."
     )
     positions: Literal["rotary", "learned"] = option(
         "rotary", "Position encoding; with learned ones, text ends at the context."
@@ -54,13 +54,13 @@ class GPTRecipe(TextRecipe):
         """Makes a compiled `kgen.models.GPT` for this text."""
         from kgen.models import GPT
 
-        model = self.call(
+        return self.make(
             GPT,
+            steps_per_epoch,
+            self.adamw(steps_per_epoch),
             tokenizer=data.tokenizer.config(),
             tokens_per_character=len(data.tokens("train")) / data.characters("train"),
-            dtype=self.dtype(),
         )
-        return self.compile(model, steps_per_epoch, self.adamw(steps_per_epoch))
 
     def sample(self, model: Any, data: Any) -> str:
         """Generates two continuations of the beginning of the validation text."""

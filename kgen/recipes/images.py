@@ -15,7 +15,7 @@ class ImageRecipe(Recipe):
 
     task: ClassVar[str] = "images"
     next_command: ClassVar[str] = "kgen generate {run}"
-    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_generator",)
+    evaluations: ClassVar = ("evaluate_generator",)
 
     image_size: int | None = option(
         None,
@@ -86,8 +86,4 @@ class ImageRecipe(Recipe):
                 "each class a subfolder, or leave it out."
             )
         num_classes = data.num_classes if self.conditional else None
-        return {
-            "image_shape": data.image_shape,
-            "num_classes": num_classes,
-            "dtype": self.dtype(),
-        }
+        return {"image_shape": data.image_shape, "num_classes": num_classes}

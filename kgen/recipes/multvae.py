@@ -87,14 +87,14 @@ class MultVAERecipe(RecommenderRecipe):
         """Makes a compiled `kgen.models.MultVAE` for these ratings."""
         from kgen.models import MultVAE
 
-        num_steps = self.epochs * steps_per_epoch
-        model = self.call(
+        return self.make(
             MultVAE,
+            steps_per_epoch,
+            self.adam(steps_per_epoch),
             item_features=_item_features(data) if self.item_features else None,
-            kl_warmup_steps=round(self.kl_warmup * num_steps),
+            kl_warmup_steps=round(self.kl_warmup * self.epochs * steps_per_epoch),
             **self.item_options(data),
         )
-        return self.compile(model, steps_per_epoch, self.adam(steps_per_epoch))
 
 
 def _item_features(data):

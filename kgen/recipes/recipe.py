@@ -12,33 +12,21 @@ from typing import Any, ClassVar, Literal
 # Standard library only up here: `kgen fit NAME --help` costs what click costs.
 
 
-def option(
-    default: Any, help: str, *, affects_training: bool = True, is_path: bool = False
-) -> Any:
-    """Make a field with a default and the help text of its command-line option.
-
-    Args:
-        default: The default.
-        help: The help text.
-        affects_training: Whether a run must keep the value when it is resumed, and all
-            workers must share it.
-        is_path: Whether the value can be a path, which the record of a run holds whole.
-    """
-    metadata = {"help": help, "affects_training": affects_training, "is_path": is_path}
-    return dataclasses.field(default=default, metadata=metadata)
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """Makes a field with a default and the help text of its command-line option."""
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 
-def batch_size_option(default: int, rows: str = "Rows") -> Any:
-    """Make the field `batch_size`, whose default shrinks for smaller data."""
-    return dataclasses.field(
-        default=None,
-        metadata={
-            "help": f"{rows} in a batch, over all devices together; default: "
-            f"{default}, or all where there are fewer.",
-            "affects_training": True,
-            "default": default,
-        },
-    )
+def setting(default: Any, help: str) -> Any:
+    """Makes an option that does not affect training: a resumed run may change it."""
+    return option(default, help, is_setting=True)
+
+
+def batch_size_option(size: int, rows: str = "Rows") -> Any:
+    """Makes the option `batch_size`, whose default shrinks for smaller data."""
+    default = f"{size}, or all where there are fewer"
+    text = f"{rows} in a batch, over all devices together; default: {default}."
+    return option(None, text, size=size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,17 +51,10 @@ class Recipe:
     next_command: ClassVar[str]
     evaluations: ClassVar[tuple[str, ...]]
 
-    data: str = option(
-        "digits",
-        "Data set: a name, or the path of a folder or file.",
-        affects_training=False,  # Its fingerprint must be the same.
-        is_path=True,
-    )
-    data_dir: str | None = option(
-        None,
-        "Folder of prepared tensorflow-datasets; default: their own.",
-        affects_training=False,
-        is_path=True,
+    # Data may be moved; their fingerprint is compared.
+    data: str = setting("digits", "Data set: a name, or the path of a folder or file.")
+    data_dir: str | None = setting(
+        None, "Folder of prepared tensorflow-datasets; default: their own."
     )
     epochs: int = option(20, "Passes over the training data, 1 or more.")
     batch_size: int | None = batch_size_option(32)
@@ -83,9 +64,7 @@ class Recipe:
         None, "Largest norm of the gradient; default: any."
     )
     start_from: str | None = option(
-        None,
-        "Run, or .keras file, whose weights training starts with.",
-        is_path=True,
+        None, "Run, or .keras file, whose weights training starts with."
     )
     seed: int = option(0, "Keys the order of the data and all noise, 0 or more.")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = option(
@@ -102,40 +81,29 @@ class Recipe:
     steps_per_execution: int = option(
         32, "Steps in one call of the compiled function; 1 with several replicas."
     )
-    worker_timeout: float = option(
-        600.0,
-        "Seconds to wait for the other workers to start, above 0.",
-        affects_training=False,
+    worker_timeout: float = setting(
+        600.0, "Seconds to wait for the other workers to start, above 0."
     )
     jit_compile: bool = option(
         False,
         "Compile the step with XLA, on one device: on a CPU it saves a fifth of a "
         "small dense network and slows convolutions down.",
     )
-    checkpoint_seconds: float = option(
-        60.0,
-        "Seconds of work that a kill may cost at most; an epoch with workers.",
-        affects_training=False,
+    checkpoint_seconds: float = setting(
+        60.0, "Seconds of work that a kill may cost at most; an epoch with workers."
     )
-    sample_epochs: int = option(
-        1, "Epochs from one file of samples to the next.", affects_training=False
-    )
-    measure: Literal["none", "quick", "full"] = option(
+    sample_epochs: int = setting(1, "Epochs from one file of samples to the next.")
+    measure: Literal["none", "quick", "full"] = setting(
         "quick",
         "Measurement after training; quick: up to 1,000 rows of the validation split; "
         "full: as kgen evaluate does, which can take an hour.",
-        affects_training=False,
     )
-    export: Literal["none", "saved_model", "onnx", "all"] = option(
-        "all", "Formats to export after training; all: both.", affects_training=False
+    export: Literal["none", "saved_model", "onnx", "all"] = setting(
+        "all", "Formats to export after training; all: both."
     )
-    folder: str = option(
-        "saved_models", "Folder that holds the runs.", affects_training=False
-    )
-    name: str | None = option(
-        None,
-        "Folder of this run in it; default: the recipe's name.",
-        affects_training=False,
+    folder: str = setting("saved_models", "Folder that holds the runs.")
+    name: str | None = setting(
+        None, "Folder of this run in it; default: the recipe's name."
     )
 
     def __post_init__(self) -> None:
@@ -218,7 +186,7 @@ class Recipe:
     @property
     def default_batch_size(self) -> int:
         """The batch size of data that have as many rows."""
-        return self.__dataclass_fields__["batch_size"].metadata["default"]
+        return self.__dataclass_fields__["batch_size"].metadata["size"]
 
     # -- shared parts ---------------------------------------------------------
 
@@ -254,13 +222,7 @@ class Recipe:
     def call(
         self, function: Callable[..., Any], *positional: Any, **others: Any
     ) -> Any:
-        """Calls a function, or makes a model, with the options that it takes by name.
-
-        Args:
-            function: The function, or class.
-            *positional: Its positional arguments.
-            **others: Arguments that are not options, or have another value.
-        """
+        """Calls a function or class with the options that it takes by name."""
         # Keras layers have a `__new__` that takes anything.
         called = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
         names = inspect.signature(called).parameters.keys()
@@ -293,10 +255,20 @@ class Recipe:
             records += self.call(function, model, data, **given)
         return records
 
-    def compile(self, model: Any, steps_per_epoch: int, *optimizers: Any) -> Any:
-        """Compiles a model with the options of every recipe and returns it."""
+    def make(
+        self, model_class: type, steps_per_epoch: int, *optimizers: Any, **others: Any
+    ) -> Any:
+        """Makes a model with the options that it takes by name, and compiles it.
+
+        Args:
+            model_class: The class.
+            steps_per_epoch: Steps of an epoch.
+            *optimizers: Its optimizers.
+            **others: Its arguments that are not options, or have another value.
+        """
         import tensorflow as tf
 
+        model = self.call(model_class, dtype=self._dtype(), **others)
         model.compile(
             *optimizers,
             seed=self.seed,
@@ -328,7 +300,7 @@ class Recipe:
                     f"`{name}` must be above 0, and finite. Received: {name}={value}"
                 )
 
-    def dtype(self) -> str:
+    def _dtype(self) -> str:
         """Returns the dtype policy behind `precision`."""
         if self.precision != "auto":
             return self.precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.recipe import Recipe, option
+from kgen.recipes.recipe import Recipe, option, setting
 
 NUM_SHOWN = 5  # users, and items of each
 
@@ -16,14 +16,12 @@ class RecommenderRecipe(Recipe):
 
     task: ClassVar[str] = "items"
     next_command: ClassVar[str] = "kgen recommend {run} --items ID,ID,ID -k 10"
-    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_recommender",)
+    evaluations: ClassVar = ("evaluate_recommender",)
 
-    data: str = option(
+    data: str = setting(
         "movielens/100k-ratings",
         "Ratings: a file, folder or zip (MovieLens as published; any CSV or Parquet of "
         "user, item, rating, time), or a name of tensorflow-datasets.",
-        affects_training=False,
-        is_path=True,
     )
     min_rating: float = option(
         4.0, "Lowest rating that counts as liked; 0: every pair counts."
@@ -77,11 +75,8 @@ class RecommenderRecipe(Recipe):
 
     def item_options(self, data: Any) -> dict[str, Any]:
         """Returns arguments of every recommender, from the data: its items."""
-        return {
-            "item_ids": data.item_ids.tolist(),
-            "item_counts": data.item_counts().tolist(),
-            "dtype": self.dtype(),
-        }
+        counts = data.item_counts().tolist()
+        return {"item_ids": data.item_ids.tolist(), "item_counts": counts}
 
 
 def titles(data: Any, item_ids: Any) -> list[str]:

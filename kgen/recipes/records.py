@@ -66,24 +66,20 @@ def make_record(recipe: Recipe, data: Any, model: Any, strategy: Any) -> dict[st
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """Returns the recipe with paths that hold in any working directory."""
+    bundled = {field.default for field in dataclasses.fields(recipe)}
     changed: dict[str, Any] = {}
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        # The default is the name of a bundled set, whatever lies in this folder.
-        if field.metadata.get("is_path") and value not in (None, field.default):
-            path = Path(value).expanduser()
-            changed |= {field.name: str(path.absolute())} if path.exists() else {}
+    for name in ("data", "data_dir", "start_from"):
+        value = getattr(recipe, name)
+        if value not in bundled and Path(value).expanduser().exists():
+            changed[name] = str(Path(value).expanduser().absolute())
     return dataclasses.replace(recipe, **changed)
 
 
 def training_options(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of a record that a resumed run, and each worker, must share.
-
-    Data may have been moved: their fingerprint is compared, not their path.
-    """
+    """Returns the options of a record that a resumed run, and each worker, must share."""
     fields = dataclasses.fields(recipe_class(record["recipe"]))
-    free = {field.name for field in fields if not field.metadata["affects_training"]}
-    return {k: value for k, value in record["options"].items() if k not in free}
+    settings = {field.name for field in fields if "is_setting" in field.metadata}
+    return {k: value for k, value in record["options"].items() if k not in settings}
 
 
 def check_resumable(record: dict[str, Any], saved: dict[str, Any]) -> list[str]:

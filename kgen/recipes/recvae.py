@@ -56,14 +56,14 @@ class RecVAERecipe(RecommenderRecipe):
         """Makes a compiled `kgen.models.RecVAE` for these ratings."""
         from kgen.models import RecVAE
 
-        model = self.call(
+        return self.make(
             RecVAE,
+            steps_per_epoch,
+            *(self.adam(steps_per_epoch) for _ in range(2)),
             encoder_steps=self.encoder_epochs * steps_per_epoch,
             decoder_steps=self.decoder_epochs * steps_per_epoch,
             **self.item_options(data),
         )
-        adams = [self.adam(steps_per_epoch) for _ in range(2)]
-        return self.compile(model, steps_per_epoch, *adams)
 
 
 PRESETS = {

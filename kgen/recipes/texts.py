@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar, Literal
 
-from kgen.recipes.recipe import Recipe, batch_size_option, option
+from kgen.recipes.recipe import Recipe, batch_size_option, option, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,14 +15,12 @@ class TextRecipe(Recipe):
 
     task: ClassVar[str] = "text"
     next_command: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
-    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_language_model",)
+    evaluations: ClassVar = ("evaluate_language_model",)
 
-    data: str = option(
+    data: str = setting(
         "python-manual",
         "Text: a file, a folder or zip of them, JSON Lines, or a name of "
         "tensorflow-datasets; default: the manual that comes with Python.",
-        affects_training=False,
-        is_path=True,
     )
     text_key: str = option("text", "Key of the text in JSON Lines, or in a data set.")
     tokenizer: Literal["char", "byte", "bpe"] = option(

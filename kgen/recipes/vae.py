@@ -46,10 +46,7 @@ class VAERecipe(ImageRecipe):
     """
 
     recipe_name: ClassVar[str] = "vae"
-    evaluations: ClassVar[tuple[str, ...]] = (
-        "evaluate_autoencoder",
-        "evaluate_generator",
-    )
+    evaluations: ClassVar = ("evaluate_autoencoder", "evaluate_generator")
     extra_options: ClassVar[tuple[str, ...]] = ("temperature", "num_samples")
 
     # Without it, the first steps of larger RGB images throw the posterior off for good.
@@ -88,10 +85,13 @@ class VAERecipe(ImageRecipe):
         """Makes a compiled `kgen.models.VAE` for these images."""
         from kgen.models import VAE
 
-        warmup_steps = round(self.kl_warmup_epochs * steps_per_epoch)
-        options = self.image_options(data)
-        model = self.call(VAE, kl_warmup_steps=warmup_steps, **options)
-        return self.compile(model, steps_per_epoch, self.adam(steps_per_epoch))
+        return self.make(
+            VAE,
+            steps_per_epoch,
+            self.adam(steps_per_epoch),
+            kl_warmup_steps=round(self.kl_warmup_epochs * steps_per_epoch),
+            **self.image_options(data),
+        )
 
     def _binarize(self) -> str | None:
         if self.binarize != "auto":

@@ -19,27 +19,13 @@ LOCK = ".lock"
 # All that a run, `kgen evaluate` and `kgen export` write, besides recipe.json and the
 # versions of the SavedModel.
 CONTENTS = (
-    "model.keras",
-    "checkpoint/state.npz",
-    "history.csv",
-    "metrics.json",
-    "evaluate-unfinished.npz",
-    "samples/epoch-*.png",
-    "samples/epoch-*.txt",
-    "tensorboard/events.out.tfevents.*",
-    "{recipe}.onnx",
-    "{recipe}.*.onnx",
-    "{recipe}.onnx.sha256",
-    "{recipe}.*.onnx.sha256",
-    "tokenizer.json",
-    "models.config",
-    "batching.config",
-    "compose.yaml",
-    "triton/{recipe}/config.pbtxt",
-    "triton/{recipe}_*/config.pbtxt",
-    "triton/{recipe}/*/model.onnx",
-    "triton/{recipe}_*/*/model.onnx",
-)
+    "model.keras checkpoint/state.npz history.csv metrics.json evaluate-unfinished.npz "
+    "samples/epoch-*.png samples/epoch-*.txt tensorboard/events.out.tfevents.* "
+    "{recipe}.onnx {recipe}.*.onnx {recipe}.onnx.sha256 {recipe}.*.onnx.sha256 "
+    "tokenizer.json models.config batching.config compose.yaml "
+    "triton/{recipe}/config.pbtxt triton/{recipe}_*/config.pbtxt "
+    "triton/{recipe}/*/model.onnx triton/{recipe}_*/*/model.onnx"
+).split()
 # Files and folders that a killed process was writing: see `replacing` and `staged`.
 UNFINISHED = (".*.????????.tmp", ".model.tmp.keras")
 

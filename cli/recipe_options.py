@@ -3,7 +3,6 @@
 import dataclasses
 import types
 import typing
-from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -27,8 +26,6 @@ def options(recipe_class: type) -> list[click.Option]:
 
 def _option(field: dataclasses.Field, hint: Any) -> click.Option:
     default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
     flag = "--" + field.name.replace("_", "-")
     parts = [field.name, flag]
     choices = {"help": field.metadata["help"], "default": default}
@@ -59,10 +56,8 @@ def _parameter_type(name: str, hint: Any) -> click.ParamType:
     }
     if hint in simple:
         return simple[hint]
-    if hint is Path:
-        return click.Path(path_type=Path)
     raise TypeError(
-        f"A field of a recipe must be a bool, int, float, str, Path, Literal, a tuple "
+        f"A field of a recipe must be a bool, int, float, str, Literal, a tuple "
         f"of any length, or one of these or None. Received: {name}: {hint}"
     )
 

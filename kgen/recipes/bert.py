@@ -24,7 +24,7 @@ class BERTRecipe(TextRecipe):
     recipe_name: ClassVar[str] = "bert"
     task: ClassVar[str] = "filled masks"
     next_command: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
-    evaluations: ClassVar = ("evaluate_masked_language_model",)
+    evaluations = ("evaluate_masked_language_model",)
 
     epochs: int = option(5, "Passes over the training text, 1 or more.")
     mask_rate: float = option(0.15, "Share of the tokens to mask and predict.")

@@ -139,18 +139,14 @@ class GANRecipe(ImageRecipe):
         if network == "auto":
             network = "residual" if tiny else "dcgan"
         rates = (self.learning_rate, self.discriminator_learning_rate)
+        beta, num_steps = self.adam_beta, self.epochs * steps_per_epoch
         return self.make(
             GAN,
             steps_per_epoch,
-            *(
-                self.adam(steps_per_epoch, rate, beta_1=self.adam_beta)
-                for rate in rates
-            ),
+            *(self.adam(steps_per_epoch, rate, beta_1=beta) for rate in rates),
             network=network,
             augmentation=augmentation,
-            penalty_decay_images=self.epochs
-            * steps_per_epoch
-            * self.rows_per_batch(data),
+            penalty_decay_images=num_steps * self.rows_per_batch(data),
             **self.image_options(data),
         )
 

@@ -15,7 +15,7 @@ class ImageRecipe(Recipe):
 
     task: ClassVar[str] = "images"
     next_command: ClassVar[str] = "kgen generate {run}"
-    evaluations: ClassVar = ("evaluate_generator",)
+    evaluations: ClassVar[tuple[str, ...]] = ("evaluate_generator",)
 
     image_size: int | None = option(
         None,

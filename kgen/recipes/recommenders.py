@@ -16,7 +16,7 @@ class RecommenderRecipe(Recipe):
 
     task: ClassVar[str] = "items"
     next_command: ClassVar[str] = "kgen recommend {run} --items ID,ID,ID -k 10"
-    evaluations: ClassVar = ("evaluate_recommender",)
+    evaluations = ("evaluate_recommender",)
 
     data: str = setting(
         "movielens/100k-ratings",

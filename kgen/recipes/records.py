@@ -76,7 +76,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def training_options(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options of a record that a resumed run, and each worker, must share."""
+    """Returns the options of a record that resumed runs and all workers must share."""
     fields = dataclasses.fields(recipe_class(record["recipe"]))
     settings = {field.name for field in fields if "is_setting" in field.metadata}
     return {k: value for k, value in record["options"].items() if k not in settings}

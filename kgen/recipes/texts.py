@@ -15,7 +15,7 @@ class TextRecipe(Recipe):
 
     task: ClassVar[str] = "text"
     next_command: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
-    evaluations: ClassVar = ("evaluate_language_model",)
+    evaluations = ("evaluate_language_model",)
 
     data: str = setting(
         "python-manual",

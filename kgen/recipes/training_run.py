@@ -104,6 +104,7 @@ def _train(recipe, strategy, folder, resume, dry_run, report) -> Path | None:
         f"Put {folder.path} on a file system that all of them share.",
     )
     if resume and not restored and chief:
+        folder.write_record(record)  # not finished, even if it was once
         report(f"no checkpoint in {folder.path} yet: starting at step 0")
     if restored and chief:
         report(f"resumed at step {done:,} of {total:,}")

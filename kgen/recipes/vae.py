@@ -46,7 +46,7 @@ class VAERecipe(ImageRecipe):
     """
 
     recipe_name: ClassVar[str] = "vae"
-    evaluations: ClassVar = ("evaluate_autoencoder", "evaluate_generator")
+    evaluations = ("evaluate_autoencoder", "evaluate_generator")
     extra_options: ClassVar[tuple[str, ...]] = ("temperature", "num_samples")
 
     # Without it, the first steps of larger RGB images throw the posterior off for good.

@@ -1,5 +1,6 @@
 """The path of a run: its plan, what follows the last epoch, and batches of few rows."""
 
+import dataclasses
 import inspect
 import json
 import types
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import kgen
 from kgen import export, models, recipes, training
 from kgen.recipes import GANRecipe, VAERecipe, read_record, training_run
 
@@ -99,13 +101,74 @@ def exports(monkeypatch):
     return calls
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The arguments that `_finish` takes besides the recipe: a run without exports."""
+    recipe = small(tmp_path_factory.mktemp("runs"), measure="none", export="none")
+    folder = training.RunFolder(recipe.run(report=lambda line: None))
+    return kgen.load(folder.path), recipe.open_data(), folder
+
+
+def finish(trained, **options):
+    """Finishes the run once more with these options; returns the lines it prints."""
+    model, data, folder = trained
+    lines = []
+    recipe = dataclasses.replace(recipes.recipe_of_run(folder.path), **options)
+    training_run._finish(recipe, model, data, folder, lines.append)
+    return lines
+
+
 @pytest.mark.parametrize("choice", ["none", "saved_model", "onnx", "all"])
-def test_formats_are_chosen(tmp_path, exports, choice):
-    folder = small(tmp_path, export=choice, measure="none").run(report=lambda line: 0)
+def test_formats_are_chosen(trained, exports, choice):
+    finish(trained, export=choice, measure="none")
     expected = {"none": [], "all": ["saved_model", "onnx"]}
     assert exports == expected.get(choice, [choice])
-    assert "finished" in read_record(folder)
-    assert not (folder / "metrics.json").exists()
+    folder = trained[-1]
+    assert "finished" in read_record(folder.path)
+    assert not folder.metrics.exists()
+
+
+@pytest.mark.parametrize("runtimes", [(), ("saved_model",)])
+def test_a_model_without_signatures_for_a_format_finishes(
+    trained, exports, monkeypatch, runtimes
+):
+    model = trained[0]
+    signatures = [
+        dataclasses.replace(one, runtimes=runtimes) for one in model.signatures()
+    ]
+    monkeypatch.setattr(model, "signatures", lambda: signatures)
+    lines = finish(trained, export="all", measure="none")
+    assert "Not exported: a VAE has no onnx signature." in lines
+    assert exports == [*runtimes]
+
+
+def test_measures_are_chosen(trained, monkeypatch):
+    asked, folder = [], trained[-1]
+
+    def evaluate(self, model, data, *, unfinished, **options):
+        unfinished.touch()
+        asked.append(options)
+        return []
+
+    monkeypatch.setattr(VAERecipe, "evaluate", evaluate)
+    for measure in ("quick", "full"):
+        finish(trained, measure=measure, export="none")
+    # `kgen evaluate` leaves out all of these, too.
+    assert asked == [{"split": "validation", "num_samples": 100, "limit": 1000}, {}]
+    assert json.loads(folder.metrics.read_text()) == []
+    assert not folder.unfinished_measures.exists()
+
+
+def test_the_headlines_and_a_picture_are_shown_in_80_columns(trained):
+    lines = "\n".join(finish(trained, measure="quick", export="none")).splitlines()
+    folder = trained[-1]
+    assert lines[-1] == f"Samples: {folder.samples / 'epoch-0001.png'}"
+    table = lines[1:-1]
+    assert max(map(len, table)) <= 80 and len(table) < 15
+    written = [one["metric"] for one in json.loads(folder.metrics.read_text())]
+    assert {"elbo", "nll[is-100]"} < {*written}
+    shown = [name for name in written if any(row.startswith(name) for row in table)]
+    assert "nll[is-100]" in shown and "elbo" not in shown
 
 
 def test_a_run_killed_while_it_exports_is_finished_by_resume(
@@ -137,42 +200,19 @@ def test_a_run_killed_while_it_exports_is_finished_by_resume(
     assert len(exports) == 4
 
 
-@pytest.mark.parametrize("runtimes", [(), ("saved_model",)])
-def test_a_model_without_signatures_for_a_format_finishes(
-    tmp_path, exports, monkeypatch, runtimes
-):
-    signatures = models.VAE.signatures
+def test_a_run_without_its_checkpoint_is_trained_and_finished_again(tmp_path, exports):
+    recipe = small(tmp_path, measure="none")
+    folder = recipe.run(report=lambda line: None)
+    (folder / "checkpoint" / "state.npz").unlink()
 
-    def without_onnx(self):
-        kept = [one for one in signatures(self) if one.name == "generate"]
-        for one in kept:
-            object.__setattr__(one, "runtimes", runtimes)
-        return kept
+    finished = {}
 
-    monkeypatch.setattr(models.VAE, "signatures", without_onnx)
-    lines = []
-    folder = small(tmp_path, measure="none").run(report=lines.append)
-    assert "Not exported: a VAE has no onnx signature." in lines
-    assert exports == [*runtimes]
-    assert "finished" in read_record(folder)
+    def look(line):
+        finished[line.split()[0]] = "finished" in read_record(folder)
 
-
-def test_measures_are_chosen(tmp_path, monkeypatch):
-    asked = []
-
-    def evaluate(self, model, data, *, unfinished, **options):
-        unfinished.touch()
-        asked.append(options)
-        return []
-
-    monkeypatch.setattr(VAERecipe, "evaluate", evaluate)
-    for measure in ("quick", "full"):
-        recipe = small(tmp_path, measure=measure, export="none")
-        folder = recipe.run(overwrite=True, report=lambda line: None)
-    # `kgen evaluate` leaves out all of these, too.
-    assert asked == [{"split": "validation", "num_samples": 100, "limit": 1000}, {}]
-    assert json.loads((folder / "metrics.json").read_text()) == []
-    assert not list(folder.glob("*unfinished*"))
+    recipe.run(resume=True, report=look)
+    assert finished["recipe"] and not finished["epoch"]
+    assert len(exports) == 4 and "finished" in read_record(folder)
 
 
 # -- the model's arguments ----------------------------------------------------

@@ -57,28 +57,6 @@ def off_by_a_thousandth(values):
     return {"shifted": values + error}
 
 
-@pytest.fixture(scope="module")
-def vae():
-    # A strategy's variables are of a class of their own, on one device as on many.
-    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-        model = VAE(
-            image_shape=(4, 4, 1), latent_dim=2, hidden_units=(3,), num_classes=3
-        )
-        model.compile()  # An optimizer's variables must not reach the export.
-    return model
-
-
-@pytest.fixture(scope="module")
-def saved_model(vae, tmp_path_factory):
-    return to_saved_model(vae, tmp_path_factory.mktemp("run"))
-
-
-@pytest.fixture(scope="module")
-def onnx_file(vae, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run") / "vae.onnx"
-    return to_onnx(vae, path, metadata={"class_names": '["a", "b", "c"]'})
-
-
 # -- SavedModel ---------------------------------------------------------------
 
 

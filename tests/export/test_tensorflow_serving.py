@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kgen.export import to_saved_model
 from kgen.export.tensorflow_serving import (
     WARM_UP,
     curl,
@@ -15,19 +14,12 @@ from kgen.export.tensorflow_serving import (
     write_configuration,
 )
 from kgen.export.verification import signatures_for
-from kgen.models import GPT, VAE
+from kgen.models import GPT
 
 
-@pytest.fixture(scope="module")
-def vae():
-    return VAE(image_shape=(4, 4, 1), latent_dim=2, hidden_units=(40,), num_classes=3)
-
-
-@pytest.fixture(scope="module")
-def folder(vae, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "my vae"
-    to_saved_model(vae, folder, metadata={"recipe": "vae"})
-    return folder
+@pytest.fixture
+def folder(saved_model):
+    return saved_model.path.parent
 
 
 def fields(message):
@@ -83,16 +75,16 @@ def size(value):
     return bytes([*found, length])
 
 
-def test_the_configuration_names_the_model_and_stays(vae, folder):
+def test_the_configuration_names_the_model_and_stays(vae, folder, tmp_path):
     assert 'name: "my_vae"' in (folder / "models.config").read_text()
     assert 'base_path: "/models/my_vae"' in (folder / "models.config").read_text()
     compose = (folder / "compose.yaml").read_text()
     assert '".:/models/my_vae:ro"' in compose
     assert "--batching_parameters_file=/models/my_vae/batching.config" in compose
     assert "max_batch_size { value: 64 }" in (folder / "batching.config").read_text()
-    (folder / "compose.yaml").write_text("mine")
-    write_configuration(folder, vae.signatures())
-    assert (folder / "compose.yaml").read_text() == "mine"
+    (tmp_path / "compose.yaml").write_text("mine")
+    write_configuration(tmp_path, vae.signatures())
+    assert (tmp_path / "compose.yaml").read_text() == "mine"
 
 
 def test_rows_of_different_lengths_are_not_batched(tmp_path):
@@ -102,14 +94,14 @@ def test_rows_of_different_lengths_are_not_batched(tmp_path):
     assert "batching" not in (tmp_path / "compose.yaml").read_text()
 
 
-def test_the_command_asks_for_what_the_model_is_for(vae):
-    command = shlex.split(curl("vae", signatures_for(vae, "saved_model")))
+def test_the_export_has_an_example_request(saved_model):
+    command = shlex.split(saved_model.request)
     assert command[:2] == ["curl", "-d"]
     assert json.loads(command[2]) == {
         "signature_name": "generate_png",
         "inputs": {"seeds": [0], "labels": [0]},
     }
-    assert command[3] == "http://localhost:8501/v1/models/vae:predict"
+    assert command[3] == "http://localhost:8501/v1/models/my_vae:predict"
 
 
 def test_the_command_is_quoted_for_the_shell():

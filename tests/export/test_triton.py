@@ -3,20 +3,18 @@
 import onnx
 import pytest
 
-from kgen.export import to_onnx, to_triton
-from kgen.models import VAE
+from kgen.export import to_triton
 
 
-@pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory):
-    vae = VAE(image_shape=(4, 4, 1), latent_dim=2, hidden_units=(3,), num_classes=3)
-    return to_onnx(vae, tmp_path_factory.mktemp("run") / "vae.onnx").path
+@pytest.fixture
+def file(onnx_file):
+    return onnx_file.path
 
 
-def test_a_repository_holds_the_file_and_its_shapes(onnx_file, tmp_path):
-    version = to_triton(onnx_file, tmp_path)
+def test_a_repository_holds_the_file_and_its_shapes(file, tmp_path):
+    version = to_triton(file, tmp_path)
     assert version == tmp_path / "vae" / "1"
-    assert (version / "model.onnx").read_bytes() == onnx_file.read_bytes()
+    assert (version / "model.onnx").read_bytes() == file.read_bytes()
     text = (tmp_path / "vae" / "config.pbtxt").read_text()
     assert text == (
         'name: "vae"\nbackend: "onnxruntime"\nmax_batch_size: 64\n'
@@ -29,10 +27,10 @@ def test_a_repository_holds_the_file_and_its_shapes(onnx_file, tmp_path):
     )
 
 
-def test_versions_count_up_and_names_are_plain(onnx_file, tmp_path):
-    to_triton(onnx_file, tmp_path, "a")
-    assert to_triton(onnx_file, tmp_path, "a") == tmp_path / "a" / "2"
-    (tmp_path / "b.nchw.onnx").write_bytes(onnx_file.read_bytes())
+def test_versions_count_up_and_names_are_plain(file, tmp_path):
+    to_triton(file, tmp_path, "a")
+    assert to_triton(file, tmp_path, "a") == tmp_path / "a" / "2"
+    (tmp_path / "b.nchw.onnx").write_bytes(file.read_bytes())
     assert to_triton(tmp_path / "b.nchw.onnx", tmp_path).parent.name == "b_nchw"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from kgen import training
 from kgen.recipes import recipe_of_run
 
 from .options import RunFolder, debug_option
@@ -67,19 +68,21 @@ def command(run: Path, file_format: str, layout: str, dtype: str, check: bool) -
             f"The {recipe.recipe_name} model of {run} has no images, and takes no "
             "--layout or --dtype."
         )
-    load_tensorflow()
-    import kgen
-    from kgen.export import to_saved_model
-    from kgen.recipes import export_metadata
+    # One writer: a fit may be replacing the run. And a killed export's files go.
+    with training.RunFolder(run).claim(resume=True, report=click.echo):
+        load_tensorflow()
+        import kgen
+        from kgen.export import to_saved_model
+        from kgen.recipes import export_metadata
 
-    model, about = kgen.load(run), export_metadata(run)
-    if file_format in ("saved_model", "all") and not other:
-        export = to_saved_model(model, run, metadata=about)
-        click.echo(export)
-        click.echo("\nServed by `docker compose up` in this folder, it answers:")
-        click.echo(f"{export.request}\n")
-    if file_format != "saved_model":
-        _write_onnx(model, run, about, other, file_format == "triton", images)
+        model, about = kgen.load(run), export_metadata(run)
+        if file_format in ("saved_model", "all") and not other:
+            export = to_saved_model(model, run, metadata=about)
+            click.echo(export)
+            click.echo("\nServed by `docker compose up` in this folder, it answers:")
+            click.echo(f"{export.request}\n")
+        if file_format != "saved_model":
+            _write_onnx(model, run, about, other, file_format == "triton", images)
 
 
 def _write_onnx(

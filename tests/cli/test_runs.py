@@ -12,6 +12,7 @@ from PIL import Image
 import kgen
 from kgen.export import Export
 from kgen.export.manifest import write_sums
+from kgen.training import RunFolder
 from kgen_cli.main import run
 
 
@@ -226,6 +227,18 @@ def test_export_writes_each_format(arguments, written, monkeypatch, capsys):
         monkeypatch.setattr(f"kgen.export.{name}", stub)
     assert run(["export", "made_up", *arguments]) == 0
     assert capsys.readouterr().out.splitlines() == written
+
+
+def test_export_is_refused_during_a_fit_and_clears_a_killed_export(run_folder, capsys):
+    half = run_folder / ".saved_model.0123abcd.tmp"
+    half.mkdir()
+    with RunFolder(run_folder).claim(resume=True):
+        half.mkdir()
+        assert run(["export", "made_up"]) == 1
+    assert "A run must have one writer." in capsys.readouterr().err
+    assert half.exists()
+    assert run(["export", "made_up", "--format", "saved_model", "--debug"]) == 1
+    assert not half.exists()
 
 
 def test_export_checks_what_is_there(run_folder, capsys):

@@ -7,11 +7,13 @@ import os
 import resource
 import socket
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import processes
 from kgen.files import replacing
 from kgen.training import RunFolder
 from kgen.training.run_folders import LOCK
@@ -110,12 +112,22 @@ def test_a_second_writer_is_refused_while_the_first_lives(folder, options):
     start(RunFolder(folder.path), overwrite=True)
 
 
-def test_the_run_of_a_dead_process_is_taken_over(folder):
-    """The operating system has ended its lock; the text in the file does not count."""
-    start(folder)
-    (folder.path / LOCK).write_text("process 1 on a machine that has lost its power\n")
-    with folder.claim(resume=True):
-        pass
+def hold(path, sender):
+    with RunFolder(path).claim():
+        RunFolder(path).start(RECORD)
+        sender.send("claimed")
+        time.sleep(processes.LIMIT_SECONDS)
+
+
+def test_the_run_of_a_killed_process_is_taken_over(folder):
+    receiver, sender = processes.pipe()
+    with processes.Process(hold, folder.path, sender) as owner:
+        assert receiver.poll(processes.LIMIT_SECONDS), owner.output
+        with pytest.raises(BlockingIOError):
+            start(folder, resume=True)
+        owner.kill()
+        assert owner.wait() == -9
+    start(folder, overwrite=True)
     assert str(os.getpid()) in (folder.path / LOCK).read_text()
 
 

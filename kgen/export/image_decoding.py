@@ -66,19 +66,18 @@ def decode_images(files: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
 def _size_checks(
     sizes: tf.Tensor, height: int | None, width: int | None
 ) -> list[tf.Operation]:
-    """Checks that come before anything is unpacked."""
-    if height and width:
-        fits = tf.reduce_all(sizes == [height, width])
-        message = f"`images_bytes` must be images of {height} x {width} pixels."
-        return [tf.debugging.Assert(fits, [message])]
+    """Checks before anything is unpacked: a batch of images needs one size."""
     largest = tf.reduce_max(sizes, 0)
     wanted = tf.stack([height or largest[0], width or largest[1]])
-    rule = " x ".join(str(size or "any number of") for size in (height, width))
-    pixels = tf.reduce_prod(tf.cast(largest, tf.int64))
+    num_pixels = tf.reduce_prod(tf.cast(sizes, tf.int64), 1)
     rules = {
-        f"images of {rule} pixels, of one size": tf.reduce_all(sizes == wanted),
-        "at least one": tf.size(sizes) > 0,
-        f"images of at most {MAX_PIXELS:,} pixels": pixels <= MAX_PIXELS,
+        f"images of {height or 'any'} x {width or 'any'} pixels, all of one size": (
+            tf.reduce_all(sizes == wanted)
+        ),
+        f"images of at most {MAX_PIXELS:,} pixels": tf.reduce_all(
+            num_pixels <= MAX_PIXELS
+        ),
+        "at least one image": tf.size(sizes) > 0 if None in (height, width) else True,
     }
     return [
         tf.debugging.Assert(holds, [f"`images_bytes` must be {text}."])

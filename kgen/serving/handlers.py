@@ -34,7 +34,6 @@ from kgen.serving.tf_serving_api import (
 )
 from kgen.serving.versions import ServedModel, Version
 
-MEGABYTE = 2**20
 # The page loads nothing from elsewhere.
 POLICY = "default-src 'self' 'unsafe-inline'; img-src data:"
 STATUS_CODES = {BadRequest: 400, ClientDisconnect: 400, Busy: 503, Exception: 500}
@@ -43,24 +42,19 @@ STATUS_CODES = {BadRequest: 400, ClientDisconnect: 400, Busy: 503, Exception: 50
 def make_application(
     models: Sequence[ServedModel],
     *,
-    max_body_bytes: int = 16 * MEGABYTE,
-    max_rows: int = 1024,
-    timeout_seconds: float = 60.0,
     refresh_seconds: float = 2.0,
     report: Callable[[str], Any] = lambda text: None,
+    **limits: Any,
 ) -> Starlette:
     """Makes the application that answers for some models.
 
     Args:
         models: The models to serve.
-        max_body_bytes: Largest body of a request, packed and unpacked.
-        max_rows: Largest number of rows of a request.
-        timeout_seconds: How long a body may take to arrive, and an answer to be made; a
-            streamed answer may take ten times as long.
         refresh_seconds: Time between two looks for new versions.
         report: Takes a line for the log.
+        limits: The limits of `Handlers`.
     """
-    handlers = Handlers(models, max_body_bytes, max_rows, timeout_seconds)
+    handlers = Handlers(models, **limits)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -99,15 +93,17 @@ class Handlers:
         models: The models to serve.
         max_body_bytes: Largest body of a request, packed and unpacked.
         max_rows: Largest number of rows of a request.
-        timeout_seconds: How long a body may take to arrive, and an answer to be made.
+        timeout_seconds: How long a body may take to arrive, and an answer to be made; a
+            streamed answer may take ten times as long.
     """
 
     def __init__(
         self,
         models: Sequence[ServedModel],
-        max_body_bytes: int,
-        max_rows: int,
-        timeout_seconds: float,
+        *,
+        max_body_bytes: int = 16 * 2**20,
+        max_rows: int = 1024,
+        timeout_seconds: float = 60.0,
     ):
         self.batcher = Batcher()
         self._models = {model.name: model for model in models}

@@ -260,7 +260,10 @@ def test_images_of_any_size_are_exported_with_every_output(tmp_path):
     expected = 1 - pixels.mean() / 255
     np.testing.assert_allclose(answer["darkness"], [[expected]] * 2, rtol=1e-5)
     unequal = [file_of(pixels), file_of(pixels[1:])]
-    for files, message in ((unequal, "of one size"), ([], "at least one")):
+    for files, message in (
+        (unequal, "any x any pixels, all of one size"),
+        ([], "at least one"),
+    ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             serve(images_bytes=tf.constant(files, tf.string))
 

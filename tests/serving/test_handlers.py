@@ -58,7 +58,7 @@ def test_the_page_loads_nothing_from_elsewhere(client):
 
 def test_handlers_can_be_called_by_name(folder):
     """Without routes, a server, or a client."""
-    handlers = Handlers([ServedModel(folder)], 1000, 10, 1.0)
+    handlers = Handlers([ServedModel(folder)])
     scope = {"type": "http", "method": "POST", "headers": [], "path": "/"}
     scope["path_params"] = {"name": "shift"}
 

@@ -14,6 +14,7 @@ from kgen.nn import gradients, optimizers, random
 
 # The loss is the mean of (weight * row)^2 over [1, 2 | 3, 4]: see test_gradients.py.
 ROWS = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+EVEN = np.ones([2, 2], np.float32)
 
 
 @functools.cache
@@ -29,20 +30,20 @@ def distribute(values):
     )
 
 
-def step(optimizer, rows=ROWS, transform=None, dtype="float32"):
+def step(optimizer, rows=ROWS, transform=None, dtype="float32", weights=EVEN):
     """One step from weight 1: the weight on each replica, afterwards."""
     with strategy().scope():
         weight = keras.Variable(1.0)
         optimizer.build([weight])
 
-    def replica_step(rows):
-        def compute_loss():
+    def replica_step(rows, weights):
+        with gradients.Recording([weight], optimizer, transform) as recording:
             outputs = tf.cast(weight.value, dtype) * tf.cast(rows, dtype)
-            return tf.reduce_mean(tf.cast(outputs, tf.float32) ** 2), None
+            losses = tf.cast(outputs, tf.float32) ** 2
+        recording.minimize(losses, weights)
 
-        gradients.minimize(compute_loss, [weight], optimizer, transform)
-
-    tf.function(strategy().run)(replica_step, args=(distribute(rows),))
+    arguments = (distribute(rows), distribute(weights))
+    tf.function(strategy().run)(replica_step, args=arguments)
     return copies(weight.value)
 
 
@@ -144,6 +145,12 @@ def take_steps():
     small = ROWS / 8
     return {
         "plain": step(sgd()),
+        "uneven": step(sgd(), weights=np.array([[1, 1], [0, 1]], np.float32)),
+        "uneven clipped": step(
+            sgd(),
+            weights=np.array([[1, 1], [0, 1]], np.float32),
+            transform=clip,
+        ),
         "adam": step(adam()),
         "clipped": step(sgd(), transform=clip),
         "float16": step(loss_scaled_sgd(6.4), small, dtype="float16"),

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.shared.batches import check_images
 from kgen.models.shared.model import layers_of_policy, trace
+from kgen.models.shared.specs import ImageSpec
 from kgen.nn import random
 
 DIGIT_WEIGHTS = Path(__file__).with_name("kgen_mnist_v1.npz")
@@ -92,7 +92,7 @@ class DigitClassifier:
         """
 
         def classify(block):
-            block = check_images(block, (*DIGIT_SIZE, block.shape[-1]))
+            block = _checked_images(block, (*DIGIT_SIZE, block.shape[-1]))
             num_rows, channels = len(block), block.shape[-1]
             # [n, h, w, channels] -> [n * channels, h, w, 1]
             single = np.moveaxis(block, -1, 1).reshape(-1, *DIGIT_SIZE, 1)
@@ -145,7 +145,7 @@ class RandomNetwork:
         graph = _random_graph(shape)
 
         def embed(block):
-            block = tf.constant(check_images(block, shape))
+            block = tf.constant(_checked_images(block, shape))
             return (graph(images=block)["features"].numpy(),)
 
         return _in_blocks(embed, images)[0], None
@@ -220,3 +220,8 @@ def _in_blocks(
     starts = range(0, max(len(images), 1), _ROWS_AT_A_TIME)
     blocks = [embed(images[start : start + _ROWS_AT_A_TIME]) for start in starts]
     return [np.concatenate(arrays) for arrays in zip(*blocks, strict=True)]
+
+
+def _checked_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    spec = ImageSpec(*shape)
+    return spec.cast(spec.check("images", images))

@@ -28,7 +28,7 @@ from kgen.evaluation.split_rows import (
     read_split,
 )
 from kgen.evaluation.timing import sampling_speed
-from kgen.models.shared.batches import check_images
+from kgen.models.shared.specs import ImageSpec
 
 NUM_IMAGES = 10_000  # MNIST's test split. Distances of another n do not compare.
 # Usual for Stacked MNIST (Srivastava et al., 2017, VEEGAN; Lin et al., 2018, PacGAN): a
@@ -245,7 +245,8 @@ def _generate(model, space, labels, count, num_sets, progress):
         images = model.generate(
             range(rows.start, rows.stop), None if labels is None else labels[rows]
         )
-        images = check_images(images, tuple(model.image_shape))
+        spec = ImageSpec(*model.image_shape)
+        images = spec.cast(spec.check("images", images))
         # The 256 levels of an image file and of the real images.
         batches.append(_embed(space, np.rint(images * 255).astype(np.uint8)))
         if progress:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kgen.export.image_decoding import decode_images
 from kgen.models.shared.signatures import Signature
+from kgen.models.shared.specs import ImageSpec, InputSpec
 
 PNG_CHANNELS = (1, 3, 4)
 
@@ -29,9 +31,20 @@ def with_image_files(signatures: list[Signature]) -> list[Signature]:
     ]
 
 
+class FileSpec(InputSpec):
+    """Image files, which the graph checks when it decodes them."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype="string")
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns the files as they are."""
+        return tensor
+
+
 def image_inputs(signature: Signature) -> list[str]:
     """Names of the inputs that are images."""
-    return [name for name in signature.inputs if name == "images"]
+    return [n for n, spec in signature.inputs.items() if isinstance(spec, ImageSpec)]
 
 
 def _of_files(signature: Signature) -> Signature | None:
@@ -40,9 +53,8 @@ def _of_files(signature: Signature) -> Signature | None:
     made = [name for name, kind in signature.outputs.items() if kind == "image"]
     if not made or "saved_model" not in signature.runtimes:
         return None
-    traced = tf.function(signature.function, autograph=False)
-    graph = traced.get_concrete_function(**signature.inputs)
-    shapes = {name: signature.inputs[name].shape[1:] for name in given}
+    graph = signature.compiled().get_concrete_function()
+    shapes = {name: signature.inputs[name].shape for name in given}
     channels = [graph.structured_outputs[name].shape[-1] for name in made]
     channels += [shape[-1] for shape in shapes.values()]
     if not {*channels} <= {*PNG_CHANNELS}:
@@ -59,7 +71,7 @@ def _of_files(signature: Signature) -> Signature | None:
 
     inputs = {
         f"{name}_bytes" if name in given else name: (
-            tf.TensorSpec([None], tf.string) if name in given else spec
+            FileSpec() if name in given else spec
         )
         for name, spec in signature.inputs.items()
     }
@@ -73,7 +85,7 @@ def _of_files(signature: Signature) -> Signature | None:
         function=function,
         inputs=inputs,
         outputs=outputs,
-        example=example,
+        examples=(example,),
         runtimes=("saved_model",),
     )
 

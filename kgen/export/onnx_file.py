@@ -19,10 +19,11 @@ from kgen.export.image_files import as_bytes, image_inputs
 from kgen.export.manifest import ExportError, write_sums
 from kgen.export.runtime_process import runtime_process
 from kgen.export.staging import size_of, staged
-from kgen.export.verification import Export, signatures_for, trace, verify
+from kgen.export.verification import Export, signatures_for, verify
 from kgen.files import replacing
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
+from kgen.models.shared.specs import InputSpec
 
 LAYOUTS = ("nhwc", "nchw")
 DTYPES = ("float32", "uint8")
@@ -119,7 +120,7 @@ def _convert(signature: Signature, complaints: list[str]) -> Any:
     # tf2onnx 1.17 runs under NumPy 2 without a patch: the one removed function that it
     # still calls (np.product, fixed after the release:
     # https://github.com/onnx/tensorflow-onnx/pull/2474) is for `large_model=True` only.
-    function = trace(signature)
+    function = signature.compiled()
     try:
         # The converter sets the variable for good, for this process and its children.
         with _unchanged_environment("TF_CPP_MIN_LOG_LEVEL"):
@@ -216,31 +217,29 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
 
     inputs = dict(signature.inputs)
     if "labels" in inputs:  # As the tools of PyTorch give them, which this is for.
-        inputs["labels"] = tf.TensorSpec(inputs["labels"].shape, tf.int64)
+        inputs["labels"] = InputSpec(dtype="int64", low=0, high=inputs["labels"].high)
     for name in given:
-        rows, height, width, channels = inputs[name].shape
+        height, width, channels = inputs[name].shape
         shape = (channels, height, width) if first else (height, width, channels)
-        inputs[name] = tf.TensorSpec([rows, *shape], dtype)
+        inputs[name] = InputSpec(shape, dtype, low=0, high=255 if is_uint8 else 1)
     pixels = {name: "pixels" if is_uint8 else "image" for name in images}
     return dataclasses.replace(
         signature,
         function=function,
         inputs=inputs,
         outputs=signature.outputs | pixels,
-        example=example,
+        examples=(example,),
     )
 
 
 def _describe(proto: Any, signature: Signature, about: dict[str, str]) -> None:
     """Names the dynamic dimensions, and stores the metadata."""
-    values = [(value, signature.inputs[value.name]) for value in proto.graph.input]
-    for value, spec in [*values, *((value, None) for value in proto.graph.output)]:
-        has_rows = spec is None or (spec.shape.rank > 0 and spec.shape[0] is None)
+    for value in [*proto.graph.input, *proto.graph.output]:
         dimensions = value.type.tensor_type.shape.dim
         for place, dimension in enumerate(dimensions):
             if dimension.dim_param:  # by the converter, such as unk__2211
                 dimension.dim_param = f"{value.name}_{place}"
-        if has_rows and len(dimensions):
+        if len(dimensions):
             dimensions[0].dim_param = "batch"
     metadata = {
         "kgen_version": kgen.__version__,

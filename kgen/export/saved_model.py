@@ -21,7 +21,7 @@ from kgen.export.tensorflow_serving import (
     write_configuration,
     write_warm_up,
 )
-from kgen.export.verification import Export, signatures_for, trace, verify
+from kgen.export.verification import Export, signatures_for, verify
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 
@@ -96,7 +96,7 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
     }
     endpoints = {}
     for signature in signatures:
-        endpoint = trace(signature).get_concrete_function()
+        endpoint = signature.compiled().get_concrete_function()
         stray = [v.name for v in endpoint.variables if id(v) not in copies]
         if stray:
             raise ExportError(

@@ -94,7 +94,7 @@ def write_configuration(folder: Path, signatures: Sequence[Signature]) -> None:
     """
     name = model_name(folder)
     even = all(
-        None not in spec.shape[1:] for one in signatures for spec in one.inputs.values()
+        None not in spec.shape for one in signatures for spec in one.inputs.values()
     )
     files = {
         "models.config": _MODELS.format(name=name),

@@ -16,9 +16,9 @@ from kgen.export.image_files import with_image_files
 from kgen.export.manifest import ExportError
 from kgen.export.runtime_process import runtime_process
 from kgen.models.shared.model import GenerativeModel
-from kgen.models.shared.signatures import Signature
+from kgen.models.shared.signatures import Signature, with_short_forms
 
-# One row, a few, and a whole batch (`Signature.proof_rows`): a graph that fixed its
+# One row, a few, and a whole batch (`Signature.verified_rows`): a graph that fixed its
 # batch size, or broadcasts where it should not, differs on one of them.
 ONE, FEW = 1, 3
 
@@ -32,10 +32,10 @@ class Verification:
 
     Attributes:
         signature: The signature's name.
-        difference: The largest one over batches of 1, 3 and `proof_rows`, of the output
-            that comes closest to its tolerance. Absolute for values up to 1, such as
-            pixels; relative to larger ones; of image files the share of the pixels that
-            are off by one.
+        difference: The largest one over batches of 1, 3 and `verified_rows`, of the
+            output that comes closest to its tolerance. Absolute for values up to 1,
+            such as pixels; relative to larger ones; of image files the share of the
+            pixels that are off by one.
         tolerance: The largest difference that is accepted of this output.
         milliseconds: Median time of a call with one row, in the runtime on the CPU.
         notes: Rows in which two tokens were equally likely, and it took the other one.
@@ -92,7 +92,7 @@ def signatures_for(model: GenerativeModel, runtime: str) -> list[Signature]:
     Raises:
         ExportError: There are none.
     """
-    signatures = model.float32_clone().signatures()
+    signatures = with_short_forms(model.float32_clone().signatures())
     if runtime == "saved_model":
         signatures = with_image_files(signatures)
     chosen = [signature for signature in signatures if runtime in signature.runtimes]
@@ -103,20 +103,6 @@ def signatures_for(model: GenerativeModel, runtime: str) -> list[Signature]:
             f"Received: {type(model).__name__} with {names or 'none at all'}."
         )
     return chosen
-
-
-def trace(signature: Signature) -> tf.types.experimental.PolymorphicFunction:
-    """A tf.function of a signature whose inputs and outputs carry their names."""
-    names = tuple(signature.inputs)
-    specs = [
-        tf.TensorSpec(spec.shape, spec.dtype, name=name)
-        for name, spec in signature.inputs.items()
-    ]
-
-    def call(*tensors):
-        return signature.function(**dict(zip(names, tensors, strict=True)))
-
-    return tf.function(call, input_signature=specs, autograph=False)
 
 
 def verify(
@@ -161,9 +147,9 @@ def verify(
         ours, theirs = expected[name], received[name]
         found = _structure_problems(signature, ours, theirs)
         if not found:
-            all_rows = theirs[signature.proof_rows]
+            all_rows = theirs[signature.verified_rows]
             first_rows = {key: values[:FEW] for key, values in all_rows.items()}
-            others = f" when {signature.proof_rows - FEW} others follow"
+            others = f" when {signature.verified_rows - FEW} others follow"
             gaps = [
                 gap
                 for size in ours
@@ -228,9 +214,9 @@ def _compare(
 
 def _ties(signature: Signature, batches: Batches) -> np.ndarray:
     """For each row the position of its first tied token, or NO_TIE."""
-    batch = batches[signature.proof_rows]
+    batch = batches[signature.verified_rows]
     if signature.margins is None:
-        return np.full(signature.proof_rows, NO_TIE)
+        return np.full(signature.verified_rows, NO_TIE)
     rows = {name: tf.constant(value) for name, value in batch.items()}
     margins = tf.function(signature.margins, autograph=False)(**rows)
     tied = margins.numpy() < TIED_TOKENS
@@ -241,7 +227,7 @@ def _tied_rows(
     signature: Signature, theirs: Batches, ours: Batches, ties: np.ndarray
 ) -> tuple[str, ...]:
     """Says which rows of the largest batch continue differently after a tie."""
-    size = signature.proof_rows
+    size = signature.verified_rows
     differs = np.zeros(size, bool)
     for name, kind in signature.outputs.items():
         if kind != "state":
@@ -255,22 +241,20 @@ def _tied_rows(
 
 def _batches(signature: Signature) -> Batches:
     """The first rows, one, few and all, of the same example."""
-    example = signature.example(signature.proof_rows)
+    example = signature.example(signature.verified_rows)
     if example.keys() != signature.inputs.keys():
         raise ExportError(
             f"`example` of the signature {signature.name} must make its inputs, "
             f"{sorted(signature.inputs)}. Received: {sorted(example)}."
         )
-    batches: Batches = {size: {} for size in (ONE, FEW, signature.proof_rows)}
+    batches: Batches = {size: {} for size in (ONE, FEW, signature.verified_rows)}
     for name, spec in signature.inputs.items():
         value = np.asarray(example[name])
         if value.dtype.kind == "U":
             value = np.char.encode(value)
-        kind = "S" if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
-        value = value.astype(kind)
-        has_rows = spec.shape.rank > 0 and spec.shape[0] is None
+        value = value.astype("S" if spec.dtype == "string" else spec.dtype)
         for size, batch in batches.items():
-            batch[name] = value[:size] if has_rows else value
+            batch[name] = value[:size]
     return batches
 
 

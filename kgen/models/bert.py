@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -11,7 +10,8 @@ import tensorflow as tf
 
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
-from kgen.models.shared.text_model import ROWS_AT_A_TIME, TOKENS, TextModelMixin, padded
+from kgen.models.shared.specs import TextSpec, TokenSpec
+from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
 from kgen.nn import random
 from kgen.nn.metrics import Perplexity
 from kgen.nn.transformer import apply_dropout, tied_logits
@@ -100,6 +100,7 @@ class BERT(TextModelMixin, GenerativeModel):
         self.dropout = dropout
         self._check_arguments()
         self.highest_token = self.vocab_size  # the mask
+        self.declare_batches(has_mask=False)
 
         self.make_transformer()
         self.add_log_metrics(
@@ -113,32 +114,31 @@ class BERT(TextModelMixin, GenerativeModel):
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Logits of each token: [batch, time, vocab_size]."""
-        return self._logits(self._read(self.unpack(data)["tokens"]))
+        return self._logits(self._hidden(self.read(data)["tokens"]))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Takes one step on the mean loss of the rows."""
-        tokens = self.unpack(data)["tokens"]
-        keys = self.noise_keys(tokens, random.STREAM_TRAIN)
-
-        def compute_loss():
-            terms = self._guess(tokens, keys, training=True)
-            return tf.reduce_mean(terms["loss"]), terms
-
-        terms = self.minimize(compute_loss)
+        batch = self.read(data)
+        weights = batch.get("sample_weight")
+        keys = self.noise_keys(batch["tokens"], random.STREAM_TRAIN)
+        with self.recording() as recording:
+            terms = self._masked_terms(batch["tokens"], keys, training=True)
+        recording.minimize(terms["loss"], weights)
         self.step.assign_add(1)
-        return self.log(terms, training=True)
+        return self.log(terms, training=True, weights=weights)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """The same without dropout; the choice is always the same one."""
-        tokens = self.unpack(data)["tokens"]
-        keys = self.noise_keys(tokens, random.STREAM_TEST)
-        return self.log(self._guess(tokens, keys, training=False), training=False)
+        """Evaluates without dropout; the masked tokens are always the same ones."""
+        batch = self.read(data)
+        keys = self.noise_keys(batch["tokens"], random.STREAM_TEST)
+        terms = self._masked_terms(batch["tokens"], keys, training=False)
+        return self.log(terms, training=False, weights=batch.get("sample_weight"))
 
-    def _guess(self, tokens, keys, training):
+    def _masked_terms(self, tokens, keys, training):
         """Loss and accuracy of each row's chosen tokens: [batch]."""
         shown, chosen = self._hide(tokens, keys)
         dropout_keys = random.fold_in(keys, 4) if training and self.dropout else None
-        logits = self._logits(self._read(shown, dropout_keys))
+        logits = self._logits(self._hidden(shown, dropout_keys))
         targets = tf.clip_by_value(tokens, 0, self.vocab_size - 1)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
         right = tf.math.argmax(logits, axis=2, output_type=tf.int32) == targets
@@ -172,7 +172,7 @@ class BERT(TextModelMixin, GenerativeModel):
 
     # -- the network ----------------------------------------------------------
 
-    def _read(self, tokens, keys=None):
+    def _hidden(self, tokens, keys=None):
         """The vector of each token, given all of its row: [batch, time, hidden_dim]."""
         places = tf.range(tf.shape(tokens)[1])[None]
         hidden = apply_dropout(
@@ -188,11 +188,11 @@ class BERT(TextModelMixin, GenerativeModel):
         return tied_logits(hidden, self.embedding.embeddings[: self.vocab_size])
 
     def _log_probabilities(self, tokens):
-        return tf.nn.log_softmax(self._logits(self._read(tokens)))
+        return tf.nn.log_softmax(self._logits(self._hidden(tokens)))
 
     def _embeddings(self, tokens):
         """The mean vector of each row's tokens: float32 [batch, hidden_dim]."""
-        hidden = tf.cast(self._read(tokens), tf.float32)
+        hidden = tf.cast(self._hidden(tokens), tf.float32)
         is_token = tf.cast(tokens >= 0, tf.float32)[..., None]
         counts = tf.maximum(tf.reduce_sum(is_token, axis=1), 1.0)
         return tf.reduce_sum(hidden * is_token, axis=1) / counts
@@ -225,14 +225,15 @@ class BERT(TextModelMixin, GenerativeModel):
             )
         rows = [self._masked_tokens(text) for text in texts]
         found = []
-        for log_probs, row in zip(
-            self._rows_of("fill", self._log_probabilities, rows), rows, strict=True
-        ):
-            guesses = []
-            for place in np.flatnonzero(row == self.vocab_size):
-                best = np.argsort(-log_probs[place], kind="stable")[:k]
-                guesses.append([self._named(log_probs[place], one) for one in best])
-            found.append(guesses)
+        outputs = self.run("fill", tokens=padded(rows))["log_probabilities"]
+        for log_probs, row in zip(outputs, rows, strict=True):
+            predictions = []
+            for position in np.flatnonzero(row == self.vocab_size):
+                best = np.argsort(-log_probs[position], kind="stable")[:k]
+                predictions.append(
+                    [self._named(log_probs[position], token) for token in best]
+                )
+            found.append(predictions)
         return found
 
     def _named(self, log_probs, token):
@@ -256,10 +257,7 @@ class BERT(TextModelMixin, GenerativeModel):
             self._checked(self.encode(text) if isinstance(text, str) else text)
             for text in texts
         ]
-        vectors = list(self._rows_of("embed", self._embeddings, rows))
-        return (
-            np.stack(vectors) if vectors else np.zeros((0, self.hidden_dim), np.float32)
-        )
+        return self.run("embed", tokens=padded(rows))["embeddings"]
 
     def _masked_tokens(self, text):
         if not isinstance(text, str):
@@ -286,74 +284,70 @@ class BERT(TextModelMixin, GenerativeModel):
             )
         return row
 
-    def _rows_of(self, name, function, rows: Sequence[np.ndarray]):
-        """What a function makes of each row, traced once and some rows at a time."""
-        graph = self.graph(name, function, tokens=TOKENS)
-        for start in range(0, len(rows), ROWS_AT_A_TIME):
-            part = padded(rows[start : start + ROWS_AT_A_TIME])
-            yield from graph(tokens=part).numpy()
-
     def signatures(self) -> list[Signature]:
-        """`embed`: texts, or tokens, to vectors; `fill`: tokens to log-probabilities.
+        """Returns `embed`, texts or tokens to vectors; `fill`, tokens to log-probs.
 
         The mask is the token `vocab_size`. Text in SavedModel, where the tokenizer runs
         in a graph; tokens in ONNX.
         """
-        layers = (self.embedding, *self.blocks, self.norm)
+        limits: dict[str, Any] = {"min_tokens": 1, "max_tokens": self.context}
+        rows = TokenSpec(high=self.highest_token, **limits)
+        text_spec = TextSpec(**limits)
+        in_graph = self.text is not None and self.text.in_graph
+        both: dict[str, Any] = {
+            "layers": self.transformer_layers(),
+            "max_rows": ROWS_AT_A_TIME,
+        }
+        of_tokens = both | {
+            "examples": (self._example,),
+            "files": self.tokenizer_files(),
+        }
 
-        def example(num_rows):
-            rng = np.random.default_rng(0)
-            lengths = rng.integers(1, self.context + 1, num_rows)[:, None]
-            shape = (num_rows, self.context)
-            tokens = rng.integers(0, self.vocab_size + 1, shape, np.int32)
-            return {"tokens": np.where(np.arange(self.context) < lengths, tokens, -1)}
+        def embed_text(texts):
+            tokens = text_spec.encode("texts", texts, self.text)
+            return {"embeddings": self._embeddings(tokens)}
 
         def example_texts(num_rows):
-            rows = np.minimum(example(num_rows)["tokens"], self.vocab_size - 1)
-            return {"texts": [self.text.decode(row) for row in rows]}
+            tokens = np.minimum(self._example(num_rows)["tokens"], self.vocab_size - 1)
+            return {"texts": [self.text.decode(row) for row in tokens]}
 
-        def encoded(texts):
-            rows = self.text.encode_strings(texts)
-            lengths = rows.row_lengths()
-            fits = tf.reduce_all((lengths > 0) & (lengths <= self.context))
-            message = f"`texts` must have 1 to {self.context} tokens."
-            with tf.control_dependencies([tf.debugging.Assert(fits, [message])]):
-                return tf.identity(rows.to_tensor(-1))
-
-        def of_tokens(name, function, output, runtimes):
-            return Signature(
-                name,
-                lambda tokens: {output: function(tokens)},
-                {"tokens": TOKENS},
-                {output: "latent"},
-                layers,
-                example,
-                runtimes=runtimes,
-                files=self.files_of_tokens(),
-            )
-
-        both, in_graph = ("saved_model", "onnx"), self.text and self.text.in_graph
         signatures = [
-            of_tokens(
+            Signature(
                 "embed",
-                self._embeddings,
-                "embeddings",
-                ("onnx",) if in_graph else both,
+                lambda tokens: {"embeddings": self._embeddings(tokens)},
+                {"tokens": rows},
+                {"embeddings": "latent"},
+                runtimes=("onnx",) if in_graph else ("saved_model", "onnx"),
+                **of_tokens,
             ),
-            of_tokens("fill", self._log_probabilities, "log_probabilities", both),
+            Signature(
+                "fill",
+                lambda tokens: {"log_probabilities": self._log_probabilities(tokens)},
+                {"tokens": rows},
+                {"log_probabilities": "latent"},
+                **of_tokens,
+            ),
         ]
         if in_graph:
             of_text = Signature(
                 "embed",
-                lambda texts: {"embeddings": self._embeddings(encoded(texts))},
-                {"texts": tf.TensorSpec([None], tf.string)},
+                embed_text,
+                {"texts": text_spec},
                 {"embeddings": "latent"},
-                layers,
-                example_texts,
+                examples=(example_texts,),
                 runtimes=("saved_model",),
+                **both,
             )
             signatures.insert(0, of_text)
         return signatures
+
+    def _example(self, num_rows):
+        """Rows of several lengths, with masks in them."""
+        rng = np.random.default_rng(0)
+        lengths = rng.integers(1, self.context + 1, num_rows)[:, None]
+        shape = (num_rows, self.context)
+        tokens = rng.integers(0, self.vocab_size + 1, shape, np.int32)
+        return {"tokens": np.where(np.arange(self.context) < lengths, tokens, -1)}
 
     def _check_arguments(self) -> None:
         self.check_transformer_arguments()

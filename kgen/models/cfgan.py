@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,6 @@ from keras import layers
 
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
-from kgen.models.shared.signatures import Signature
 from kgen.nn import losses, optimizers, random
 from kgen.nn.interactions import multi_hot
 
@@ -114,6 +112,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         self.activation = activation
         self.output_activation = output_activation
         self._check_arguments()
+        self.declare_batches(has_row_losses=False)
 
         num_items = self.catalogue.num_items
         with layers_of_policy(self.dtype_policy):
@@ -177,43 +176,42 @@ class CFGAN(RecommenderMixin, GenerativeModel):
             **options,
         )
 
-    # -- the game -----------------------------------------------------------
+    # -- the adversarial step -------------------------------------------------
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
-        """Scores all items for a batch of people: [batch, num_items]."""
-        items = self.unpack(data)["items"]
+        """Scores all items for a batch of users: [batch, num_items]."""
+        items = self.read(data)["items"]
         return self._score_rows(multi_hot(items, self.catalogue.num_items), training)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Updates the discriminator and then the generator, each by the whole batch."""
-        rows, keys = self._rows_and_keys(self.unpack(data), random.STREAM_TRAIN)
-        judged = [
-            self.minimize(
-                functools.partial(self._discriminator_loss, rows, turn_keys),
-                self.discriminator.trainable_variables,
-                self.discriminator_optimizer,
-            )
-            for turn_keys in _keys_of_turns(keys, 1, self.discriminator_steps)
-        ]
-        generated = [
-            self.minimize(
-                functools.partial(self._generator_loss, rows, turn_keys),
-                self.generator.trainable_variables,
-                self.generator_optimizer,
-            )
-            for turn_keys in _keys_of_turns(keys, 2, self.generator_steps)
-        ]
+        rows, keys = self._rows_and_keys(self.read(data), random.STREAM_TRAIN)
+        discriminator_terms, generator_terms = [], []
+        for update in range(self.discriminator_steps):
+            mask_keys = random.fold_in(keys, 1, update)
+            with self.recording(
+                self.discriminator, self.discriminator_optimizer
+            ) as recording:
+                loss, terms = self._discriminator_loss(rows, mask_keys)
+            recording.minimize(loss)
+            discriminator_terms.append(terms)
+        for update in range(self.generator_steps):
+            mask_keys = random.fold_in(keys, 2, update)
+            with self.recording(self.generator, self.generator_optimizer) as recording:
+                loss, terms = self._generator_loss(rows, mask_keys)
+            recording.minimize(loss)
+            generator_terms.append(terms)
         self.step.assign_add(1)
-        return self.log(_joined(judged) | _joined(generated), training=True)
+        terms = _joined(discriminator_terms) | _joined(generator_terms)
+        return self.log(terms, training=True)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """The losses with fixed masks, and NDCG@100 of hidden items."""
-        batch = self.unpack(data)
+        """Evaluates the losses with fixed masks, and NDCG@100 of held-out items."""
+        batch = self.read(data)
         rows, keys = self._rows_and_keys(batch, random.STREAM_TEST)
-        _, judged = self._discriminator_loss(rows, keys, training=False)
-        _, generated = self._generator_loss(rows, keys, training=False)
-        terms = judged | generated
-        terms |= self.catalogue.ndcg(batch, self._score_rows(rows))
+        _, terms = self._discriminator_loss(rows, keys, training=False)
+        _, generator_terms = self._generator_loss(rows, keys, training=False)
+        terms |= generator_terms | self.catalogue.ndcg(batch, self._score_rows(rows))
         return self.log(terms, training=False)
 
     def _rows_and_keys(self, batch, stream):
@@ -222,19 +220,18 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         return rows, self.noise_keys(items.row_lengths(), stream)
 
     def _discriminator_loss(self, rows, keys, training=True):
-        """Loss, and its parts: one number per person."""
+        """Loss of each user, and its terms: [batch]."""
         scores = self._score_rows(rows, training)
-        real_logits = self._judge(rows, rows, training)
-        fake_logits = self._judge(rows, self._shown(scores, rows, keys), training)
+        real_logits = self._real_logits(rows, rows, training)
+        fake_logits = self._real_logits(rows, self._shown(scores, rows, keys), training)
         loss, _ = losses.non_saturating(real_logits, fake_logits)
-        total = tf.reduce_mean(loss)
-        total += _decay(self.discriminator, self.discriminator_weight_decay)
-        return total, {"discriminator_loss": loss}
+        decay = _decay(self.discriminator, self.discriminator_weight_decay)
+        return loss + decay, {"discriminator_loss": loss}
 
     def _generator_loss(self, rows, keys, training=True):
-        """Loss, and its parts: one number per person."""
+        """Loss of each user, and its terms: [batch]."""
         scores = self._score_rows(rows, training)
-        fake_logits = self._judge(rows, self._shown(scores, rows, keys), training)
+        fake_logits = self._real_logits(rows, self._shown(scores, rows, keys), training)
         _, loss = losses.non_saturating(fake_logits, fake_logits)
         zeros = _draw_others(rows, random.fold_in(keys, 2), self.zero_reconstruction)
         squares = tf.reduce_sum(zeros * tf.square(scores), axis=1)
@@ -243,9 +240,8 @@ class CFGAN(RecommenderMixin, GenerativeModel):
             "generator_loss": loss,
             "distance": _relative_distance(scores, rows),
         }
-        total = tf.reduce_mean(loss + self.zero_reconstruction_weight * squares)
-        total += _decay(self.generator, self.generator_weight_decay)
-        return total, terms
+        decay = _decay(self.generator, self.generator_weight_decay)
+        return loss + self.zero_reconstruction_weight * squares + decay, terms
 
     def _shown(self, scores, rows, keys):
         """Scores of a person's own items and of a drawn share of the others."""
@@ -256,16 +252,16 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         """Scores of people by their rows of ones, [batch, num_items]."""
         return self.generator(rows, training=training)
 
-    def _judge(self, condition, rows, training):
+    def _real_logits(self, condition, rows, training):
         """Logits that rows are real, given who they are of: [batch, 1]."""
         inputs = tf.concat([condition, rows], axis=1)  # [batch, 2 * num_items]
         return tf.cast(self.discriminator(inputs, training=training), tf.float32)
 
     # -- use ----------------------------------------------------------------
 
-    def signatures(self) -> list[Signature]:
-        """`recommend`: items of people in, the best other items out."""
-        return self.catalogue.signatures(self._score_rows, (self.generator,))
+    def scoring_layers(self) -> tuple[keras.layers.Layer, ...]:
+        """Returns the layers that score items."""
+        return (self.generator,)
 
     def health(self, logs: dict[str, float]) -> list[str]:
         """Names a lost balance, and a generator that returns its input."""
@@ -311,11 +307,6 @@ class CFGAN(RecommenderMixin, GenerativeModel):
             check(name, known, "name an activation of Keras, such as sigmoid")
 
 
-def _keys_of_turns(keys, network, num_turns):
-    """Keys of the masks of each update, other ones for each network."""
-    return [random.fold_in(keys, network, turn) for turn in range(num_turns)]
-
-
 def _draw_others(rows, keys, share):
     """Ones for a drawn share of the items that people have not: [batch, num_items]."""
     drawn = random.uniform(keys, (rows.shape[1],)) < share
@@ -339,6 +330,8 @@ def _decay(network, factor):
     return factor * losses.squared_weights(network.trainable_variables)
 
 
-def _joined(turns):
-    """The numbers of several updates, one after the other, by name."""
-    return {name: tf.concat([turn[name] for turn in turns], 0) for name in turns[0]}
+def _joined(updates):
+    """The terms of several updates, one after the other, by name."""
+    return {
+        name: tf.concat([terms[name] for terms in updates], 0) for name in updates[0]
+    }

@@ -11,22 +11,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.batches import (
-    assert_images,
-    check_labels,
-    check_latents,
-    check_seeds,
-    example_rows,
-    scale_images,
-)
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.signatures import Signature
+from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
 from kgen.nn import adversarial_networks, gradients, losses, optimizers, random
 from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS
 from kgen.nn.augmentation import AUGMENTATIONS, augment
+from kgen.nn.image_networks import check_network
 from kgen.nn.losses import ADVERSARIAL_LOSSES
 from kgen.nn.metrics import Diversity
 from kgen.nn.schedules import cosine_ramp, ema_decay
+
+NO_TRUNCATION = 1e4  # Far beyond any normal number.
+TRUNCATION = InputSpec(low=0, above=True, default=NO_TRUNCATION)
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -57,8 +54,9 @@ class GAN(GenerativeModel):
         gradient_penalty_weight: Lambda of lambda * (|gradient| - 1)^2 between real and
             generated images. All gradients are by what the discriminator sees, images
             in [-1, 1], after augmentation.
-        final_penalty: Factor of the penalties that they reach after ...
-        penalty_decay_images: ... so many images, along half a cosine; 0: they stay.
+        final_penalty: Final multiplier of all penalties.
+        penalty_decay_images: Images over which the multiplier decays from 1, along
+            half a cosine; 0 disables the decay.
         discriminator_steps: Updates of the discriminator for one of the generator. A
             batch is cut into so many parts, one for each.
         augmentation: Changes made to real and generated images alike before the
@@ -132,6 +130,10 @@ class GAN(GenerativeModel):
         self._penalized = bool(r1_weight or r2_weight or gradient_penalty_weight)
         self._check_arguments(generator is None, discriminator is None)
 
+        self.batch_specs = {
+            "images": ImageSpec(*self.image_shape),
+            "labels": ClassSpec(num_classes),
+        }
         self.own_networks = {"generator": generator, "discriminator": discriminator}
         self.generator = self._make_network("generator", generator)
         self.discriminator = self._make_network("discriminator", discriminator)
@@ -178,73 +180,62 @@ class GAN(GenerativeModel):
             **options,
         )
 
-    # -- the game -----------------------------------------------------------
-
-    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Refuses images and labels that do not fit."""
-        return assert_images(batch, self.image_shape, self.num_classes)
+    # -- the adversarial step -------------------------------------------------
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores a batch of images: the discriminator's logits, [batch, 1]."""
-        images, labels = self._images_and_labels(self.unpack(data))
+        images, labels = self._images_and_labels(data)
         return self._score(images, labels, training)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Updates the discriminator, once or more, and then the generator."""
-        images, labels = self._images_and_labels(self.unpack(data))
-        num_turns = self.discriminator_steps
-        turns: list[dict[str, tf.Tensor]] = []
-
-        def generator_loss():
-            for turn in range(num_turns):
-                # Every n-th row: what one device takes, two take together.
-                rows = slice(turn, None, num_turns)
-                real = images[rows]
-                classes = None if labels is None else labels[rows]
-                keys = random.fold_in(self.noise_keys(real, random.STREAM_TRAIN), turn)
+        images, labels = self._images_and_labels(data)
+        discriminator_terms = []
+        # One forward pass of the generator serves both updates of a step.
+        with self.recording(self.generator, self.generator_optimizer) as recording:
+            for update in range(self.discriminator_steps):
+                # Every n-th row: the part of one device is that of two together.
+                rows = slice(update, None, self.discriminator_steps)
+                real, classes = images[rows], None if labels is None else labels[rows]
+                keys = self.noise_keys(real, random.STREAM_TRAIN)
+                keys = random.fold_in(keys, update)
                 fake = self._make_images(self.generator, keys, classes, training=True)
                 real_shown = augment(real, random.fold_in(keys, 1), self.augmentation)
                 fake_shown = augment(fake, random.fold_in(keys, 2), self.augmentation)
-                # The discriminator learns here, while the generator's loss is under
-                # way: so the last images that it is shown are made but once.
-                discriminator_loss = functools.partial(
-                    self._discriminator_loss,
-                    real_shown,
-                    tf.stop_gradient(fake_shown),
-                    classes,
-                    keys,
+                terms = self._update_discriminator(
+                    real_shown, tf.stop_gradient(fake_shown), classes, keys
                 )
-                turns.append(
-                    self.minimize(
-                        discriminator_loss,
-                        self.discriminator.trainable_variables,
-                        self.discriminator_optimizer,
-                    )
-                )
-            fake_logits = self._score(fake_shown, classes, training=True)
-            real_logits = tf.stop_gradient(fake_logits)
-            if self.adversarial_loss in losses.PAIRED_LOSSES:
-                real_logits = self._score(real_shown, classes, training=True)
-            _, loss = ADVERSARIAL_LOSSES[self.adversarial_loss](
-                real_logits, fake_logits
-            )
-            return tf.reduce_mean(loss), (loss, tf.stack([fake, real]))
-
-        loss, last_images = self.minimize(
-            generator_loss,
-            self.generator.trainable_variables,
-            self.generator_optimizer,
-        )
+                discriminator_terms.append(terms)
+            generator_loss = self._generator_loss(real_shown, fake_shown, classes)
+        recording.minimize(generator_loss)
         self._count(images)
         terms = {
-            name: tf.concat([turn[name] for turn in turns], axis=0) for name in turns[0]
+            name: tf.concat([terms[name] for terms in discriminator_terms], axis=0)
+            for name in discriminator_terms[0]
         }
-        terms |= {"generator_loss": loss, "diversity": last_images}
+        terms |= {"generator_loss": generator_loss, "diversity": tf.stack([fake, real])}
         return self.log(terms, training=True)
+
+    def _update_discriminator(self, real, fake, labels, keys):
+        """Takes a step of the discriminator; returns its logs, one for each image."""
+        with self.recording(
+            self.discriminator, self.discriminator_optimizer
+        ) as recording:
+            loss, terms = self._discriminator_loss(real, fake, labels, keys)
+        recording.minimize(loss)
+        return terms
+
+    def _generator_loss(self, real, fake, labels):
+        """Loss of each generated image: [batch]."""
+        fake_logits = self._score(fake, labels, training=True)
+        real_logits = tf.stop_gradient(fake_logits)
+        if self.adversarial_loss in losses.PAIRED_LOSSES:
+            real_logits = self._score(real, labels, training=True)
+        return ADVERSARIAL_LOSSES[self.adversarial_loss](real_logits, fake_logits)[1]
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Scores held-out images against what `generate` makes, from fixed noise."""
-        real, labels = self._images_and_labels(self.unpack(data))
+        real, labels = self._images_and_labels(data)
         keys = self.noise_keys(real, random.STREAM_TEST)
         fake = self._make_images(self._generator_in_use, keys, labels)
         _, terms = self._discriminator_loss(real, fake, labels, keys, training=False)
@@ -252,7 +243,7 @@ class GAN(GenerativeModel):
         return self.log(terms, training=False)
 
     def _discriminator_loss(self, real, fake, labels, keys, training=True):
-        """The loss, and its parts: one number an image. Each image is scored once."""
+        """Loss of each pair of images, and its terms: [batch]. Scores an image once."""
         score = functools.partial(self._score, labels=labels, training=training)
 
         def penalized(images, weight):
@@ -272,7 +263,7 @@ class GAN(GenerativeModel):
             "generator_loss": generator_loss,
         }
         if not self._penalized:
-            return tf.reduce_mean(loss), terms
+            return loss, terms
         penalty = r1 + r2
         if self.gradient_penalty_weight:
             fraction = random.uniform(random.fold_in(keys, 3), (1, 1, 1))
@@ -283,7 +274,7 @@ class GAN(GenerativeModel):
         penalty *= cosine_ramp(
             self.images_seen.value, 1.0, self.final_penalty, self.penalty_decay_images
         )
-        return tf.reduce_mean(loss + penalty), {"penalty": penalty} | terms
+        return loss + penalty, {"penalty": penalty} | terms
 
     def _score(self, images, labels, training):
         inputs = images if labels is None else [images, labels]
@@ -312,78 +303,63 @@ class GAN(GenerativeModel):
         self.step.assign_add(1)
         self.images_seen.assign_add(num_images)
 
-    def _images_and_labels(self, batch):
-        images = 2.0 * scale_images(batch["images"]) - 1.0
-        return images, self.one_hot_labels(batch.get("labels"))
+    def _images_and_labels(self, data):
+        """Images in [-1, 1] and one-hot labels, or None."""
+        batch = self.read(data)
+        return 2.0 * batch["images"] - 1.0, batch.get("labels")
 
     # -- use ----------------------------------------------------------------
 
     def generate(
-        self, seeds: Any, labels: Any = None, truncation: float | None = None
+        self, seeds: Any, labels: Any = None, truncation: Any = None
     ) -> np.ndarray:
         """Makes one image for each seed; the same seed always makes the same image.
 
         Args:
-            seeds: Whole numbers [n], 64 bits each.
+            seeds: Integers [n], 64 bits each.
             labels: [n], required if the model has `num_classes`.
             truncation: Bound of the latents, which are then a normal cut off on both
-                sides: small bounds make images more typical and less diverse (Brock et
-                al., 2019). By default they are not cut off.
+                sides, above 0, for all images or one for each: small bounds make images
+                more typical and less diverse (Brock et al., 2019). None: no bound.
 
         Returns:
             float32 [n, height, width, channels] in [0, 1].
         """
-        if truncation is not None and not 0 < truncation < math.inf:
-            raise ValueError(
-                "`truncation` must be above 0 and finite, or None. Received: "
-                f"truncation={truncation}"
-            )
-        seeds = check_seeds(seeds)
-        labels = check_labels(labels, len(seeds), self.num_classes)
-        if truncation is None:
-            return self.run_signature("generate", seeds=seeds, labels=labels)
-        latents = self._latents_of(tf.constant(seeds), truncation).numpy()
-        return self.run_signature("decode", latents=latents, labels=labels)
+        outputs = self.run(
+            "generate", seeds=seeds, labels=labels, truncation=truncation
+        )
+        return outputs["images"]
 
     def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
         """Maps latents to images: [n, height, width, channels]."""
-        latents = check_latents(latents, self.latent_dim)
-        labels = check_labels(labels, len(latents), self.num_classes)
-        return self.run_signature("decode", latents=latents, labels=labels)
+        return self.run("decode", latents=latents, labels=labels)["images"]
 
     def signatures(self) -> list[Signature]:
-        """Generate and decode, by the averaged generator if there is one."""
+        """Returns `generate` and `decode`, by the averaged generator if it exists."""
         generator = self._generator_in_use
-        labels = {}
-        if self.num_classes is not None:
-            labels["labels"] = tf.TensorSpec([None], tf.int32)
+        labels = (
+            {} if self.num_classes is None else {"labels": self.batch_specs["labels"]}
+        )
+        latents = {"latents": InputSpec((self.latent_dim,)), **labels}
+        noise = {"seeds": InputSpec(dtype="int64"), **labels, "truncation": TRUNCATION}
 
         def decode(latents, labels=None):
-            images = self._images_from(generator, latents, self.one_hot_labels(labels))
+            if labels is not None:
+                labels = self.batch_specs["labels"].to_network(labels)
+            images = self._images_from(generator, latents, labels)
             return {"images": tf.clip_by_value(0.5 * (images + 1.0), 0.0, 1.0)}
 
-        def generate(seeds, labels=None):
-            return decode(self._latents_of(seeds), labels)
+        def generate(seeds, truncation, labels=None):
+            keys = random.keys(seeds, random.STREAM_GENERATE)
+            latents = random.normal(keys, (self.latent_dim,))
+            bound = truncation[:, None]
+            truncated = random.truncate(latents, bound)
+            return decode(tf.where(bound < NO_TRUNCATION, truncated, latents), labels)
 
-        inputs = {
-            "generate": (generate, {"seeds": tf.TensorSpec([None], tf.int64)}),
-            "decode": (
-                decode,
-                {"latents": tf.TensorSpec([None, self.latent_dim], tf.float32)},
-            ),
-        }
+        image = {"images": "image"}
         return [
-            Signature(
-                name,
-                function,
-                specs | labels,
-                {"images": "image"},
-                (generator,),
-                functools.partial(
-                    example_rows, specs | labels, self.num_classes, self.generate
-                ),
-            )
-            for name, (function, specs) in inputs.items()
+            Signature("generate", generate, noise, image, (generator,)),
+            Signature("decode", decode, latents, image, (generator,)),
         ]
 
     def health(self, logs: dict[str, float]) -> list[str]:
@@ -423,16 +399,6 @@ class GAN(GenerativeModel):
     @property
     def _generator_in_use(self):
         return self.average_generator or self.generator
-
-    def _latents_of(self, seeds, truncation=None):
-        keys = random.keys(seeds, random.STREAM_GENERATE)
-        latents = random.normal(keys, (self.latent_dim,))
-        if truncation is None:
-            return latents
-        # From the quantile of the normal to the same quantile of what is left of it.
-        half = 0.5 * math.erfc(truncation / math.sqrt(2.0))  # cut off on each side
-        quantile = 0.5 * tf.math.erfc(-latents / math.sqrt(2.0))
-        return tf.math.ndtri(half + (1.0 - 2.0 * half) * quantile)
 
     # -- construction -------------------------------------------------------
 
@@ -517,12 +483,13 @@ class GAN(GenerativeModel):
         returns = self.image_shape
         if not generates:
             takes, returns = self.image_shape, (1,)
-        return self.check_network(name, network, takes, returns)
+        return check_network(name, network, takes, returns, self.num_classes)
 
     def _make_average(self):
         """A copy of the generator that is not trained."""
         average = type(self.generator).from_config(self.generator.get_config())
-        self.check_network("generator", average, (self.latent_dim,), self.image_shape)
+        latents, images = (self.latent_dim,), self.image_shape
+        check_network("generator", average, latents, images, self.num_classes)
         average.set_weights(self.generator.get_weights())
         average.trainable = False
         return average

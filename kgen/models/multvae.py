@@ -12,7 +12,6 @@ from keras import layers
 
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
-from kgen.models.shared.signatures import Signature
 from kgen.nn import losses, random
 from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
 from kgen.nn.schedules import linear_ramp
@@ -99,6 +98,7 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         self.weight_decay = weight_decay
         self.activation = activation
         self._check_arguments()
+        self.declare_batches(has_row_losses=True)
 
         # A column for each item, and one for each feature.
         features = self.catalogue.features
@@ -133,34 +133,30 @@ class MultVAE(RecommenderMixin, GenerativeModel):
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores all items for a batch of people: logits [batch, num_items]."""
-        items = self.unpack(data)["items"]
+        items = self.read(data)["items"]
         return self._score_rows(multi_hot(items, self.catalogue.num_items))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Takes one step on the weighted bound."""
-        items = self.unpack(data)["items"]
-
-        def compute_loss():
-            kl_weight = self.kl_weight * linear_ramp(
-                self.step.value, self.kl_warmup_steps
-            )
-            terms, _ = self._bound(items, kl_weight, training=True)
-            loss = tf.reduce_mean(terms["loss"])
+        batch = self.read(data)
+        weights = batch.get("sample_weight")
+        kl_weight = self.kl_weight * linear_ramp(self.step.value, self.kl_warmup_steps)
+        with self.recording() as recording:
+            terms, _ = self._bound(batch["items"], kl_weight, training=True)
+            loss = terms["loss"]
             if self.weight_decay:
-                weights = losses.squared_weights(self.trainable_variables)
-                loss += self.weight_decay * weights
-            return loss, terms
-
-        terms = self.minimize(compute_loss)
+                penalty = losses.squared_weights(self.trainable_variables)
+                loss += self.weight_decay * penalty
+        recording.minimize(loss, weights)
         self.step.assign_add(1)
-        return self.log(terms, training=True)
+        return self.log(terms, training=True, weights=weights)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """The bound without dropout or warm-up, and NDCG@100 of hidden items."""
-        batch = self.unpack(data)
+        """Evaluates the bound without dropout, and NDCG@100 of held-out items."""
+        batch = self.read(data)
         terms, logits = self._bound(batch["items"], self.kl_weight, training=False)
         terms |= self.catalogue.ndcg(batch, logits)
-        return self.log(terms, training=False)
+        return self.log(terms, training=False, weights=batch.get("sample_weight"))
 
     def _bound(self, items, kl_weight, training):
         """Loss and its parts, one number per person, and the logits."""
@@ -231,9 +227,9 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         """The names of each item's features, in order."""
         return self.catalogue.item_features
 
-    def signatures(self) -> list[Signature]:
-        """`recommend`: items of people in, the best other items out."""
-        return self.catalogue.signatures(self._score_rows, (self.encoder, self.decoder))
+    def scoring_layers(self) -> tuple[keras.layers.Layer, ...]:
+        """Returns the layers that score items."""
+        return (self.encoder, self.decoder)
 
     def health(self, logs: dict[str, float]) -> list[str]:
         """Names posterior collapse: everybody is recommended the same."""

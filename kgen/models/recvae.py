@@ -12,7 +12,6 @@ from keras import layers
 
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
-from kgen.models.shared.signatures import Signature
 from kgen.nn import gradients, losses, optimizers, random
 from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
 from kgen.nn.layers import DeterministicAdd, DeterministicSplit
@@ -96,6 +95,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         self.encoder_steps = encoder_steps
         self.decoder_steps = decoder_steps
         self._check_arguments()
+        self.declare_batches(has_row_losses=True)
 
         with layers_of_policy(self.dtype_policy):
             self.encoder = self._make_encoder("encoder")
@@ -165,12 +165,14 @@ class RecVAE(RecommenderMixin, GenerativeModel):
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Scores all items for a batch of people: logits [batch, num_items]."""
-        items = self.unpack(data)["items"]
+        items = self.read(data)["items"]
         return self._score_rows(multi_hot(items, self.catalogue.num_items))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Updates the encoder or the decoder, whose turn follows from the step."""
-        items = self.unpack(data)["items"]
+        """Updates the encoder or the decoder, as the step says."""
+        batch = self.read(data)
+        items = batch["items"]
+        weights = batch.get("sample_weight", tf.ones([items.nrows()]))
         keys = self.noise_keys(items.row_lengths(), random.STREAM_TRAIN)
         cycle = self.encoder_steps + self.decoder_steps
         terms = gradients.alternate(
@@ -179,42 +181,36 @@ class RecVAE(RecommenderMixin, GenerativeModel):
             self._update_decoder,
             items,
             keys,
+            weights,
         )
         self.step.assign_add(1)
-        return self.log(terms, training=True)
+        return self.log(terms, training=True, weights=weights)
 
-    def _update_encoder(self, items, keys):
-        def compute_loss():
+    def _update_encoder(self, items, keys, weights):
+        with self.recording(self.encoder, self.encoder_optimizer) as recording:
             terms, _ = self._bound(items, keys, self.input_dropout, training=True)
-            return tf.reduce_mean(terms["loss"]), terms
+        recording.minimize(terms["loss"], weights)
+        return terms
 
-        return self.minimize(
-            compute_loss, self.encoder.trainable_variables, self.encoder_optimizer
-        )
-
-    def _update_decoder(self, items, keys):
-        # The encoder rests now, so the first of these steps makes the copy that its
-        # next turn needs, and the others change nothing.
+    def _update_decoder(self, items, keys, weights):
+        # The encoder is fixed now: the first of these steps makes the copy that its
+        # next cycle needs, and the others change nothing.
         gradients.update_average(
             self.old_encoder.variables, self.encoder.variables, tf.zeros([])
         )
-
-        def compute_loss():
+        with self.recording(self.decoder, self.decoder_optimizer) as recording:
             terms, _ = self._bound(items, keys, dropout=0.0, training=True)
-            return tf.reduce_mean(terms["loss"]), terms
-
-        return self.minimize(
-            compute_loss, self.decoder.trainable_variables, self.decoder_optimizer
-        )
+        recording.minimize(terms["loss"], weights)
+        return terms
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """The bound without dropout, from fixed noise, and NDCG@100 of hidden items."""
-        batch = self.unpack(data)
+        """Evaluates the bound from fixed noise, and NDCG@100 of held-out items."""
+        batch = self.read(data)
         items = batch["items"]
         keys = self.noise_keys(items.row_lengths(), random.STREAM_TEST)
         terms, mean = self._bound(items, keys, dropout=0.0, training=False)
         terms |= self.catalogue.ndcg(batch, self._decode(mean))
-        return self.log(terms, training=False)
+        return self.log(terms, training=False, weights=batch.get("sample_weight"))
 
     def _bound(self, items, keys, dropout, training):
         """Loss and its parts, one number per person, and the posterior's mean."""
@@ -263,9 +259,9 @@ class RecVAE(RecommenderMixin, GenerativeModel):
 
     # -- use ----------------------------------------------------------------
 
-    def signatures(self) -> list[Signature]:
-        """`recommend`: items of people in, the best other items out."""
-        return self.catalogue.signatures(self._score_rows, (self.encoder, self.decoder))
+    def scoring_layers(self) -> tuple[keras.layers.Layer, ...]:
+        """Returns the layers that score items."""
+        return (self.encoder, self.decoder)
 
     def health(self, logs: dict[str, float]) -> list[str]:
         """Names posterior collapse: everybody is recommended the same.

@@ -11,17 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.batches import (
-    assert_images,
-    check_images,
-    check_labels,
-    check_latents,
-    check_seeds,
-    example_rows,
-    scale_images,
-)
-from kgen.models.shared.model import GenerativeModel, layers_of_policy, trace
+from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.signatures import Signature
+from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
 from kgen.nn import image_networks, losses, random
 from kgen.nn.flows import CouplingFlow
 from kgen.nn.likelihoods import LIKELIHOODS
@@ -30,6 +22,7 @@ from kgen.nn.schedules import linear_ramp
 
 NETWORKS = ("auto", "mlp", "conv")
 PRIORS = ("normal", "flow")
+TEMPERATURE = InputSpec(low=0, default=1.0)
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -132,6 +125,11 @@ class VAE(GenerativeModel):
         self.prior = prior
         self._check_arguments()
 
+        self.batch_specs = {
+            "images": ImageSpec(*self.image_shape),
+            "labels": ClassSpec(num_classes),
+            "sample_weight": InputSpec(low=0, optional=True),
+        }
         self.own_networks = {"encoder": encoder, "decoder": decoder}
         self.encoder = self._make_network("encoder", encoder)
         self.decoder = self._make_network("decoder", decoder)
@@ -158,40 +156,32 @@ class VAE(GenerativeModel):
 
     # -- the bound ----------------------------------------------------------
 
-    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Refuses images and labels that do not fit."""
-        return assert_images(batch, self.image_shape, self.num_classes)
-
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
         """Reconstructs a batch from its posterior means, without noise."""
-        images, labels = self._images_and_labels(self.unpack(data))
-        mean, _ = self._posterior(images, labels, training)
-        return self._decode(mean, labels, training)
+        batch = self.read(data)
+        mean, _ = self._posterior(batch["images"], batch.get("labels"), training)
+        return self._decode(mean, batch.get("labels"), training)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Takes one step on the weighted, importance-weighted bound."""
-        batch = self.unpack(data)
-
-        def compute_loss():
-            kl_weight = self.kl_weight * linear_ramp(
-                self.step.value, self.kl_warmup_steps
-            )
+        batch = self.read(data)
+        weights = batch.get("sample_weight")
+        kl_weight = self.kl_weight * linear_ramp(self.step.value, self.kl_warmup_steps)
+        with self.recording() as recording:
             terms = self._bound(batch, random.STREAM_TRAIN, kl_weight, self.free_bits)
-            return tf.reduce_mean(terms["loss"]), terms
-
-        terms = self.minimize(compute_loss)
+        recording.minimize(terms["loss"], weights)
         self.step.assign_add(1)
-        return self.log(terms, training=True)
+        return self.log(terms, training=True, weights=weights)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Evaluates the bound at its full KL weight, without warm-up or free bits."""
-        batch = self.unpack(data)
+        batch = self.read(data)
         terms = self._bound(batch, random.STREAM_TEST, self.kl_weight, 0.0)
-        return self.log(terms, training=False)
+        return self.log(terms, training=False, weights=batch.get("sample_weight"))
 
     def _bound(self, batch, stream, kl_weight, free_bits):
         """Loss and its parts, one number per image, and the posterior means."""
-        images, labels = self._images_and_labels(batch)
+        images, labels = batch["images"], batch.get("labels")
         num_samples = self.num_importance_samples
         training = stream == random.STREAM_TRAIN
         mean, log_variance = self._posterior(images, labels, training)
@@ -283,19 +273,16 @@ class VAE(GenerativeModel):
 
     def encode(self, images: Any, labels: Any = None) -> np.ndarray:
         """Returns the posterior means of images: [n, latent_dim]."""
-        images, labels = self._checked(images, labels)
-        return self.run_signature("encode", images=images, labels=labels)
+        return self.run("encode", images=images, labels=labels)["latents"]
 
     def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
         """Returns the mean images of latents: [n, height, width, channels]."""
-        latents = check_latents(latents, self.latent_dim)
-        labels = check_labels(labels, len(latents), self.num_classes)
-        return self.run_signature("decode", latents=latents, labels=labels)
+        return self.run("decode", latents=latents, labels=labels)["images"]
 
     def reconstruct(self, images: Any, labels: Any = None) -> np.ndarray:
         """Encodes images and decodes their posterior means."""
-        images, labels = self._checked(images, labels)
-        return self.run_signature("reconstruct", images=images, labels=labels)
+        outputs = self.run("reconstruct", images=images, labels=labels)
+        return outputs["reconstructions"]
 
     def interpolate(
         self,
@@ -324,30 +311,24 @@ class VAE(GenerativeModel):
         return images.reshape(-1, num_steps, *self.image_shape)
 
     def generate(
-        self, seeds: Any, labels: Any = None, temperature: float = 1.0
+        self, seeds: Any, labels: Any = None, temperature: Any = 1.0
     ) -> np.ndarray:
         """Makes one image for each seed; the same seed always makes the same image.
 
         Args:
-            seeds: Whole numbers [n], 64 bits each.
+            seeds: Integers [n], 64 bits each.
             labels: [n], required if the model has `num_classes`.
-            temperature: Standard deviation of the latent noise, 0 or more; below 1
-                images are more typical and less diverse.
+            temperature: Standard deviation of the latent noise, 0 or more, for all
+                images or one for each; below 1 images are more typical and less
+                diverse.
 
         Returns:
             float32 [n, height, width, channels] in [0, 1]: means, not samples.
         """
-        if not 0 <= temperature < math.inf:
-            raise ValueError(
-                "`temperature` must be 0 or more, and finite. Received: "
-                f"temperature={temperature}"
-            )
-        seeds = check_seeds(seeds)
-        labels = check_labels(labels, len(seeds), self.num_classes)
-        if temperature == 1.0:
-            return self.run_signature("generate", seeds=seeds, labels=labels)
-        latents = self._prior_latents(tf.constant(seeds), temperature).numpy()
-        return self.run_signature("decode", latents=latents, labels=labels)
+        outputs = self.run(
+            "generate", seeds=seeds, labels=labels, temperature=temperature
+        )
+        return outputs["images"]
 
     def elbo(self, images: Any, labels: Any = None, seed: int = 0) -> np.ndarray:
         """The evidence lower bound of each image, in nats, with one noise sample: [n].
@@ -387,9 +368,18 @@ class VAE(GenerativeModel):
             raise ValueError(
                 f"`num_samples` must be at least 1. Received: num_samples={num_samples}"
             )
-        images, labels = self._checked(images, labels)
+        arrays = self.signature("encode").check(images=images, labels=labels)
+        images, labels = arrays["images"], arrays.get("labels")
         chunk = max(1, min(num_samples, 10_000 // batch_size))
-        graph = self._log_weight_graph(chunk)
+        number = tf.TensorSpec([], tf.int64)
+        graph = self.graph(
+            f"log_weights/{chunk}",
+            functools.partial(self._log_weight_sum, chunk),
+            **self.signature("encode").tensor_specs(),
+            seed=number,
+            first=number,
+            num_samples=number,
+        )
         results = [np.zeros([0], np.float32)]
         for first in range(0, len(images), batch_size):
             rows = {"images": tf.constant(images[first : first + batch_size])}
@@ -405,23 +395,9 @@ class VAE(GenerativeModel):
                 progress(min(first + batch_size, len(images)), len(images))
         return np.concatenate(results)
 
-    def _log_weight_graph(self, chunk):
-        """Traces `_log_weight_sum` for a number of samples at a time."""
-        key = f"log_weights/{chunk}"
-        if key not in self._graphs:
-            number = tf.TensorSpec([], tf.int64)
-            self._graphs[key] = trace(
-                functools.partial(self._log_weight_sum, chunk),
-                **self._image_inputs(),
-                seed=number,
-                first=number,
-                num_samples=number,
-            )
-        return self._graphs[key]
-
     def _log_weight_sum(self, chunk, images, seed, first, num_samples, labels=None):
         """Log of the summed importance weights of each image: [b]."""
-        images, labels = self._images_and_labels({"images": images, "labels": labels})
+        labels = self._one_hot(labels)
         mean, log_variance = self._posterior(images, labels)
         num_rows = tf.shape(images)[0]
         rows = first + tf.range(tf.cast(num_rows, tf.int64))
@@ -449,71 +425,72 @@ class VAE(GenerativeModel):
     # -- signatures ---------------------------------------------------------
 
     def signatures(self) -> list[Signature]:
-        """`generate`, `encode`, `decode` and `reconstruct`, by standard names."""
-        images = self._image_inputs()
-        labels = {name: spec for name, spec in images.items() if name == "labels"}
-        latents = {"latents": tf.TensorSpec([None, self.latent_dim], tf.float32)}
-        seeds = {"seeds": tf.TensorSpec([None], tf.int64)}
-        to_image, to_latent = {"images": "image"}, {"latents": "latent"}
-        encoder, decoder = (self.encoder,), (self.decoder,)
+        """Returns `generate`, `encode`, `decode` and `reconstruct`."""
+        labels = (
+            {} if self.num_classes is None else {"labels": self.batch_specs["labels"]}
+        )
+        images = {"images": self.batch_specs["images"], **labels}
+        latents = {"latents": InputSpec((self.latent_dim,)), **labels}
+        noise = {
+            "seeds": InputSpec(dtype="int64"),
+            **labels,
+            "temperature": TEMPERATURE,
+        }
         prior = () if self.flow is None else (self.flow,)
 
         def decode(latents, labels=None):
-            output = self._decode(latents, self.one_hot_labels(labels))
+            output = self._decode(latents, self._one_hot(labels))
             return {"images": LIKELIHOODS[self.likelihood].mean(output)}
 
-        def generate(seeds, labels=None):
-            return decode(self._prior_latents(seeds), labels)
+        def generate(seeds, temperature, labels=None):
+            return decode(self._prior_latents(seeds, temperature), labels)
 
         def encode(images, labels=None):
-            batch = {"images": images, "labels": labels}
-            return {"latents": self._posterior(*self._images_and_labels(batch))[0]}
+            return {"latents": self._posterior(images, self._one_hot(labels))[0]}
 
         def reconstruct(images, labels=None):
             # Not `images`: an ONNX graph has one namespace for inputs and outputs.
             output = decode(encode(images, labels)["latents"], labels)
             return {"reconstructions": output["images"]}
 
-        rows = [
-            ("generate", generate, seeds | labels, to_image, decoder + prior),
-            ("encode", encode, images, to_latent, encoder),
-            ("decode", decode, latents | labels, to_image, decoder),
-            (
+        image, reconstruction = {"images": "image"}, {"reconstructions": "image"}
+        encoder, decoder = (self.encoder,), (self.decoder,)
+        examples = (functools.partial(self._example, images),)
+        return [
+            Signature("generate", generate, noise, image, decoder + prior),
+            Signature(
+                "encode", encode, images, {"latents": "latent"}, encoder, examples
+            ),
+            Signature("decode", decode, latents, image, decoder),
+            Signature(
                 "reconstruct",
                 reconstruct,
                 images,
-                {"reconstructions": "image"},
+                reconstruction,
                 encoder + decoder,
+                examples,
             ),
         ]
-        return [
-            Signature(
-                *row,
-                functools.partial(
-                    example_rows, row[2], self.num_classes, self.generate
-                ),
-            )
-            for row in rows
-        ]
 
-    def _image_inputs(self) -> dict[str, tf.TensorSpec]:
-        specs = {"images": tf.TensorSpec([None, *self.image_shape], tf.float32)}
-        if self.num_classes is not None:
-            specs["labels"] = tf.TensorSpec([None], tf.int32)
-        return specs
+    def _example(self, specs, num_rows):
+        """Images that the model makes, with their labels.
 
-    def _prior_latents(self, seeds, temperature=1.0):
+        On noise a trained network is far outside of what it has learned, and so steep
+        that float32 itself is too coarse to compare two runtimes.
+        """
+        rows = np.arange(num_rows)
+        values = {"labels": rows % (self.num_classes or 1)}
+        labels = values["labels"] if "labels" in specs else None
+        values["images"] = self.generate(rows, labels)
+        return {name: values[name] for name in specs}
+
+    def _prior_latents(self, seeds, temperature):
         keys = random.keys(seeds, random.STREAM_GENERATE)
-        latents = temperature * random.normal(keys, (self.latent_dim,))
+        latents = temperature[:, None] * random.normal(keys, (self.latent_dim,))
         return latents if self.flow is None else self.flow.from_noise(latents)
 
-    def _images_and_labels(self, batch):
-        images = scale_images(tf.convert_to_tensor(batch["images"]))
-        return images, self.one_hot_labels(batch.get("labels"))
-
-    def _checked(self, images, labels):
-        images = check_images(images, self.image_shape)
-        return images, check_labels(labels, len(images), self.num_classes)
+    def _one_hot(self, labels):
+        return None if labels is None else self.batch_specs["labels"].to_network(labels)
 
     # -- construction -------------------------------------------------------
 
@@ -586,7 +563,9 @@ class VAE(GenerativeModel):
         takes, returns = self.image_shape, vector
         if not encodes:
             takes, returns = returns, takes
-        return self.check_network(name, network, takes, returns)
+        return image_networks.check_network(
+            name, network, takes, returns, self.num_classes
+        )
 
     def health(self, logs: dict[str, float]) -> list[str]:
         """Names posterior collapse: an encoder that tells the decoder nothing."""

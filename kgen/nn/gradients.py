@@ -1,11 +1,13 @@
 """The one place where a loss becomes an update.
 
 Three things go wrong in a hand-written `train_step` and are right here: under a
-distribution strategy the optimizer sums the replicas' gradients, so a mean loss has to
-be divided by their number; under `mixed_float16` the loss has to be scaled inside the
-tape; and whatever changes the gradients (clipping, privacy) has to see the gradient of
-the whole batch, unscaled.
+distribution strategy the optimizer sums the replicas' gradients, so the loss has to be
+divided by the weight (rows, tokens) of the global batch; under `mixed_float16` the loss
+has to be scaled inside the tape; and whatever changes the gradients (clipping, privacy)
+has to see the gradient of the whole batch, unscaled.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,63 +18,90 @@ import tensorflow as tf
 Transform = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 
-def minimize(
-    compute_loss: Callable[[], tuple[tf.Tensor, Any]],
-    variables: Sequence[keras.Variable],
-    optimizer: keras.optimizers.Optimizer,
-    transform: Transform | None = None,
-) -> Any:
-    """Takes one optimizer step on a loss.
+class Recording:
+    """Records the computation of a loss, and turns it into one optimizer step.
+
+    Other updates may be made inside the block: it watches `variables` alone.
 
     Args:
-        compute_loss: Called once, under a gradient tape. Returns the loss, a float32
-            scalar that is a mean over this replica's rows, and anything else.
-        variables: What to update. The optimizer must have been built on them.
+        variables: Variables to update. The optimizer must have been built on them.
         optimizer: A Keras optimizer; a `LossScaleOptimizer` scales and unscales.
         transform: Maps the gradients of the whole global batch, unscaled, to those
             that are applied.
 
-    Returns:
-        The second value of `compute_loss`.
-
     Raises:
         ValueError: If the optimizer clips by itself while there are several replicas:
             it would clip each replica's part of the gradient.
+
+    Example:
+        >>> with Recording(model.trainable_variables, optimizer) as recording:
+        ...     losses = compute_losses(batch)  # float32 [rows]
+        >>> recording.minimize(losses)
     """
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    loss_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    _refuse_clipping_per_replica(optimizer, num_replicas)
 
-    values = [variable.value for variable in variables]
-    # What it watches, and no more: one update may be made while another's loss is being
-    # computed, as that of a discriminator within its generator's.
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(values)
-        loss, outputs = compute_loss()
-        scaled_loss = optimizer.scale_loss(loss / num_replicas)
-    gradients = tape.gradient(scaled_loss, values)
+    def __init__(
+        self,
+        variables: Sequence[keras.Variable],
+        optimizer: keras.optimizers.Optimizer,
+        transform: Transform | None = None,
+    ):
+        self.variables = list(variables)
+        self.optimizer = optimizer
+        self.transform = transform
+        self._num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self._tape = tf.GradientTape(watch_accessed_variables=False)
+        _refuse_clipping_per_replica(optimizer, self._num_replicas)
 
-    # A variable that the loss does not use has no gradient; Keras warns of it.
-    used = [i for i, gradient in enumerate(gradients) if gradient is not None]
-    whole = [gradients[i] for i in used]
-    summed_here = num_replicas > 1 and (transform or loss_scaled)
-    if summed_here:
-        # The whole batch's gradient is needed before the optimizer sums the replicas:
-        # by the transform, and by the loss scale, which must find an overflow on every
-        # replica or on none.
+    def __enter__(self) -> Recording:
+        self._tape.__enter__()
+        self._tape.watch([variable.value for variable in self.variables])
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._tape.__exit__(*error)
+
+    def minimize(self, losses: tf.Tensor, weights: tf.Tensor | None = None) -> None:
+        """Takes a step on the mean of losses over the rows of all replicas.
+
+        Args:
+            losses: float32 [rows], or any shape, such as one loss for each token.
+            weights: Of the same shape: the mean is sum(weights * losses) over
+                sum(weights), both sums over the global batch. None: all are 1.
+        """
+        if not self.variables:  # All of them are frozen.
+            return
         context = tf.distribute.get_replica_context()
-        whole = context.all_reduce(tf.distribute.ReduceOp.SUM, whole)
-    if transform:
-        scale = optimizer.scale_loss(tf.ones([]))
-        whole = transform([gradient / scale for gradient in whole])
-        whole = [gradient * scale for gradient in whole]
-    if summed_here:  # Undoes the optimizer's own sum.
-        whole = [gradient / num_replicas for gradient in whole]
-    for i, gradient in zip(used, whole, strict=True):
-        gradients[i] = gradient
+        sum_of = tf.distribute.ReduceOp.SUM
+        weights = tf.ones_like(losses) if weights is None else weights
+        total_weight = tf.reduce_sum(weights)
+        if self._num_replicas > 1:
+            total_weight = context.all_reduce(sum_of, total_weight)
+        scale = self.optimizer.scale_loss(tf.ones([]))
+        gradients = self._tape.gradient(
+            losses,
+            [variable.value for variable in self.variables],
+            # The gradient of the scaled mean with respect to the losses.
+            output_gradients=scale * tf.math.divide_no_nan(weights, total_weight),
+        )
 
-    optimizer.apply_gradients(zip(gradients, variables, strict=True))
-    return outputs
+        # A variable that the loss does not use has no gradient; Keras warns of it.
+        used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        whole = [gradients[i] for i in used]
+        loss_scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        summed_here = self._num_replicas > 1 and (self.transform or loss_scaled)
+        if summed_here:
+            # The whole batch's gradient is needed before the optimizer sums the
+            # replicas: by the transform, and by the loss scale, which must find an
+            # overflow on every replica or on none.
+            whole = context.all_reduce(sum_of, whole)
+        if self.transform:
+            whole = self.transform([gradient / scale for gradient in whole])
+            whole = [gradient * scale for gradient in whole]
+        if summed_here:  # Undoes the optimizer's own sum.
+            whole = [gradient / self._num_replicas for gradient in whole]
+        for i, gradient in zip(used, whole, strict=True):
+            gradients[i] = gradient
+        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
 
 
 def alternate(
@@ -81,7 +110,7 @@ def alternate(
     second: Callable[..., Any],
     *args: Any,
 ) -> Any:
-    """Takes one of two kinds of step, each of which may call `minimize`.
+    """Takes one of two kinds of step, each of which may hold a `Recording`.
 
     TensorFlow's `cond` cannot hold an update in a replica: there the replicas meet
     first, and the chosen step is taken by each of them inside it.
@@ -150,5 +179,5 @@ def _refuse_clipping_per_replica(
                 "An optimizer that clips sees one replica's part of the gradient, not "
                 f"the whole. Received: {name}={getattr(inner, name)} with "
                 f"{num_replicas} replicas. Clip in the model instead "
-                "(`gradient_clip_norm=`, or `transform=` of `minimize`)."
+                "(`gradient_clip_norm=`, or `transform=` of `Recording`)."
             )

@@ -120,6 +120,29 @@ def make_inputs(shape, num_classes):
     return [values, labels], values, labels
 
 
+def check_network(name, network, takes, returns, num_classes):
+    """Calls a network symbolically, which builds it, and returns it if it fits.
+
+    Args:
+        name: Argument that it may have come from, for the message.
+        network: Takes rows, and one-hot labels if there are classes.
+        takes: Shape of a row.
+        returns: Shape that a row must be mapped to.
+        num_classes: Classes of the labels, or None.
+
+    Raises:
+        ValueError: If it returns rows of another shape.
+    """
+    inputs, _, _ = make_inputs(takes, num_classes)
+    shape = tuple(network(inputs).shape[1:])
+    if shape != returns:
+        raise ValueError(
+            f"`{name}` must map rows of shape {takes} to rows of shape {returns}. "
+            f"Received: one that returns rows of shape {shape}."
+        )
+    return network
+
+
 def with_labels(values, labels):
     """Concatenates vectors with one-hot labels, if there are labels."""
     return values if labels is None else layers.Concatenate()([values, labels])

@@ -20,7 +20,6 @@ import rich.progress
 import tensorflow as tf
 
 from kgen.files import replacing
-from kgen.models.shared.model import trace
 from kgen.pictures import write_image_grid
 
 NUM_COLUMNS = 80  # of a line that is printed
@@ -147,7 +146,7 @@ class TensorBoard(keras.callbacks.Callback):
         """Opens the log and writes the graph."""
         self._writer = tf.summary.create_file_writer(str(self.folder))
         signature = self.model.signatures()[0]
-        graph = trace(signature.function, **signature.inputs)
+        graph = signature.compiled().get_concrete_function()
         with self._writer.as_default():
             tf.summary.graph(graph.graph)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 from kgen.data.pipeline import Pipeline
+from kgen.models.shared.batches import checked_data
 from kgen.models.shared.model import GenerativeModel
 from kgen.training.strategies import distribute
 
@@ -48,21 +50,23 @@ def fit(
             the chief alone.
     """
     strategy = strategy or tf.distribute.get_strategy()
+    check = functools.partial(checked_data, specs=model.batch_specs)
     epoch, step = divmod(int(model.step.numpy()), pipeline.steps_per_epoch)
     # A pass that starts inside an epoch is shorter than the others, and Keras takes one
     # length for all: two calls.
     parts = [(epoch, epoch + 1, step), (epoch + 1, epochs, 0)] if step else []
     model.stop_training = False
+    held_out = distribute(strategy, validation, 0, check) if validation else None
     for first, last, skip in parts or [(epoch, epochs, 0)]:
         if first >= last or model.stop_training:
             continue
         model.fit(
-            distribute(strategy, pipeline, skip),
+            distribute(strategy, pipeline, skip, check),
             initial_epoch=first,
             epochs=last,
             # The datasets know it, too, but without it Keras opens each pass twice.
             steps_per_epoch=pipeline.steps_per_epoch - skip,
-            validation_data=distribute(strategy, validation) if validation else None,
+            validation_data=held_out,
             validation_steps=validation.steps_per_epoch if validation else None,
             callbacks=[_PinEpoch(pipeline), *callbacks],
             verbose=0,

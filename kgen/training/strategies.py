@@ -141,24 +141,33 @@ def check_equal(
         raise ValueError(f"{rule}. Received (chief first): {received}. {way_out}")
 
 
-def distribute(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int = 0):
+def distribute(
+    strategy: tf.distribute.Strategy,
+    pipeline: Pipeline,
+    skip: int = 0,
+    check: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda dataset: dataset,
+):
     """Returns a dataset for `fit` in which each replica gets its share of a batch.
 
     Args:
         strategy: As returned by `make_strategy`.
         pipeline: Its batches are global: all replicas of all workers together.
         skip: Batches at the start of each pass to leave out.
+        check: Adds the checks of batches to a dataset that several replicas read: `fit`
+            cannot add them to a distributed one.
     """
     if strategy.num_replicas_in_sync == 1:
         return pipeline.dataset(skip=skip)
 
     def worker_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         workers = context.num_input_pipelines
-        return pipeline.dataset(
-            skip=skip,
-            rank=context.input_pipeline_id,
-            num_ranks=workers,
-            replicas=context.num_replicas_in_sync // workers,
+        return check(
+            pipeline.dataset(
+                skip=skip,
+                rank=context.input_pipeline_id,
+                num_ranks=workers,
+                replicas=context.num_replicas_in_sync // workers,
+            )
         )
 
     distributed = strategy.distribute_datasets_from_function(worker_dataset)
@@ -166,6 +175,7 @@ def distribute(strategy: tf.distribute.Strategy, pipeline: Pipeline, skip: int =
     # elements of a worker, one for each of its replicas. Keras would take a step too
     # many at the end of each epoch: on no data, yet the counters would count it.
     distributed._cardinality = pipeline.steps_per_epoch - skip
+    distributed.is_checked = True
     return distributed
 
 

@@ -111,9 +111,9 @@ def test_no_images_give_no_results(vae):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros([2, 4, 3, 1]), r"= \(3, 4, 1\). Received: \(2, 4, 3, 1\)"),
-        (np.zeros([3, 4, 1]), r"Received: \(3, 4, 1\)"),
-        (np.full([2, *SHAPE], 1.5), r"floats in \[0, 1\]. Received: floats from 1.5"),
+        (np.zeros([2, 4, 3, 1]), r"3, 4, 1\]. Received: .*\(2, 4, 3, 1\)"),
+        (np.zeros([3, 4, 1]), r"Received: .*\(3, 4, 1\)"),
+        (np.full([2, *SHAPE], 1.5), r"floats in \[0, 1\].*Received: values from 1.5"),
         (np.full([2, *SHAPE], -0.1), "from -0.1"),
         (np.full([2, *SHAPE], np.nan), "from nan"),
     ],
@@ -225,9 +225,9 @@ def test_seeds_of_any_whole_kind_are_taken(vae):
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [
-        ([0.5, 1.0], "whole numbers in one dimension.*shape [(]2,[)] and type float64"),
-        ([[1, 2]], "whole numbers in one dimension.*shape [(]1, 2[)] and type int64"),
-        ("abc", "whole numbers in one dimension"),
+        ([0.5, 1.0], r"integers of the shape \[rows\]. Received: float64"),
+        ([[1, 2]], r"integers.* Received: int64 of the shape \(1, 2\)"),
+        ("abc", "integers.* Received: string"),
     ],
 )
 def test_seeds_that_are_not_whole_numbers_are_refused(vae, seeds, message):
@@ -237,7 +237,9 @@ def test_seeds_that_are_not_whole_numbers_are_refused(vae, seeds, message):
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
 def test_a_temperature_out_of_range_is_refused(vae, temperature):
-    with pytest.raises(ValueError, match=f"finite. Received: temp.*={temperature}"):
+    with pytest.raises(
+        ValueError, match=f"finite.*from 0.* values from {temperature:g}"
+    ):
         vae.generate([1], temperature=temperature)
 
 
@@ -247,11 +249,11 @@ def test_a_temperature_out_of_range_is_refused(vae, temperature):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, r"needs a label in \[0, 3\) for each row. Received: labels=None"),
-        ([0, 3, 0, 0, 0], r"lie in \[0, 3\). Received: values from 0 to 3"),
-        ([0, -1, 0, 0, 0], r"lie in \[0, 3\). Received: values from -1 to 0"),
-        ([0, 1], r"must be 5 whole numbers.* Received: shape \(2,\)"),
-        ([0.5] * 5, "must be 5 whole numbers.* type float64"),
+        (None, "takes .*labels.* Give labels, one for each row"),
+        ([0, 3, 0, 0, 0], r"in \[0, 2\].* Received: values from 0 to 3"),
+        ([0, -1, 0, 0, 0], r"in \[0, 2\].* Received: values from -1 to 0"),
+        ([0, 1], "Received: 2 rows, where 5 are needed"),
+        ([0.5] * 5, "integers.* Received: float64"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(conditional, labels, message):
@@ -268,7 +270,7 @@ def test_labels_that_do_not_fit_are_refused(conditional, labels, message):
 
 
 def test_a_model_without_classes_takes_no_labels(vae):
-    with pytest.raises(ValueError, match="takes no labels.*num_classes=None"):
+    with pytest.raises(ValueError, match="Received: .*labels.* Leave out labels"):
         vae.generate(range(5), LABELS)
 
 
@@ -296,21 +298,18 @@ def test_signatures_compute_what_the_methods_compute(name, request):
         example = signature.example(3)
         assert example.keys() == signature.inputs.keys()
         for key, spec in signature.inputs.items():
-            assert example[key].dtype == spec.dtype.as_numpy_dtype
-            assert spec.shape[0] is None
-            assert example[key].shape == (3, *spec.shape[1:])
+            assert example[key].shape == (3, *spec.shape)
         if "images" in example:
             # On noise a trained network is too steep for the exporter's comparison.
             labels = [0, 1, 2] if "labels" in example else None
             made = model.generate(range(3), labels)
             np.testing.assert_array_equal(example["images"], made)
-        tensors = {key: tf.constant(value) for key, value in example.items()}
-        outputs = signature.function(**tensors)
+        arrays = signature.check(**example)
+        outputs = signature.compiled()(*map(tf.constant, arrays.values()))
         assert outputs.keys() == signature.outputs.keys()
         (output,) = outputs.values()
-        np.testing.assert_allclose(
-            output, getattr(model, method)(*example.values()), atol=1e-5
-        )
+        expected = getattr(model, method)(**example)
+        np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
 def test_a_signature_names_the_networks_it_uses_and_no_other(vae, flow_vae):

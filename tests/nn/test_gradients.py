@@ -1,4 +1,4 @@
-"""minimize: the same step on one device and two, in float32 and float16.
+"""Recording: the same step on one device and two, in float32 and float16.
 
 All checks take one step of SGD, from weight 1, on the mean of (weight * row)^2 over
 the rows 1, 2, 3, 4. By hand: the loss is 7.5 weight^2, since (1 + 4 + 9 + 16) / 4 =
@@ -22,17 +22,16 @@ from two_replicas import take_steps
 ROWS = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
 
 
-def step(optimizer, rows=ROWS, transform=None, dtype="float32"):
-    """One step from weight 1; returns the weight and what `minimize` returned."""
+def step(optimizer, rows=ROWS, transform=None, dtype="float32", weights=None):
+    """One step from weight 1; returns the weight."""
     weight = keras.Variable(1.0)
     optimizer.build([weight])
 
-    def compute_loss():
+    with gradients.Recording([weight], optimizer, transform) as recording:
         outputs = tf.cast(weight.value, dtype) * tf.cast(rows, dtype)
-        return tf.reduce_mean(tf.cast(outputs, tf.float32) ** 2), {"outputs": outputs}
-
-    outputs = gradients.minimize(compute_loss, [weight], optimizer, transform)
-    return float(weight.value), outputs
+        losses = tf.cast(outputs, tf.float32) ** 2
+    recording.minimize(losses, weights)
+    return float(weight.value)
 
 
 def loss_scaled_sgd(rate, initial_scale=1024.0):
@@ -53,25 +52,50 @@ class Recorder:
 
 
 def test_one_step_by_hand():
-    weight, outputs = step(keras.optimizers.SGD(0.1))
-    np.testing.assert_allclose(weight, -0.5, rtol=1e-6)
-    np.testing.assert_array_equal(outputs["outputs"], ROWS)
+    np.testing.assert_allclose(step(keras.optimizers.SGD(0.1)), -0.5, rtol=1e-6)
+
+
+def test_a_weighted_step_by_hand():
+    """Weights 1, 0, 0, 2: the loss is (1 + 2 * 16) / 3 = 11 weight^2, the step -2.2."""
+    weights = tf.constant([1.0, 0.0, 0.0, 2.0])
+    weight = step(keras.optimizers.SGD(0.1), weights=weights)
+    np.testing.assert_allclose(weight, 1 - 2.2, rtol=1e-6)
+
+
+def test_without_weight_or_variables_nothing_moves():
+    assert step(keras.optimizers.SGD(0.1), weights=tf.zeros(4)) == 1
+    with gradients.Recording([], keras.optimizers.SGD(0.1)) as recording:
+        losses = tf.constant(ROWS)
+    recording.minimize(losses)
+
+
+def test_an_update_inside_a_recording_is_not_part_of_it():
+    """First y moves by -0.1 * 2 y to 0.8; then the gradient of y x by x is 0.8."""
+    x, y = keras.Variable(1.0), keras.Variable(1.0)
+    optimizers = [keras.optimizers.SGD(0.1) for _ in range(2)]
+    for optimizer, variable in zip(optimizers, (x, y), strict=True):
+        optimizer.build([variable])
+    with gradients.Recording([x], optimizers[0]) as outer:
+        with gradients.Recording([y], optimizers[1]) as inner:
+            inner_loss = y.value**2
+        inner.minimize(inner_loss)
+        loss = x.value * y.value
+    outer.minimize(loss)
+    np.testing.assert_allclose([float(x.value), float(y.value)], [0.92, 0.8], rtol=1e-6)
 
 
 def test_a_transform_sees_and_replaces_the_gradient():
     recorder = Recorder()
     step(keras.optimizers.SGD(0.1), transform=recorder)
     np.testing.assert_allclose(recorder.seen, [15], rtol=1e-6)
-    weight, _ = step(
-        keras.optimizers.SGD(0.1), transform=lambda values: [values[0] * 2]
-    )
+    weight = step(keras.optimizers.SGD(0.1), transform=lambda values: [values[0] * 2])
     np.testing.assert_allclose(weight, 1 - 3, rtol=1e-6)
 
 
 def test_a_step_in_float16_equals_one_in_float32():
     """Without a loss scale in the tape the step would be 1024 times too small."""
     optimizer = loss_scaled_sgd(6.4)
-    weight, _ = step(optimizer, ROWS / 8, dtype="float16")
+    weight = step(optimizer, ROWS / 8, dtype="float16")
     np.testing.assert_allclose(weight, -0.5, rtol=1e-3)
 
 
@@ -82,13 +106,13 @@ def test_small_gradients_survive_float16():
     2^-24 or round to few digits; with a scale of 2^15 they are exact.
     """
     rows = ROWS / 2**12
-    weight, _ = step(loss_scaled_sgd(0.1 * 2**24, 2.0**15), rows, dtype="float16")
+    weight = step(loss_scaled_sgd(0.1 * 2**24, 2.0**15), rows, dtype="float16")
     np.testing.assert_allclose(weight, -0.5, rtol=1e-3)
 
 
 def test_a_transform_sees_the_unscaled_gradient():
     recorder = Recorder()
-    weight, _ = step(loss_scaled_sgd(6.4), ROWS / 8, recorder, "float16")
+    weight = step(loss_scaled_sgd(6.4), ROWS / 8, recorder, "float16")
     np.testing.assert_allclose(recorder.seen, [15 / 64], rtol=1e-3)
     np.testing.assert_allclose(weight, -0.5, rtol=1e-3)
 
@@ -97,13 +121,13 @@ def test_an_overflow_takes_no_step_and_halves_the_scale():
     """2 * 400 * 400 * 1024 / 4 = 8e7 is past float16's largest number of 65,504."""
     for transform in (None, gradients.clip_by_global_norm(1.0)):
         optimizer = loss_scaled_sgd(0.1)
-        weight, _ = step(optimizer, ROWS * 100, transform, "float16")
+        weight = step(optimizer, ROWS * 100, transform, "float16")
         assert weight == 1
         assert float(optimizer.dynamic_scale.value) == 512
 
 
 def test_an_optimizer_may_clip_on_one_device():
-    weight, _ = step(keras.optimizers.SGD(0.1, global_clipnorm=3.0))
+    weight = step(keras.optimizers.SGD(0.1, global_clipnorm=3.0))
     np.testing.assert_allclose(weight, 0.7, rtol=1e-6)
 
 
@@ -125,12 +149,10 @@ def test_a_step_compiles_under_xla():
 
     @tf.function(jit_compile=True)
     def compiled():
-        gradients.minimize(
-            lambda: (tf.reduce_mean((weight.value * ROWS) ** 2), None),
-            [weight],
-            optimizer,
-            gradients.clip_by_global_norm(3.0),
-        )
+        clip = gradients.clip_by_global_norm(3.0)
+        with gradients.Recording([weight], optimizer, clip) as recording:
+            losses = (weight.value * ROWS) ** 2
+        recording.minimize(losses)
 
     compiled()
     np.testing.assert_allclose(float(weight.value), 0.7, rtol=1e-6)
@@ -148,6 +170,9 @@ def two_replicas():
     ("case", "expected"),
     [
         ("plain", -0.5),
+        # Rows 1, 2 | 4: the mean is over three rows, 7 weight^2, and the gradient 14.
+        ("uneven", -0.4),
+        ("uneven clipped", 0.7),
         ("adam", 0.9),
         ("clipped", 0.7),
         ("float16", -0.5),

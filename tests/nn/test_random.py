@@ -312,3 +312,14 @@ def test_categorical_draws_follow_the_probabilities():
     counts = np.stack([np.bincount(row, minlength=4) for row in draws.numpy()])
     errors = np.sqrt(20_000 * probabilities * (1 - probabilities))
     assert np.all(np.abs(counts - 20_000 * probabilities) <= 4 * errors)
+
+
+@pytest.mark.parametrize("bound", [0.1, 0.7, 2.0, 4.0])
+def test_truncation_keeps_quantiles(bound):
+    """By SciPy: from the tail of a normal to the same share of what is left of it."""
+    normals = np.linspace(-5, 5, 2001).astype(np.float32)
+    received = random.truncate(tf.constant(normals), tf.constant(bound)).numpy()
+    tail, cut_off = (scipy.stats.norm.sf(np.float64(x)) for x in (abs(normals), bound))
+    quantiles = scipy.stats.norm.isf(cut_off + (1 - 2 * cut_off) * tail)
+    np.testing.assert_allclose(received, np.sign(normals) * quantiles, atol=3e-6)
+    assert np.abs(received).max() <= bound

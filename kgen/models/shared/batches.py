@@ -1,184 +1,185 @@
-"""What goes into a model: the rules of the standard names, and valid examples."""
+"""Batches: their names, and the checks before `fit` and its siblings use them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
+import keras
 import tensorflow as tf
 
+from kgen.models.shared.specs import InputSpec
 
-def scale_images(images: tf.Tensor) -> tf.Tensor:
-    """Maps uint8 0..255 to float32 in [0, 1]; floats pass as they are."""
-    if images.dtype == tf.uint8:
-        return tf.cast(images, tf.float32) / 255.0
-    return tf.cast(images, tf.float32)
+Batch = dict[str, Any]
+WEIGHTS = "sample_weight"
 
 
-def assert_images(
-    batch: dict[str, tf.Tensor],
-    image_shape: tuple[int, ...],
-    num_classes: int | None,
-) -> dict[str, tf.Tensor]:
-    """Refuses inside a compiled step what `check_images` and `check_labels` refuse."""
-    images = tf.convert_to_tensor(batch["images"])
-    if not images.shape.is_compatible_with([None, *image_shape]):
-        raise ValueError(
-            "`images` must have the shape [batch, height, width, channels] with "
-            f"(height, width, channels) = {image_shape}. Received: {images.shape}."
-        )
-    asserts = []
-    if images.dtype.is_floating:
-        message = "`images` must be uint8, or floats in [0, 1]. Received floats from"
-        asserts.append(assert_range(images, 0, 1, message))
-    if num_classes is not None and batch.get("labels") is not None:
-        labels = tf.convert_to_tensor(batch["labels"])
-        if not (labels.dtype.is_integer and labels.shape.is_compatible_with([None])):
-            raise ValueError(
-                "`labels` must be whole numbers, one for each image and not one-hot. "
-                f"Received: {labels.dtype.name} of the shape {labels.shape}."
-            )
-        labels = tf.cast(labels, tf.int64)
-        message = f"`labels` must lie in [0, {num_classes}). Received values from"
-        asserts.append(assert_range(labels, 0, num_classes - 1, message))
-    # Whatever uses the images waits: a refused batch changes no weight.
-    with tf.control_dependencies(asserts):
-        return batch | {"images": tf.identity(images)}
-
-
-def assert_range(
-    values: tf.Tensor, low: float, high: float, message: str
-) -> tf.Operation:
-    """Returns an operation that fails, with this message, on a value out of range."""
-    kept = tf.reduce_all((values >= low) & (values <= high))
-    received = [message, tf.reduce_min(values), "to", tf.reduce_max(values)]
-    return tf.debugging.Assert(kept, received)
-
-
-def check_seeds(seeds: Any) -> np.ndarray:
-    """Returns seeds as int64 [n].
-
-    Raises:
-        ValueError: If they are not whole numbers of 64 bits in one dimension.
-    """
-    array = np.asarray(list(seeds) if isinstance(seeds, range) else seeds)
-    if array.ndim == 0:
-        array = array[None]
-    whole = not array.size or np.issubdtype(array.dtype, np.integer)
-    if array.ndim != 1 or not whole or (array.size and array.max() >= 2**63):
-        raise ValueError(
-            "`seeds` must be whole numbers in one dimension, below 2**63, such as "
-            "range(64). "
-            f"Received: an array of shape {array.shape} and type {array.dtype}."
-        )
-    return array.astype(np.int64)
-
-
-def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Returns images as float32 in [0, 1], [n, height, width, channels].
-
-    Raises:
-        ValueError: On another shape, or floats outside [0, 1] (NaN included).
-    """
-    array = np.asarray(images)
-    if array.shape[1:] != image_shape:
-        raise ValueError(
-            "`images` must have the shape [n, height, width, channels] with "
-            f"(height, width, channels) = {image_shape}. Received: {array.shape}."
-        )
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255.0
-    array = array.astype(np.float32)
-    if array.size and not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(
-            "`images` must be uint8, or floats in [0, 1]. Received: floats from "
-            f"{array.min()} to {array.max()}."
-        )
-    return array
-
-
-def check_latents(latents: Any, latent_dim: int) -> np.ndarray:
-    """Returns latents as float32 [n, latent_dim].
-
-    Raises:
-        ValueError: On another shape.
-    """
-    array = np.asarray(latents, np.float32)
-    if array.shape[1:] != (latent_dim,):
-        raise ValueError(
-            f"`latents` must have the shape [n, {latent_dim}]. Received: {array.shape}."
-        )
-    return array
-
-
-def check_labels(
-    labels: Any, num_rows: int, num_classes: int | None
-) -> np.ndarray | None:
-    """Returns labels as int32 [n], or None for a model without classes.
-
-    Raises:
-        ValueError: If labels are missing, not wanted, or outside [0, num_classes).
-    """
-    if num_classes is None and labels is None:
-        return None
-    if num_classes is None:
-        raise ValueError(
-            "This model takes no labels: it was made with num_classes=None. "
-            "Received: labels. Leave them out, or train a model with num_classes=."
-        )
-    if labels is None:
-        raise ValueError(
-            f"This model needs a label in [0, {num_classes}) for each row. "
-            "Received: labels=None."
-        )
-    array = np.asarray(labels)
-    whole = np.issubdtype(array.dtype, np.integer) or not array.size
-    if array.shape != (num_rows,) or not whole:
-        raise ValueError(
-            f"`labels` must be {num_rows} whole numbers, one for each row. "
-            f"Received: shape {array.shape}, type {array.dtype}."
-        )
-    if array.size and not (array.min() >= 0 and array.max() < num_classes):
-        raise ValueError(
-            f"`labels` must lie in [0, {num_classes}). Received: values from "
-            f"{array.min()} to {array.max()}."
-        )
-    return array.astype(np.int32)
-
-
-def example_rows(
-    inputs: dict[str, tf.TensorSpec],
-    num_classes: int | None,
-    make_images: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
-    num_rows: int,
-) -> dict[str, np.ndarray]:
-    """Valid inputs of a signature by their standard names, always the same ones.
+def name_tensors(data: Any, specs: dict[str, InputSpec]) -> Batch:
+    """Returns a batch as a dict of the names of `specs`.
 
     Args:
-        inputs: What the signature takes.
-        num_classes: Classes of the labels, or None.
-        num_rows: How many rows.
-        make_images: Makes realistic images of seeds and labels. On noise a trained
-            network is far outside of what it has learned, and so steep that float32
-            itself is not good enough to compare two runtimes.
+        data: A dict; or a tensor or array of the first name alone; or a tuple of the
+            first, the second, and the sample weights, as Keras has them.
+        specs: By name: the first is what a model learns from.
+
+    Raises:
+        ValueError: A name is missing or unknown.
     """
-    seeds = np.arange(num_rows, dtype=np.int64)
-    labels = seeds.astype(np.int32) % (num_classes or 1)
-    rng = np.random.default_rng(num_rows)
+    first, *others = (name for name in specs if name != WEIGHTS)
+    values, second, weights = keras.utils.unpack_x_y_sample_weight(data)
+    batch = dict(values) if isinstance(values, dict) else {first: values}
+    if second is not None:
+        batch[others[0] if others else "targets"] = second
+    if weights is not None:
+        batch[WEIGHTS] = weights
+    batch = {name: value for name, value in batch.items() if value is not None}
+    if WEIGHTS in batch and WEIGHTS not in specs:
+        raise ValueError(
+            "Sample weights need a loss that is a mean over rows, which this model "
+            f"does not have. Received: {WEIGHTS} or class_weight. Leave them out."
+        )
+    needed = [name for name, spec in specs.items() if not spec.optional]
+    if not batch.keys() <= specs.keys() or not batch.keys() >= {*needed}:
+        optional = [name for name in specs if name not in needed]
+        raise ValueError(
+            f"A batch must be a dict with {' and '.join(needed)} (optional: "
+            f"{', '.join(optional) or 'nothing'}), or a tuple in this order. Received: "
+            f"{', '.join(batch) or 'nothing'}."
+        )
+    return batch
 
-    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        match name:
-            case "seeds":
-                return seeds
-            case "labels":
-                return labels
-            case "latents":
-                return rng.standard_normal(shape, np.float32)
-            case "images":
-                return make_images(seeds, labels if num_classes else None)
-        raise ValueError(f"No example is known of an input of this name: {name!r}.")
 
-    return {
-        name: values(name, (num_rows, *spec.shape[1:])) for name, spec in inputs.items()
-    }
+def check_arrays(data: Any, specs: dict[str, InputSpec]) -> Batch:
+    """Returns a batch of arrays by name, once every value is found valid.
+
+    Raises:
+        ValueError: A name, type, shape or value is wrong, or numbers of rows differ.
+    """
+    batch, num_rows = name_tensors(data, specs), None
+    for name, spec in specs.items():
+        if name in batch:
+            batch[name] = spec.check(name, batch[name], num_rows)
+            num_rows = batch[name].shape[0] if num_rows is None else num_rows
+    return batch
+
+
+def assert_batch(data: Any, specs: dict[str, InputSpec]) -> Batch:
+    """Returns a batch of tensors by name, behind assertions of their specs."""
+    batch = name_tensors(data, specs)
+    return {k: specs[k].assert_in_graph(k, tensor) for k, tensor in batch.items()}
+
+
+def checked_data(
+    data: Any,
+    specs: dict[str, InputSpec],
+    *,
+    class_weight: dict[int, float] | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+) -> Any:
+    """Returns what `fit` was given in a form that holds valid batches alone.
+
+    Arrays are checked at once, datasets by assertions in a `map`, the batches of a
+    PyDataset or a generator one by one.
+
+    Args:
+        data: A dataset, PyDataset or generator of batches; else one batch of all rows,
+            as `name_tensors` takes it.
+        specs: By name.
+        class_weight: Weight of the rows of each class, 1 for those it lacks.
+        batch_size: Rows of a batch: ragged rows become a dataset. None: all rows are
+            one batch.
+        shuffle: Whether such a dataset is shuffled.
+
+    Raises:
+        ValueError: A batch is not valid, or a distributed dataset is not checked.
+    """
+    if isinstance(data, tf.data.Dataset):
+        check = tf.autograph.experimental.do_not_convert(
+            lambda *batch: assert_batch(
+                _weighted(batch if len(batch) > 1 else batch[0], class_weight, specs),
+                specs,
+            )
+        )
+        return data.map(check).prefetch(2)
+    if isinstance(data, keras.utils.PyDataset):
+        return _CheckedPyDataset(data, class_weight, specs)
+    if isinstance(data, Iterator):
+        weighted = (_weighted(batch, class_weight, specs) for batch in data)
+        return ((check_arrays(batch, specs),) for batch in weighted)
+    if hasattr(data, "element_spec"):  # Distributed by a strategy.
+        if not getattr(data, "is_checked", False) or class_weight is not None:
+            raise ValueError(
+                "A distributed dataset must be checked before it is distributed. "
+                f"Received: {type(data).__name__}. Give `fit` the plain dataset, or "
+                "use kgen.training.fit."
+            )
+        return data
+    batch = check_arrays(_weighted(data, class_weight, specs), specs)
+    if batch_size is not None and any(
+        isinstance(value, tf.RaggedTensor) for value in batch.values()
+    ):
+        dataset = tf.data.Dataset.from_tensor_slices(batch)
+        if shuffle:
+            dataset = dataset.shuffle(dataset.cardinality())
+        return dataset.batch(batch_size)
+    return batch
+
+
+class _CheckedPyDataset(keras.utils.PyDataset):
+    """A PyDataset whose batches are checked when they are read."""
+
+    def __init__(self, dataset, class_weight, specs):
+        super().__init__(
+            workers=dataset.workers,
+            use_multiprocessing=dataset.use_multiprocessing,
+            max_queue_size=dataset.max_queue_size,
+        )
+        self.dataset, self.class_weight, self.specs = dataset, class_weight, specs
+        self.on_epoch_begin = dataset.on_epoch_begin
+        self.on_epoch_end = dataset.on_epoch_end
+
+    def __getitem__(self, index):
+        batch = _weighted(self.dataset[index], self.class_weight, self.specs)
+        return check_arrays(batch, self.specs)
+
+    @property
+    def num_batches(self):
+        return self.dataset.num_batches
+
+
+def _weighted(data, class_weight, specs):
+    """Adds the weights of rows by their labels to a batch, if there are any."""
+    if class_weight is None:
+        return data
+    batch = name_tensors(data, specs)
+    if WEIGHTS in batch or WEIGHTS not in specs or "labels" not in batch:
+        raise ValueError(
+            "`class_weight` needs batches with labels and without sample weights, and "
+            "a model whose loss is a mean over rows. Received: a batch of "
+            f"{', '.join(batch)}."
+        )
+    labels = batch["labels"]
+    weights = tf.ones(tf.shape(labels))
+    for label, weight in class_weight.items():
+        weights = tf.where(tf.equal(labels, label), float(weight), weights)
+    return batch | {WEIGHTS: weights}
+
+
+_SENTENCE = re.compile(
+    r"assertion failed: \[(`[^\n]*)\]|^ValueError: ([^\n]*)", re.MULTILINE
+)
+
+
+@contextlib.contextmanager
+def assertions_as_value_errors() -> Iterator[None]:
+    """Turns errors of checks inside a dataset into a ValueError of their sentence."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = _SENTENCE.search(error.message)
+        if found is None:
+            raise
+        raise ValueError(found[1] or found[2]) from error

@@ -6,15 +6,18 @@ import contextlib
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kgen.models.shared import batches
+from kgen.models.shared.batches import Batch
 from kgen.models.shared.signatures import Signature
+from kgen.models.shared.specs import InputSpec
 from kgen.nn import gradients, random
-from kgen.nn.image_networks import make_inputs
 
 
 class GenerativeModel(keras.Model):
@@ -25,12 +28,13 @@ class GenerativeModel(keras.Model):
     with `add_log_metrics`.
 
     Attributes:
-        batch_names: Standard names of what a batch holds: what it must, what it may.
+        batch_specs: Spec of each tensor of a batch, by its standard name: the one to
+            learn from first.
         compatibility_arguments: Arguments that must be equal for weights to be
             transferable, such as the vocabulary or the item ids.
     """
 
-    batch_names: tuple[str, str] = ("images", "labels")
+    batch_specs: dict[str, InputSpec]
     compatibility_arguments: tuple[str, ...] = ()
 
     def __init__(self, **kwargs: Any):
@@ -95,18 +99,22 @@ class GenerativeModel(keras.Model):
         *,
         seed: int = 0,
         gradient_clip_norm: float | None = None,
-        **options: Any,
+        steps_per_execution: int = 1,
+        jit_compile: bool = False,
+        run_eagerly: bool = False,
     ) -> None:
-        """What `compile` does, for a model with any number of optimizers.
+        """Compiles with any number of optimizers.
 
         Args:
             optimizers: By the name of `compile`'s argument, which becomes an attribute:
                 a Keras optimizer or its name, and the variables it updates. The first
                 is also Keras's own, the one that callbacks such as
                 LearningRateScheduler drive.
-            seed: As for `compile`.
-            gradient_clip_norm: Likewise, for the gradient of each optimizer.
-            **options: The others of `compile`.
+            seed: As for `compile`, like all others.
+            gradient_clip_norm: Clips the gradient of each optimizer.
+            steps_per_execution: As for `compile`.
+            jit_compile: As for `compile`.
+            run_eagerly: As for `compile`.
         """
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(
@@ -122,6 +130,12 @@ class GenerativeModel(keras.Model):
                     "Each network needs an optimizer of its own: they keep state. "
                     f"Received: the same one as {' and '.join(optimizers)}."
                 )
+            if optimizer.use_ema and len(optimizers) > 1:
+                raise ValueError(
+                    "`use_ema` takes effect with a single optimizer: Keras ends the "
+                    f"average of the first one alone. Received: {name} with "
+                    "use_ema=True. Use the model's own average, if it has one."
+                )
             scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
             if self.dtype_policy.name == "mixed_float16" and not scaled:
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -131,8 +145,13 @@ class GenerativeModel(keras.Model):
             self._optimizers[name] = optimizer
             setattr(self, name, optimizer)
         if tf.distribute.has_strategy():  # keras-team/keras issue 19246
-            options["steps_per_execution"] = 1
-        super().compile(optimizer=self.optimizers[0], **options)
+            steps_per_execution = 1
+        super().compile(
+            optimizer=self.optimizers[0],
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            run_eagerly=run_eagerly,
+        )
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`, serialised."""
@@ -153,11 +172,78 @@ class GenerativeModel(keras.Model):
         """Compiles with what `get_compile_config` returned."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """`keras.Model.fit`; a dataset keeps the order it comes in."""
-        if not isinstance(x, np.ndarray):
-            kwargs.setdefault("shuffle", False)
-        return super().fit(x, *args, **kwargs)
+    # -- the door: batches are checked here, and not inside a step ----------------
+
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, on batches that the specs allow.
+
+        Arrays, alone or in a dict, are checked whole before the first step, and are
+        shuffled; datasets are checked as they are read, and keep their order.
+
+        Raises:
+            ValueError: A batch lacks something, or a value breaks the rule of its spec.
+        """
+        call = _arguments_of(keras.Model.fit, self, *args, **kwargs)
+        batch_size = call.get("batch_size")
+        shuffle = call.get("shuffle", True)
+        if call.get("validation_data") is not None:
+            rows = call.get("validation_batch_size") or batch_size or 32
+            call["validation_data"] = batches.checked_data(
+                call["validation_data"], self.batch_specs, batch_size=rows
+            )
+        data = self._checked_data(call, batch_size=batch_size or 32, shuffle=shuffle)
+        # Keras warns where anything but arrays would have to be shuffled.
+        call["shuffle"] = shuffle and isinstance(data, dict)
+        with batches.assertions_as_value_errors():
+            return super().fit(data, **call)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates as `keras.Model.evaluate` does, on batches that the specs allow."""
+        call = _arguments_of(keras.Model.evaluate, self, *args, **kwargs)
+        data = self._checked_data(call, batch_size=call.get("batch_size") or 32)
+        with batches.assertions_as_value_errors():
+            return super().evaluate(data, **call)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Maps batches as `call` does, once they are checked."""
+        call = _arguments_of(keras.Model.predict, self, *args, **kwargs)
+        data = self._checked_data(call, batch_size=call.get("batch_size") or 32)
+        with batches.assertions_as_value_errors():
+            return super().predict(data, **call)
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes one step on arrays, once they are checked."""
+        call = _arguments_of(keras.Model.train_on_batch, self, *args, **kwargs)
+        return super().train_on_batch(self._checked_data(call), **call)
+
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates arrays as one batch, once they are checked."""
+        call = _arguments_of(keras.Model.test_on_batch, self, *args, **kwargs)
+        return super().test_on_batch(self._checked_data(call), **call)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Maps arrays as one batch, once they are checked."""
+        return super().predict_on_batch(self._checked_data({"x": x}))
+
+    def _checked_data(self, call: dict[str, Any], **options: Any) -> Any:
+        """Takes the data out of the arguments of a call, and checks it."""
+        data = call.pop("x", None)
+        rest = [call.pop(name, None) for name in ("y", "sample_weight")]
+        if any(one is not None for one in rest):
+            data = (data, *rest)
+        class_weight = call.pop("class_weight", None)
+        return batches.checked_data(
+            data, self.batch_specs, class_weight=class_weight, **options
+        )
+
+    def read(self, data: Any) -> Batch:
+        """Returns a checked batch by name, in the form that networks take.
+
+        Raises:
+            ValueError: A name is missing or unknown.
+        """
+        batch = batches.name_tensors(data, self.batch_specs)
+        return {k: self.batch_specs[k].to_network(v) for k, v in batch.items()}
 
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
@@ -232,30 +318,73 @@ class GenerativeModel(keras.Model):
         steps = -(-counts[name] // replicas)
         return (name, int(self.step.numpy()) - steps + 1) if counts[name] else None
 
-    def run_signature(self, name: str, **inputs: np.ndarray | None) -> np.ndarray:
-        """Calls one of `signatures()` and returns its one output.
+    # -- signatures -----------------------------------------------------------
 
-        It is traced once, for any number of rows, and fed 256 rows at a time to bound
-        the memory.
+    def signatures(self) -> list[Signature]:
+        """Returns what an export of this model offers, the default one first."""
+        raise NotImplementedError(f"{type(self).__name__} defines no signatures.")
+
+    def signature(self, name: str, *inputs: str) -> Signature:
+        """Returns the first signature of a name, preferably with these inputs.
+
+        Raises:
+            ValueError: There is none of this name.
+        """
+        signatures = self.signatures()
+        named = [signature for signature in signatures if signature.name == name]
+        if not named:
+            raise ValueError(
+                f"{type(self).__name__} offers "
+                f"{', '.join(dict.fromkeys(s.name for s in signatures))}. "
+                f"Received: {name}."
+            )
+        fitting = [one for one in named if one.inputs.keys() >= {*inputs}]
+        return (fitting or named)[0]
+
+    def run(self, signature: str | Signature, **inputs: Any) -> dict[str, np.ndarray]:
+        """Calls a signature on any number of rows; returns its outputs by name.
+
+        It is traced once, for any number of rows, and fed at most `max_rows` at a time
+        to bound the memory.
 
         Args:
-            name: Of the signature.
-            **inputs: Its inputs, checked, all of the same length; None is left out.
+            signature: Its name; or one that is not exported, of a name of its own.
+            **inputs: Its inputs; those with a default may be left out, or None.
+
+        Raises:
+            ValueError: An input is missing, unknown or invalid.
         """
-        if name not in self._graphs:
-            signature = next(s for s in self.signatures() if s.name == name)
-            self._graphs[name] = trace(signature.function, **signature.inputs)
-        given = {key: value for key, value in inputs.items() if value is not None}
-        num_rows = len(next(iter(given.values())))
-        results = []
-        for start in range(0, max(num_rows, 1), 256):
-            rows = {
-                key: tf.constant(value[start : start + 256])
-                for key, value in given.items()
-            }
-            (output,) = self._graphs[name](**rows).values()
-            results.append(output.numpy())
-        return np.concatenate(results)
+        given = {name: value for name, value in inputs.items() if value is not None}
+        name = signature if isinstance(signature, str) else signature.name
+        key = f"{name}({', '.join(given)})"
+        if key not in self._graphs:
+            found = signature
+            if isinstance(found, str):
+                found = self.signature(name, *given)
+            self._graphs[key] = (found, found.compiled())
+        found, graph = self._graphs[key]
+        arrays = found.check(**given)
+        num_rows = len(next(iter(arrays.values())))
+        parts = []
+        for start in range(0, max(num_rows, 1), found.max_rows):
+            rows = slice(start, start + found.max_rows)
+            outputs = graph(*(tf.constant(array[rows]) for array in arrays.values()))
+            parts.append({name: value.numpy() for name, value in outputs.items()})
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+
+    def graph(
+        self, name: str, function: Any, *, jit_compile: bool = False, **inputs: Any
+    ) -> Any:
+        """Returns a function of keyword tensors, traced once for all sizes of inputs.
+
+        With `jit_compile` XLA compiles it, once for each of the sizes.
+        """
+        key = f"{name}/xla" if jit_compile else f"{name}/graph"
+        if key not in self._graphs:
+            self._graphs[key] = trace(function, jit_compile=jit_compile, **inputs)
+        return self._graphs[key]
+
+    # -- a training step ------------------------------------------------------
 
     def noise_keys(self, rows: tf.Tensor, stream: int) -> tf.Tensor:
         """Keys for the noise of the current step: int64 [rows].
@@ -270,10 +399,6 @@ class GenerativeModel(keras.Model):
         """
         num_rows = tf.shape(rows, out_type=tf.int64)[0]
         position = self._first_row(rows.shape[0], num_rows) + tf.range(num_rows)
-        with tf.control_dependencies([rows]):
-            # Noise waits, too, until a batch is found right: it may be all that a
-            # network sees, such as a generator whose batch norm averages it.
-            position = tf.identity(position)
         step = 0 if stream == random.STREAM_TEST else self.step.value
         return random.keys(self.seed, stream, step, position)
 
@@ -288,89 +413,23 @@ class GenerativeModel(keras.Model):
         own = tf.where(replicas > replica, num_rows, 0)  # for those after this one
         return context.all_reduce(tf.distribute.ReduceOp.SUM, own)[replica]
 
-    def minimize(self, compute_loss, variables=None, optimizer=None) -> Any:
-        """One optimizer step on a mean loss; see `kgen.nn.gradients.minimize`."""
+    def recording(
+        self,
+        network: keras.layers.Layer | None = None,
+        optimizer: keras.optimizers.Optimizer | None = None,
+    ) -> gradients.Recording:
+        """Records the losses of one optimizer step: see `kgen.nn.gradients`.
+
+        Args:
+            network: Layer whose trainable variables are updated; by default all.
+            optimizer: Their optimizer; by default the only one.
+        """
         clip = self.gradient_clip_norm
-        return gradients.minimize(
-            compute_loss,
-            self.trainable_variables if variables is None else variables,
+        return gradients.Recording(
+            (self if network is None else network).trainable_variables,
             self.optimizer if optimizer is None else optimizer,
             transform=gradients.clip_by_global_norm(clip) if clip else None,
         )
-
-    def unpack(self, data: Any) -> dict[str, tf.Tensor]:
-        """Turns what `fit` feeds into a batch of named tensors, and checks it.
-
-        Takes a dict with the standard names, or the tensor of the first name alone, or
-        a pair of the first and the second.
-
-        Raises:
-            ValueError: If the first is missing, or one has another shape or type.
-            tf.errors.InvalidArgumentError: When the step runs, on values out of range.
-        """
-        first, second = self.batch_names
-        values, others, _ = keras.utils.unpack_x_y_sample_weight(data)
-        batch = dict(values) if isinstance(values, dict) else {first: values}
-        if others is not None:
-            batch[second] = others
-        if first not in batch:
-            raise ValueError(
-                f'A batch is a dict with "{first}" (and "{second}"), or a tensor of '
-                f"{first}. Received a dict with the keys {sorted(batch)}."
-            )
-        return self.check_batch(batch)
-
-    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns the batch, whose values wait until they have been found right."""
-        raise NotImplementedError(f"{type(self).__name__} checks no batches.")
-
-    def one_hot_labels(self, labels: Any) -> tf.Tensor | None:
-        """What the networks get: [batch, num_classes], or None without classes.
-
-        Raises:
-            ValueError: If a conditional model gets none.
-        """
-        if self.num_classes is None:
-            return None
-        if labels is None:
-            raise ValueError(
-                f"A conditional {type(self).__name__} needs labels with its images. "
-                f"Received: num_classes={self.num_classes} and a batch without "
-                '"labels". Use data with labels, or num_classes=None.'
-            )
-        # tf.one_hot passes over others, and an export has no other check.
-        labels = tf.convert_to_tensor(labels)
-        known = tf.reduce_all((labels >= 0) & (labels < self.num_classes))
-        message = f"`labels` must be from 0 to {self.num_classes - 1}."
-        with tf.control_dependencies([tf.debugging.Assert(known, [message])]):
-            return tf.one_hot(labels, self.num_classes)
-
-    def check_network(
-        self,
-        name: str,
-        network: keras.layers.Layer,
-        takes: tuple[int, ...],
-        returns: tuple[int, ...],
-    ) -> keras.layers.Layer:
-        """Calls a network symbolically, which builds it, and returns it if it fits.
-
-        Args:
-            name: Of the argument it may have come from.
-            network: Takes rows, and one-hot labels if there are classes.
-            takes: Shape of a row.
-            returns: Shape that a row must be mapped to.
-
-        Raises:
-            ValueError: If it is mapped to another.
-        """
-        inputs, _, _ = make_inputs(takes, self.num_classes)
-        shape = tuple(network(inputs).shape[1:])
-        if shape != returns:
-            raise ValueError(
-                f"`{name}` must map rows of shape {takes} to rows of shape {returns}. "
-                f"Received: one that returns rows of shape {shape}."
-            )
-        return network
 
     def float32_clone(self) -> GenerativeModel:
         """Returns this model computing in float32: itself, or a copy of its weights."""
@@ -384,10 +443,6 @@ class GenerativeModel(keras.Model):
         clone = self.from_config(json.loads(config) | {"dtype": "float32"})
         clone.set_weights(self.get_weights())
         return clone
-
-    def signatures(self) -> list[Signature]:
-        """What an export of this model offers, the default one first."""
-        raise NotImplementedError(f"{type(self).__name__} defines no signatures.")
 
     def check_argument(self, name: str, kept: bool, rule: str) -> None:
         """Raises a ValueError that says what the argument must do, and was."""
@@ -406,6 +461,13 @@ class GenerativeModel(keras.Model):
         config = {name: getattr(self, name) for name in names}
         for name, network in self.own_networks.items():
             config[name] = keras.saving.serialize_keras_object(network)
+            if network is not None:
+                # Its optimizer is no part of this model, which trains its weights.
+                config[name].pop("compile_config", None)
+        layers = self._flatten_layers(include_self=False)
+        config["frozen_layers"] = [
+            index for index, layer in enumerate(layers) if not layer.trainable
+        ]
         return super().get_config() | config
 
     @classmethod
@@ -419,7 +481,26 @@ class GenerativeModel(keras.Model):
             else value
             for name, value in config.items()
         }
-        return cls(**values)
+        frozen = values.pop("frozen_layers", ())
+        model = cls(**values)
+        # From the outside in: a layer passes `trainable` on to those inside it.
+        for index, layer in enumerate(model._flatten_layers(include_self=False)):
+            if layer.trainable == (index in frozen):
+                layer.trainable = index not in frozen
+        return model
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves the model as a .keras file.
+
+        Raises:
+            ValueError: Another ending, of a format that cannot be loaded again.
+        """
+        if Path(filepath).suffix != ".keras":
+            raise ValueError(
+                "`filepath` must end in .keras. Received: "
+                f"filepath={str(filepath)!r}. For deployment use kgen.export."
+            )
+        super().save(filepath, *args, **kwargs)
 
     def health(self, logs: dict[str, float]) -> list[str]:
         """Reads an epoch's logs; returns one warning for each thing that went wrong."""
@@ -435,6 +516,14 @@ class GenerativeModel(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the networks are built by the constructor."""
         self.built = True
+
+
+def _arguments_of(method: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call of a method by name, without `self`."""
+    bound = inspect.signature(method).bind(*args, **kwargs).arguments
+    return {k: v for k, v in bound.items() if k not in ("self", "kwargs")} | bound.get(
+        "kwargs", {}
+    )
 
 
 def trace(

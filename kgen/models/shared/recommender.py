@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -11,12 +12,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.batches import assert_range
-from kgen.models.shared.model import trace
 from kgen.models.shared.signatures import Signature
+from kgen.models.shared.specs import BoolSpec, InputSpec, ItemSpec
 from kgen.nn.interactions import batch_ndcg, multi_hot, multi_hot_from_padded, top_items
 
 EXPORTED_ITEMS = 100  # so many items, at most, come out of the signature `recommend`
+
+REMOVE_SEEN = BoolSpec(default=True)
 
 ScoreRows = Callable[[tf.Tensor], tf.Tensor]
 
@@ -69,10 +71,10 @@ class ItemCatalogue:
             raise ValueError(
                 "`item_ids` must be all whole numbers, or all strings. Received: both."
             )
-        padding = "" if kind == "U" else -1
-        if len(np.unique(ids)) < len(ids) or padding in ids:
+        no_item: Any = "" if kind == "U" else min(0, int(ids.min())) - 1
+        if len(np.unique(ids)) < len(ids) or no_item in ids:
             raise ValueError(
-                f"`item_ids` must name each item once, and none by {padding!r}, which "
+                f"`item_ids` must name each item once, and none by {no_item!r}, which "
                 f"stands for no item. Received: {len(ids)} ids, {len(np.unique(ids))} "
                 "of them different."
             )
@@ -84,6 +86,7 @@ class ItemCatalogue:
             )
         self.num_items = len(ids)
         self.is_text = kind == "U"
+        self.no_item = no_item
         self.item_ids = ids if self.is_text else ids.astype(np.int64)
         self.item_counts = counts.astype(np.float32)
         self.features = None
@@ -127,47 +130,6 @@ class ItemCatalogue:
         columns = list(itertools.zip_longest(*rows, fillvalue=-1))
         return np.array(columns, np.int64).reshape(len(columns), len(rows)).T
 
-    def recommend(
-        self,
-        graphs: dict[str, Any],
-        score_rows: ScoreRows,
-        histories: Sequence[Sequence[Any]],
-        k: int,
-        remove_seen: bool,
-    ) -> Recommendations:
-        """Finds the best items for each history; `graphs` keeps what is traced."""
-        if not isinstance(k, (int, np.integer)) or not 1 <= k <= self.num_items:
-            raise ValueError(
-                f"`k` must be a whole number in [1, {self.num_items}], the number of "
-                f"items. Received: k={k}"
-            )
-        positions = self.positions(histories)
-        key = f"recommend/{k}/{remove_seen}"
-        if key not in graphs:
-            graphs[key] = trace(
-                lambda items: self._best(score_rows, items, int(k), remove_seen),
-                items=tf.TensorSpec([None, None], tf.int64),
-            )
-        ids = np.zeros([0, k], self.item_ids.dtype)
-        scores = np.zeros([0, k], np.float32)
-        for start in range(0, len(positions), 256):  # bounds the memory
-            part = tf.constant(positions[start : start + 256])
-            best, columns = (tensor.numpy() for tensor in graphs[key](items=part))
-            found = self.item_ids[columns]
-            found[best == -np.inf] = "" if self.is_text else -1
-            ids, scores = np.concatenate([ids, found]), np.concatenate([scores, best])
-        return Recommendations(ids, scores)
-
-    def score(
-        self, graphs: dict[str, Any], score_rows: ScoreRows, rows: Any
-    ) -> np.ndarray:
-        """Scores all items for rows of ones; `graphs` keeps what is traced."""
-        if "score" not in graphs:
-            spec = tf.TensorSpec([None, self.num_items], tf.float32)
-            graphs["score"] = trace(score_rows, rows=spec)
-        dense = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
-        return graphs["score"](rows=tf.constant(dense, tf.float32)).numpy()
-
     def ndcg(self, batch: dict[str, Any], logits: tf.Tensor) -> dict[str, tf.Tensor]:
         """The log `ndcg`, NDCG@100 of the targets, if the batch holds any."""
         if "targets" not in batch:
@@ -182,69 +144,91 @@ class ItemCatalogue:
     def signatures(
         self, score_rows: ScoreRows, layers: tuple[keras.layers.Layer, ...]
     ) -> list[Signature]:
-        """`recommend`, by original ids in SavedModel and by positions in ONNX.
+        """Returns `recommend`, by original ids in SavedModel and positions in ONNX.
 
-        ONNX has no tables of strings: its metadata hold the list of ids instead.
+        ONNX has no tables of strings: its metadata hold the list of ids instead. And
+        `score`: from multi-hot rows to the scores of all items.
         """
         k = min(EXPORTED_ITEMS, self.num_items)
-        blank = "" if self.is_text else -1
         table = _position_table(self.item_ids)
+        by_position = self.recommend_by_position(score_rows, layers, k)
 
-        def recommend_ids(item_ids):
-            # What it does not know, the padding included, is passed over.
-            scores, columns = self._best(score_rows, table.lookup(item_ids), k, True)
-            found = tf.gather(tf.constant(self.item_ids), columns)
-            found = tf.where(
-                tf.math.is_inf(scores), tf.constant(blank, found.dtype), found
-            )
-            return {"item_ids": found, "scores": scores}
-
-        def recommend_positions(items):
-            scores, columns = self._best(score_rows, items, k, True)
-            found = tf.where(tf.math.is_inf(scores), -1, columns)
-            return {"recommended": found, "scores": scores}
-
-        def example_positions(num_rows):
-            rng = np.random.default_rng(num_rows)
-            longest = min(20, self.num_items)
-            rows = [rng.permutation(self.num_items)[:longest] for _ in range(num_rows)]
-            keep = rng.integers(0, longest + 1, num_rows)[:, None]
-            return np.where(np.arange(longest) < keep, np.array(rows, np.int64), -1)
+        def recommend_ids(item_ids, remove_seen):
+            # Unknown ids, the padding among them, have the position -1.
+            found = by_position.function(table.lookup(item_ids), remove_seen)
+            ids = tf.gather(tf.constant(self.item_ids), found["recommended"])
+            no_item = tf.constant(self.no_item, ids.dtype)
+            ids = tf.where(found["recommended"] < 0, no_item, ids)
+            return {"item_ids": ids, "scores": found["scores"]}
 
         def example_ids(num_rows):
-            positions = example_positions(num_rows)
-            return np.where(positions < 0, blank, self.item_ids[positions])
+            values = by_position.example(num_rows)
+            positions = values.pop("items")
+            ids = np.where(positions < 0, self.no_item, self.item_ids[positions])
+            return {"item_ids": ids, **values}
 
-        matrix = [None, None]
+        ids_type = "string" if self.is_text else "int64"
         return [
             Signature(
                 "recommend",
                 recommend_ids,
-                {"item_ids": tf.TensorSpec(matrix, table.key_dtype)},
+                {"item_ids": IdSpec((None,), ids_type), "remove_seen": REMOVE_SEEN},
                 {"item_ids": "items", "scores": "scores"},
                 layers,
-                lambda num_rows: {"item_ids": example_ids(num_rows)},
+                (example_ids,),
                 runtimes=("saved_model",),
                 resources=(table,),
             ),
+            dataclasses.replace(by_position, runtimes=("onnx",)),
             Signature(
-                "recommend",
-                recommend_positions,
-                {"items": tf.TensorSpec(matrix, tf.int64)},
-                {"recommended": "items", "scores": "scores"},
+                "score",
+                lambda rows: {"scores": score_rows(rows)},
+                {"rows": InputSpec((self.num_items,), low=0)},
+                {"scores": "scores"},
                 layers,
-                lambda num_rows: {"items": example_positions(num_rows)},
-                runtimes=("onnx",),
-                metadata={"item_ids": json.dumps(self.item_ids.tolist())},
+                (lambda num_rows: {"rows": self._example_rows(num_rows)},),
             ),
         ]
+
+    def recommend_by_position(
+        self, score_rows: ScoreRows, layers: tuple[keras.layers.Layer, ...], k: int
+    ) -> Signature:
+        """Returns the signature from positions, padded with -1, to the best k items."""
+
+        def recommend(items, remove_seen):
+            scores, columns = self._best(score_rows, items, k, remove_seen)
+            found = tf.where(tf.math.is_inf(scores), -1, columns)
+            return {"recommended": found, "scores": scores}
+
+        def example(num_rows):
+            rng = np.random.default_rng(num_rows)
+            longest = min(20, self.num_items)
+            rows = [rng.permutation(self.num_items)[:longest] for _ in range(num_rows)]
+            keep = rng.integers(0, longest + 1, num_rows)[:, None]
+            items = np.where(np.arange(longest) < keep, np.array(rows, np.int64), -1)
+            return {"items": items, "remove_seen": np.arange(num_rows) % 3 > 0}
+
+        return Signature(
+            "recommend",
+            recommend,
+            {"items": IdSpec((None,), "int64"), "remove_seen": REMOVE_SEEN},
+            {"recommended": "items", "scores": "scores"},
+            layers,
+            (example,),
+            metadata={"item_ids": json.dumps(self.item_ids.tolist())},
+        )
+
+    def _example_rows(self, num_rows):
+        rng = np.random.default_rng(num_rows)
+        return (rng.random((num_rows, self.num_items)) < 0.2).astype(np.float32)
 
     def _best(self, score_rows, items, k, remove_seen):
         rows = multi_hot_from_padded(items, self.num_items)
         scores = score_rows(rows)
         empty = tf.reduce_max(rows, axis=1, keepdims=True) == 0
         scores = tf.where(empty, tf.constant(self.item_counts), scores)
-        return top_items(scores, rows if remove_seen else None, k)
+        seen = rows * tf.cast(remove_seen, tf.float32)[:, None]
+        return top_items(scores, seen, k)
 
 
 class RecommenderMixin:
@@ -254,11 +238,12 @@ class RecommenderMixin:
     num_items], to scores of the same shape.
     """
 
-    batch_names = ("items", "targets")
     compatibility_arguments: tuple[str, ...] = ("item_ids",)
 
     catalogue: ItemCatalogue
-    _graphs: dict[str, Any]
+    batch_specs: dict[str, InputSpec]
+    run: Any
+    scoring_layers: Any
     _score_rows: ScoreRows
 
     @property
@@ -271,9 +256,20 @@ class RecommenderMixin:
         """People of the training data that have each item."""
         return self.catalogue.item_counts.tolist()
 
-    def check_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Refuses items that are not positions."""
-        return assert_items(batch, self.catalogue.num_items)
+    def declare_batches(self, has_row_losses: bool) -> None:
+        """Declares interactions, and weights of rows where the loss is by row."""
+        num_items = self.catalogue.num_items
+        self.batch_specs = {
+            "items": ItemSpec(num_items),
+            "targets": ItemSpec(num_items, optional=True),
+            "candidates": ItemSpec(num_items, optional=True),
+        }
+        if has_row_losses:
+            self.batch_specs["sample_weight"] = InputSpec(low=0, optional=True)
+
+    def signatures(self) -> list[Signature]:
+        """Returns `recommend` and `score`."""
+        return self.catalogue.signatures(self._score_rows, self.scoring_layers())
 
     def recommend(
         self, histories: Sequence[Sequence[Any]], k: int = 10, remove_seen: bool = True
@@ -294,17 +290,42 @@ class RecommenderMixin:
         Raises:
             ValueError: If an item is unknown, or `k` above the number of items.
         """
-        return self.catalogue.recommend(
-            self._graphs, self._score_rows, histories, k, remove_seen
+        catalogue = self.catalogue
+        if not isinstance(k, (int, np.integer)) or not 1 <= k <= catalogue.num_items:
+            raise ValueError(
+                f"`k` must be an integer in [1, {catalogue.num_items}], the number of "
+                f"items. Received: k={k}"
+            )
+        positions = catalogue.positions(histories)
+        signature = catalogue.recommend_by_position(
+            self._score_rows, self.scoring_layers(), int(k)
         )
+        signature = dataclasses.replace(signature, name=f"recommend {k}")
+        best = self.run(signature, items=positions, remove_seen=remove_seen)
+        ids = catalogue.item_ids[best["recommended"]]
+        ids[best["recommended"] < 0] = catalogue.no_item
+        return Recommendations(ids, best["scores"])
 
     def score(self, rows: Any) -> np.ndarray:
-        """Scores all items for people by their rows of ones: float32 [n, num_items].
+        """Scores all items for users by their multi-hot rows: float32 [n, num_items].
 
         Args:
             rows: A NumPy or SciPy sparse array [n, num_items].
         """
-        return self.catalogue.score(self._graphs, self._score_rows, rows)
+        dense = rows.toarray() if hasattr(rows, "toarray") else rows
+        return self.run("score", rows=dense)["scores"]
+
+
+class IdSpec(InputSpec):
+    """Item ids, or positions, in rows of any length: unknown ones are passed over."""
+
+    def takes(self, dtype: tf.DType) -> bool:
+        """Whether this is the type of the ids."""
+        return dtype.is_integer if self.dtype == "int64" else dtype == tf.string
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns the ids as they are: any id is valid."""
+        return tensor
 
 
 def _feature_rows(
@@ -337,32 +358,3 @@ def _position_table(item_ids: np.ndarray) -> tf.lookup.StaticHashTable:
     noted = tf.compat.v1.get_collection_ref(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS)
     noted[:] = [operation for operation in noted if operation is not None]
     return table
-
-
-def assert_items(
-    batch: dict[str, tf.RaggedTensor], num_items: int
-) -> dict[str, tf.RaggedTensor]:
-    """Refuses inside a compiled step what is no ragged batch of positions."""
-    checked = dict(batch)
-    for name in ("items", "targets", "candidates"):
-        if name not in batch:
-            continue
-        items = batch[name]
-        ragged = isinstance(items, tf.RaggedTensor)
-        if not ragged or items.shape.rank != 2 or not items.dtype.is_integer:
-            raise ValueError(
-                f"`{name}` must be a RaggedTensor of whole numbers [batch, None], the "
-                "positions of the items of each person, as `kgen.data.ratings` makes "
-                f"them. Received: {type(items).__name__} {items.dtype.name} "
-                f"{items.shape}."
-            )
-        flat = tf.concat([items.values, tf.zeros([1], items.dtype)], axis=0)
-        message = f"`{name}` must lie in [0, {num_items}). Received values from"
-        with tf.control_dependencies([assert_range(flat, 0, num_items - 1, message)]):
-            items = items.with_values(tf.identity(items.values))
-        most = tf.reduce_max(multi_hot(items, num_items))
-        message = f"`{name}` must hold an item once for each person. Received: it comes"
-        once = tf.debugging.Assert(most <= 1, [message, most, "times"])
-        with tf.control_dependencies([once]):
-            checked[name] = items.with_values(tf.identity(items.values))
-    return checked

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.tokenizers import tokenizer_from_config
-from kgen.models.shared.batches import assert_range
-from kgen.models.shared.model import layers_of_policy, trace
+from kgen.models.shared.model import layers_of_policy
+from kgen.models.shared.specs import InputSpec, MaskSpec, TokenSpec
 from kgen.nn.transformer import TransformerBlock
 
 ROWS_AT_A_TIME = 64  # bounds the memory
@@ -27,7 +27,6 @@ class TextModelMixin:
         highest_token: Of what the model may be given.
     """
 
-    batch_names = ("tokens", "mask")
     compatibility_arguments: tuple[str, ...] = ("tokenizer",)
 
     text: Any
@@ -39,7 +38,7 @@ class TextModelMixin:
     num_layers: int
     dropout: float
     dtype_policy: Any
-    _graphs: dict[str, Any]
+    batch_specs: dict[str, InputSpec]
     check_argument: Any
     trainable_variables: Any
 
@@ -79,13 +78,21 @@ class TextModelMixin:
         )
         check("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
 
+    def declare_batches(self, has_mask: bool) -> None:
+        """Declares tokens, an optional mask of those that count, and row weights."""
+        self.batch_specs = {"tokens": TokenSpec(high=self.highest_token)}
+        if has_mask:
+            self.batch_specs["mask"] = MaskSpec()
+        self.batch_specs["sample_weight"] = InputSpec(low=0, optional=True)
+
     def make_transformer(self, rotary: bool = True) -> None:
-        """Makes and builds the layers: `embedding`, `blocks`, `norm`, and `places`.
+        """Makes and builds the layers of a transformer.
 
         Args:
-            rotary: Whether places are told apart by rotation; else there are `places`,
-                a vector for each.
+            rotary: Whether positions are encoded by rotation, or else by the vectors of
+                `position_embedding`.
         """
+        self.rotary = rotary
 
         def vectors(number):  # An initializer used again gives the same numbers.
             normal = keras.initializers.RandomNormal(stddev=0.02)
@@ -106,22 +113,9 @@ class TextModelMixin:
             ]
             self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
             if not rotary:
-                self.places = vectors(self.context)
+                self.position_embedding = vectors(self.context)
         for layer in (*self.blocks, self.norm):
             layer.build((None, None, self.hidden_dim))
-
-    def graph(
-        self, name: str, function: Any, jit_compile: bool = False, **inputs: Any
-    ) -> Any:
-        """A function, traced once for all sizes of its inputs.
-
-        With `jit_compile` XLA compiles it, once for each of the sizes.
-        """
-        if jit_compile:
-            name = f"{name}/xla"
-        if name not in self._graphs:
-            self._graphs[name] = trace(function, jit_compile=jit_compile, **inputs)
-        return self._graphs[name]
 
     def compile(
         self, optimizer: str | keras.optimizers.Optimizer = "adam", **options: Any
@@ -139,20 +133,6 @@ class TextModelMixin:
             optimizer.exclude_from_weight_decay(var_list=vectors)
         super().compile(optimizer, **options)  # type: ignore[misc]
 
-    def check_batch(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Refuses inside a compiled step what are no tokens of the model."""
-        tokens = tf.convert_to_tensor(batch["tokens"])
-        if tokens.shape.rank != 2 or not tokens.dtype.is_integer:
-            raise ValueError(
-                "`tokens` must be whole numbers [batch, time]. Received: "
-                f"{tokens.dtype.name} of the shape {tokens.shape}."
-            )
-        tokens = tf.cast(tokens, tf.int32)
-        message = f"`tokens` must lie in [0, {self.highest_token}], or be -1. Received"
-        known = assert_range(tokens, -1, self.highest_token, f"{message} values from")
-        with tf.control_dependencies([known]):
-            return batch | {"tokens": tf.identity(tokens)}
-
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text: int32 [time].
 
@@ -166,8 +146,13 @@ class TextModelMixin:
             )
         return self.text.encode(text)
 
-    def files_of_tokens(self) -> dict[str, str]:
-        """What whoever gives an export tokens makes them with, by its file's name."""
+    def transformer_layers(self) -> tuple[keras.layers.Layer, ...]:
+        """Returns the layers that `make_transformer` made."""
+        layers = (self.embedding, *self.blocks, self.norm)
+        return layers if self.rotary else (*layers, self.position_embedding)
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """Files that users of an export need to tokenize text: {file name: content}."""
         return {} if self.text is None else {"tokenizer.json": self.text.to_json()}
 
     def check_tokens(self, tokens: Any) -> np.ndarray:
@@ -196,6 +181,9 @@ class TextModelMixin:
         return row.astype(np.int32)
 
 
-def padded(rows: Sequence[np.ndarray]) -> tf.Tensor:
+def padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of tokens, padded with -1 at the end: int32 [batch, longest]."""
-    return tf.ragged.constant([row.tolist() for row in rows], tf.int32).to_tensor(-1)
+    tokens = np.full([len(rows), max(map(len, rows), default=0)], -1, np.int32)
+    for padded_row, row in zip(tokens, rows, strict=True):
+        padded_row[: len(row)] = row
+    return tokens

@@ -1,0 +1,462 @@
+"""Specifications of inputs: type, shape, range, examples and the way into a network.
+
+A batch is a dict of standard names, each with a spec, and so are the inputs of a
+signature. A spec states its rule once. Arrays are checked whole before the first step;
+datasets and exports carry assertions of the same rule in their graphs. Nothing is
+checked inside a training step, where XLA drops assertions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """Numbers of one type, in a range, with a shape for each row.
+
+    Attributes:
+        shape: Shape of a row; None for a dimension of any size.
+        dtype: Type of the tensor in a signature. Float specs take integers, too.
+        low: Smallest value, or None.
+        high: Largest value, or None.
+        above: Whether `low` itself is excluded.
+        optional: Whether a batch may lack it.
+        default: Value of each row where a call gives none; None: it must be given.
+    """
+
+    shape: tuple[int | None, ...] = ()
+    dtype: str = "float32"
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    optional: bool = False
+    default: float | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are floating-point numbers."""
+        return tf.as_dtype(self.dtype).is_floating
+
+    @property
+    def rule(self) -> str:
+        """Values, range and shape in words, for error messages."""
+        noun = "finite numbers" if self.is_float else "integers"
+        if self.high is not None:
+            noun += f" in {'(' if self.above else '['}{self.low}, {self.high}]"
+        elif self.low is not None:
+            noun += f" above {self.low}" if self.above else f" from {self.low}"
+        sizes = ", ".join("any" if size is None else f"{size}" for size in self.shape)
+        return f"{noun} of the shape [rows{', ' * bool(sizes)}{sizes}]"
+
+    def tensor_spec(self) -> tf.TensorSpec:
+        """Type of the tensor in the graph of a signature."""
+        return tf.TensorSpec([None, *self.shape], self.dtype)
+
+    def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
+        """Returns values as an array, once all of them are found valid.
+
+        Args:
+            name: Name of the input, for the message.
+            values: Anything that NumPy makes an array of.
+            num_rows: Required number of rows; None for any.
+
+        Raises:
+            ValueError: Wrong type or shape, or a value out of range.
+        """
+        if isinstance(values, range):
+            values = list(values)
+        if isinstance(values, tf.Tensor) and values.dtype == tf.bfloat16:
+            values = tf.cast(values, tf.float32)
+        array = np.asarray(values)
+        if not array.size:
+            array = array.astype(self.dtype)  # An empty list has no type of its own.
+        self.check_static(name, array.dtype, array.shape)
+        if num_rows is not None and len(array) != num_rows:
+            self.refuse(name, f"{len(array)} rows, where {num_rows} are needed")
+        if self.is_float and array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                array = array.astype(self.dtype, copy=False)  # Its own limits count.
+        if array.size and not np.all(self.is_valid(array)):
+            low, high = (
+                f"{one:g}" if self.is_float else one for one in _extremes(array)
+            )
+            self.refuse(name, f"values from {low} to {high}")
+        return array
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns the tensor behind an assertion that its values are valid.
+
+        Raises:
+            ValueError: While tracing: wrong type or shape.
+        """
+        tensor = tf.convert_to_tensor(tensor)
+        self.check_static(name, tensor.dtype, tensor.shape)
+        values = tf.reshape(tensor, [-1])
+        if not values.dtype.is_floating:
+            values = tf.cast(values, tf.int64)
+        valid = tf.reduce_all(self.is_valid(values))
+        extremes = [tf.reduce_min(values), tf.reduce_max(values)]
+        sentence = self.sentence(name, "values from {} to {}")
+        with tf.control_dependencies([assertion(valid, sentence, extremes)]):
+            return tf.identity(tensor)
+
+    def is_valid(self, values: Any) -> Any:
+        """Whether each element is in range; NaN never is."""
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        if not self.is_float:  # Integers have no infinity to compare with.
+            limits = np.iinfo(self.dtype)
+            low, high = max(low, limits.min), min(high, limits.max)
+        from_low = values > low if self.above or low == -math.inf else values >= low
+        return from_low & (values < high if high == math.inf else values <= high)
+
+    def check_static(self, name: str, dtype: Any, shape: Any) -> None:
+        """Raises a ValueError where no values of this type and shape are valid."""
+        try:
+            dtype, is_taken = tf.as_dtype(dtype).name, self.takes(tf.as_dtype(dtype))
+        except TypeError:  # An array of objects, such as None.
+            is_taken = False
+        shape = tf.TensorShape(shape)
+        if not is_taken or not shape.is_compatible_with([None, *self.shape]):
+            self.refuse(name, f"{dtype} of the shape {shape}")
+
+    def takes(self, dtype: tf.DType) -> bool:
+        """Whether values of this type can be valid."""
+        return dtype.is_integer or (self.is_float and dtype.is_floating)
+
+    def cast(self, array: np.ndarray) -> np.ndarray:
+        """Returns checked values in the type of the signature's tensor."""
+        return array.astype(self.dtype)
+
+    def to_network(self, tensor: Any) -> Any:
+        """Returns a checked tensor in the form that networks take."""
+        return tensor
+
+    def example(self, rng: np.random.Generator, num_rows: int) -> np.ndarray:
+        """Returns valid random rows, to verify an export with."""
+        shape = (num_rows, *(8 if size is None else size for size in self.shape))
+        if self.is_float and self.high is None:
+            return abs(rng.standard_normal(shape)).astype(self.dtype)
+        low, high = self.low or 0, 9 if self.high is None else self.high
+        if self.is_float:
+            return rng.uniform(low, high, shape).astype(self.dtype)
+        return rng.integers(int(low), int(high) + 1, shape).astype(self.dtype)
+
+    def sentence(self, name: str, received: str) -> str:
+        """The error message of this spec: rule, what was received, the way out."""
+        return f"`{name}` must be {self.rule}. Received: {received}."
+
+    def refuse(self, name: str, received: str) -> None:
+        """Raises the ValueError of this spec."""
+        raise ValueError(self.sentence(name, received))
+
+
+class ImageSpec(InputSpec):
+    """Images: uint8, or floats in [0, 1]; networks and signatures take floats.
+
+    Args:
+        height: Pixels, or None for any.
+        width: Pixels, or None for any.
+        channels: Channels of a pixel.
+    """
+
+    def __init__(self, height: int | None, width: int | None, channels: int):
+        super().__init__(shape=(height, width, channels), low=0, high=1)
+
+    @property
+    def rule(self) -> str:
+        """Values, range and shape in words."""
+        sizes = ", ".join("any" if size is None else f"{size}" for size in self.shape)
+        return f"uint8, or floats in [0, 1], of the shape [rows, {sizes}]"
+
+    def takes(self, dtype: tf.DType) -> bool:
+        """Whether this is uint8 or a float type."""
+        return dtype == tf.uint8 or dtype.is_floating
+
+    def is_valid(self, values: Any) -> Any:
+        """Whether each element is in range: every uint8 is."""
+        return True if values.dtype == np.uint8 else super().is_valid(values)
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns images, of floats behind the assertion."""
+        tensor = tf.convert_to_tensor(tensor)
+        if tensor.dtype != tf.uint8:
+            return super().assert_in_graph(name, tensor)
+        self.check_static(name, tensor.dtype, tensor.shape)
+        return tensor
+
+    def cast(self, array: np.ndarray) -> np.ndarray:
+        """Maps 0..255 to [0, 1]."""
+        scale = 255.0 if array.dtype == np.uint8 else 1.0
+        return array.astype(np.float32) / np.float32(scale)
+
+    def to_network(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Maps 0..255 to [0, 1], as float32."""
+        images = tf.cast(tensor, tf.float32)
+        return images / 255.0 if tensor.dtype == tf.uint8 else images
+
+    def sentence(self, name: str, received: str) -> str:
+        """The error message, with the conversion of other integers."""
+        text = super().sentence(name, received)
+        if "int" in received and "uint8" not in received:
+            text += " Scale the values: images.astype('uint8') where they are 0 to 255."
+        return text
+
+
+class ClassSpec(InputSpec):
+    """Labels of classes; networks take them one-hot.
+
+    Args:
+        num_classes: Number of classes; None for a model without classes, which takes
+            no notice of labels in a batch.
+    """
+
+    def __init__(self, num_classes: int | None):
+        high = None if num_classes is None else num_classes - 1
+        super().__init__(dtype="int32", low=0, high=high, optional=num_classes is None)
+
+    @property
+    def rule(self) -> str:
+        """Values, range and shape in words."""
+        return f"classes, {super().rule}, not one-hot"
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns labels behind the assertion; those that nothing reads as they are."""
+        return tensor if self.high is None else super().assert_in_graph(name, tensor)
+
+    def to_network(self, tensor: tf.Tensor) -> tf.Tensor | None:
+        """One-hot labels, float32 [rows, num_classes]; None without classes."""
+        if self.high is None:
+            return None
+        return tf.one_hot(tf.cast(tensor, tf.int32), int(self.high) + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSpec(InputSpec):
+    """Tokens of texts, padded with -1 at the end of a row.
+
+    Attributes:
+        min_tokens: Fewest tokens of a row.
+        max_tokens: Most tokens of a row, or None.
+    """
+
+    shape: tuple[int | None, ...] = (None,)
+    dtype: str = "int32"
+    low: float | None = -1
+    min_tokens: int = 0
+    max_tokens: int | None = None
+
+    @property
+    def rule(self) -> str:
+        """Values, range and shape in words."""
+        return (
+            f"integers in [0, {self.high}] of the shape [rows, any], padded with -1 at "
+            f"the end of a row, {_numbers(self.min_tokens, self.max_tokens)} tokens in "
+            "each"
+        )
+
+    def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
+        """Returns tokens as an array, once all rows are found valid."""
+        array = super().check(name, values, num_rows)
+        lengths = (array >= 0).sum(axis=1)
+        if lengths.size:
+            low, high = lengths.min(), lengths.max()
+            if not self.min_tokens <= low <= high <= (self.max_tokens or high):
+                self.refuse(name, f"rows of {low} to {high} tokens")
+        return array
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns tokens behind assertions of their range and number."""
+        tokens = super().assert_in_graph(name, tensor)
+        if not self.min_tokens and self.max_tokens is None:
+            return tokens
+        return _assert_lengths(self, name, tokens)
+
+    def to_network(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Tokens as int32."""
+        return tf.cast(tensor, tf.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec(InputSpec):
+    """Texts, whose tokens the graph makes.
+
+    Attributes:
+        min_tokens: Fewest tokens of a text.
+        max_tokens: Most tokens of a text, or None.
+    """
+
+    dtype: str = "string"
+    min_tokens: int = 1
+    max_tokens: int | None = None
+
+    @property
+    def rule(self) -> str:
+        """Values and range in words."""
+        return f"texts of {_numbers(self.min_tokens, self.max_tokens)} tokens"
+
+    def encode(self, name: str, texts: tf.Tensor, tokenizer: Any) -> tf.Tensor:
+        """Tokens of texts, padded with -1, behind an assertion of their number."""
+        tokens = tokenizer.encode_strings(texts).to_tensor(-1)
+        return _assert_lengths(self, name, tokens)
+
+    def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
+        """Returns texts as an array of bytes; the graph asserts the rule."""
+        return np.array([text.encode() for text in values], object)
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns the texts: `encode` asserts the rule."""
+        return tensor
+
+    def cast(self, array: np.ndarray) -> np.ndarray:
+        """Returns the texts as they are."""
+        return array
+
+
+def _numbers(low: int, high: int | None) -> str:
+    return f"{low} or more" if high is None else f"{low} to {high}"
+
+
+def _assert_lengths(spec: Any, name: str, tokens: tf.Tensor) -> tf.Tensor:
+    lengths = tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)
+    is_valid = lengths >= spec.min_tokens
+    if spec.max_tokens is not None:
+        is_valid &= lengths <= spec.max_tokens
+    sentence = spec.sentence(name, "rows of {} to {} tokens")
+    extremes = [tf.reduce_min(lengths), tf.reduce_max(lengths)]
+    valid = assertion(tf.reduce_all(is_valid), sentence, extremes)
+    with tf.control_dependencies([valid]):
+        return tf.identity(tokens)
+
+
+class StateSpec(InputSpec):
+    """State that another signature returned, of any type: not checked for values."""
+
+    def takes(self, dtype: tf.DType) -> bool:
+        """Whether this is the type of the state."""
+        return dtype == self.dtype
+
+    def is_valid(self, values: Any) -> Any:
+        """Every value is valid."""
+        return True
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns the state as it is."""
+        return tensor
+
+
+class MaskSpec(InputSpec):
+    """Marks of positions that count, bool, or numbers from 0 to 1: optional."""
+
+    def __init__(self) -> None:
+        super().__init__((None,), low=0, high=1, optional=True)
+
+    def takes(self, dtype: tf.DType) -> bool:
+        """Whether this is bool or a number type."""
+        return dtype.is_bool or super().takes(dtype)
+
+    def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
+        """Returns marks as numbers, once all of them are found valid."""
+        array = np.asarray(values)
+        array = array.astype(np.float32) if array.dtype == bool else array
+        return super().check(name, array, num_rows)
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns marks as float32, behind the assertion."""
+        return super().assert_in_graph(name, tf.cast(tensor, tf.float32))
+
+
+class ItemSpec(InputSpec):
+    """Interactions of users: positions of items, ragged, each at most once a user.
+
+    Args:
+        num_items: Number of items.
+        optional: Whether a batch may lack them.
+    """
+
+    def __init__(self, num_items: int, optional: bool = False):
+        super().__init__((None,), "int32", 0, num_items - 1, optional=optional)
+
+    @property
+    def rule(self) -> str:
+        """Values, range and shape in words."""
+        return (
+            "a RaggedTensor of the shape [rows, None]: the positions of each user's "
+            f"items, integers in [0, {self.high}], none twice"
+        )
+
+    def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
+        """Returns a ragged tensor, once all of its items are found valid."""
+        self._check_ragged(name, values)
+        super().check(name, values.values[:, None])
+        if num_rows is not None and values.nrows() != num_rows:
+            self.refuse(name, f"{values.nrows()} rows, where {num_rows} are needed")
+        if not _all_different(values):
+            self.refuse(name, "an item twice in a row")
+        return values
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns the ragged tensor behind assertions of range and uniqueness."""
+        self._check_ragged(name, tensor)
+        flat = super().assert_in_graph(name, tensor.values[:, None])[:, 0]
+        sentence = self.sentence(name, "an item twice in a row")
+        with tf.control_dependencies([assertion(_all_different(tensor), sentence)]):
+            return tensor.with_values(tf.identity(flat))
+
+    def _check_ragged(self, name: str, values: Any) -> None:
+        if not isinstance(values, tf.RaggedTensor) or values.shape.rank != 2:
+            self.refuse(name, f"{type(values).__name__} {getattr(values, 'shape', '')}")
+
+
+class BoolSpec(InputSpec):
+    """True or false for each row.
+
+    Args:
+        default: Value of each row where a call gives none; None: it must be given.
+    """
+
+    def __init__(self, default: bool | None = None):
+        super().__init__(dtype="bool", default=default)
+
+    @property
+    def rule(self) -> str:
+        """Values and shape in words."""
+        return "true or false, of the shape [rows]"
+
+    def takes(self, dtype: tf.DType) -> bool:
+        """Whether this is bool."""
+        return dtype.is_bool
+
+    def is_valid(self, values: Any) -> Any:
+        """Every bool is valid."""
+        return True
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns the values as they are: the type says all."""
+        return tensor
+
+    def example(self, rng: np.random.Generator, num_rows: int) -> np.ndarray:
+        """Both values in turn."""
+        return np.arange(num_rows) % 2 == 0
+
+
+def _all_different(items: tf.RaggedTensor) -> tf.Tensor:
+    """Whether no row holds an item twice."""
+    values = tf.cast(items.values, tf.int64)
+    pairs = items.value_rowids() * (tf.reduce_max(values) + 1) + values
+    return tf.size(tf.unique(pairs)[0]) == tf.size(pairs)
+
+
+def _extremes(array: np.ndarray) -> tuple[Any, Any]:
+    return array.min(), array.max()
+
+
+def assertion(valid: Any, sentence: str, received: Any = ()) -> tf.Operation:
+    """Returns an operation that fails with a sentence, formatted with tensors."""
+    return tf.debugging.Assert(valid, [tf.strings.format(sentence, received)])

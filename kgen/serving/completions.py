@@ -158,12 +158,12 @@ class CompletionEngine:
         while finish_reason is None:
             columns = {
                 name: np.array([value], endpoint.inputs[name].dtype.as_numpy_dtype)
-                for name, value in (values | {"written": len(tokens)}).items()
+                for name, value in (values | {"num_generated": len(tokens)}).items()
             }
             outputs = await self._batcher(endpoint, state | columns)
             # Copies: a view would keep the rows of the whole batch in memory.
             state = {name: np.array(outputs[name]) for name in state}
-            [new], [is_active] = outputs["tokens"], outputs["going"]
+            [new], [is_active] = outputs["tokens"], outputs["active"]
             num_before, new = len(tokens), new[new >= 0]
             tokens = np.concatenate([tokens, new])
             whole = tokenizer.decode(tokens)

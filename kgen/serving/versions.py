@@ -21,7 +21,7 @@ from kgen.export.tensorflow_serving import check_versions, model_name, versions_
 Arrays = dict[str, np.ndarray]
 
 # Signatures of a language model: the prompt to a state, and the next tokens of it.
-PREFILL, DECODE = "read", "write"
+PREFILL, DECODE = "prefill", "decode"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,17 +65,9 @@ class Version:
     created: int = 0
 
     @property
-<<<<<<< HEAD:kgen/serving/versions.py
     def has_completions(self) -> bool:
         """Whether it has the endpoints and the tokenizer that completions need."""
         return {PREFILL, DECODE} <= self.endpoints.keys() and bool(self.tokenizer_json)
-=======
-    def writes_text(self) -> bool:
-        """Whether it has what completions are made with."""
-        return {"prefill", "decode"} <= self.endpoints.keys() and bool(
-            self.tokenizer_json
-        )
->>>>>>> be98f1c (Batches and inputs are declared by specs; the gradient is the mean over the global batch):kgen/serving/models.py
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -130,18 +122,8 @@ def _endpoint(loaded: Any, name: str) -> Endpoint:
         return {key: value.numpy() for key, value in outputs.items()}
 
     outputs = dict(function.structured_outputs)
-<<<<<<< HEAD:kgen/serving/versions.py
     concurrency = 1 if name == DECODE else sys.maxsize
     return Endpoint(call, dict(inputs), outputs, names, concurrency)
-=======
-    return Endpoint(call, dict(inputs), outputs, names, alone=name == "decode")
-
-
-def versions_in(folder: Path) -> list[int]:
-    """The numbers of the versions in a folder, ascending."""
-    found = [path.parent.name for path in folder.glob("*/saved_model.pb")]
-    return sorted(int(name) for name in found if name.isdigit())
->>>>>>> be98f1c (Batches and inputs are declared by specs; the gradient is the mean over the global batch):kgen/serving/models.py
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ class RuntimeProcess:
         jobs: Any = self._process.stdin
         answers: Any = self._process.stdout
         try:
-            pickle.dump((str(path), inputs), jobs)
+            pickle.dump((str(path.resolve()), inputs), jobs)
             jobs.flush()
             return pickle.load(answers)
         except (EOFError, OSError):  # It has died.

@@ -93,7 +93,7 @@ def test_each_channel_is_a_digit_of_its_own(classifier):
 
 
 def test_images_must_fit(classifier):
-    with pytest.raises(ValueError, match=r"\(28, 28, 1\).*Received: \(2, 8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"28, 28, 1\].*Received: .*\(2, 8, 8, 1\)"):
         classifier.predict(noise(2, 8, 8, 1))
     with pytest.raises(ValueError, match="1 or 3"):
         RandomNetwork().predict(noise(2, 8, 8, 2))

@@ -20,8 +20,9 @@ from kgen.export.comparison import difference
 from kgen.export.run_export import run_job
 from kgen.export.runtime_process import RuntimeProcess
 from kgen.export.staging import remove_leftovers, rename_to_next_version, staged
-from kgen.export.verification import signatures_for, trace
+from kgen.export.verification import signatures_for
 from kgen.models import VAE, Signature
+from kgen.models.shared.specs import InputSpec
 
 SEEDS = np.array([0, 1, 2**40 + 3, -5], np.int64)
 
@@ -33,10 +34,10 @@ class OneSignature:
         options = {
             "name": "shift",
             "function": function,
-            "inputs": {"values": tf.TensorSpec([None, 2], tf.float32)},
+            "inputs": {"values": InputSpec((2,))},
             "outputs": {"shifted": "latent"},
             "layers": layers,
-            "example": lambda n: {"values": np.arange(2.0 * n).reshape(n, 2) / n},
+            "examples": (lambda n: {"values": np.arange(2.0 * n).reshape(n, 2) / n},),
         }
         self.signature = Signature(**(options | changes))
 
@@ -76,7 +77,7 @@ def test_saved_model_has_every_signature_with_its_names(vae, saved_model):
     for name, signature in ours.items():
         _, inputs = loaded[name].structured_input_signature
         assert {key: spec.dtype for key, spec in inputs.items()} == {
-            key: spec.dtype for key, spec in signature.inputs.items()
+            key: spec.dtype for key, spec in signature.tensor_specs().items()
         }
         assert set(loaded[name].structured_outputs) == set(signature.outputs)
 
@@ -268,7 +269,7 @@ def test_broken_weights_are_named(tmp_path):
         ({"runtimes": ("saved_model",)}, "needs a signature that exists"),
         ({"outputs": {"values": "latent"}}, "unique.*called values"),
         ({"outputs": {"moved": "latent"}}, "must return .'moved'."),
-        ({"example": lambda n: {"value": np.zeros([n, 2])}}, "`example`.*'value'"),
+        ({"examples": (lambda n: {"value": np.zeros([n, 2])},)}, "`example`.*'value'"),
     ],
 )
 def test_onnx_refuses_a_wrong_signature(changes, message, tmp_path):
@@ -279,7 +280,9 @@ def test_onnx_refuses_a_wrong_signature(changes, message, tmp_path):
 
 
 def test_onnx_of_an_unknown_signature_names_those_there_are(vae, tmp_path):
-    with pytest.raises(ValueError, match="generate, encode.*signature='encde'"):
+    with pytest.raises(
+        ValueError, match="generate, generate_with_options, encode.*signature='encde'"
+    ):
         to_onnx(vae, tmp_path / "vae.onnx", signature="encde")
 
 
@@ -378,7 +381,7 @@ def test_difference_of_token_ids_is_exact():
 
 
 def test_trace_keeps_the_batch_dynamic():
-    function = trace(OneSignature(plus_one).signature)
+    function = OneSignature(plus_one).signature.compiled()
     assert (
         function.get_concrete_function().structured_outputs["shifted"].shape[0] is None
     )

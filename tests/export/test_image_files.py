@@ -15,7 +15,9 @@ from kgen.export import to_saved_model
 from kgen.export.comparison import pixels_off_by_one
 from kgen.export.image_decoding import decode_images
 from kgen.export.image_files import with_image_files
+from kgen.export.verification import signatures_for
 from kgen.models import GAN, GPT, VAE, Signature
+from kgen.models.shared.specs import ImageSpec
 
 
 def file_of(image, file_format="PNG", **options):
@@ -32,13 +34,15 @@ def vae():
 
 @pytest.fixture(scope="module")
 def signatures(vae):
-    return {one.name: one for one in with_image_files(vae.signatures())}
+    return {one.name: one for one in signatures_for(vae, "saved_model")}
 
 
 def test_each_signature_of_images_has_one_of_files(signatures):
     assert [*signatures] == [
         "generate",
         "generate_png",
+        "generate_with_options",
+        "generate_with_options_png",
         "encode",
         "decode",
         "decode_png",
@@ -54,16 +58,16 @@ def test_each_signature_of_images_has_one_of_files(signatures):
 def test_models_of_other_things_have_none():
     gpt = GPT(vocab_size=5, context=4, num_layers=1, num_heads=1, hidden_dim=4)
     names = [one.name for one in with_image_files(gpt.signatures())]
-    assert names == ["generate", "read", "write", "generate"]
+    assert names == ["generate", "prefill", "decode", "generate"]
     gan = GAN(image_shape=(8, 8, 2), latent_dim=2)  # PNG has no two colours.
     names = [one.name for one in with_image_files(gan.signatures())]
     assert names == ["generate", "decode"]
 
 
 def test_a_class_that_there_is_not_is_refused(signatures):
-    function = tf.function(signatures["generate_png"].function)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="must be from 0 to 2"):
-        function(seeds=tf.constant([0], tf.int64), labels=tf.constant([3]))
+    generate = signatures["generate_png"].compiled()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`labels`.*in \[0, 2\]"):
+        generate(tf.constant([0], tf.int64), tf.constant([3]))
 
 
 def test_files_hold_the_images(vae, signatures):
@@ -245,9 +249,9 @@ def test_images_of_any_size_are_exported_with_every_output(tmp_path):
     def example(count):
         return {"images": np.linspace(0, 1, count * 6).reshape(count, 2, 1, 3)}
 
-    spec = tf.TensorSpec([None, None, None, 3], tf.float32)
+    spec = ImageSpec(None, None, 3)
     outputs = {"negatives": "image", "copies": "image", "darkness": "latent"}
-    signature = Signature("invert", function, {"images": spec}, outputs, (), example)
+    signature = Signature("invert", function, {"images": spec}, outputs, (), (example,))
     model = types.SimpleNamespace(signatures=lambda: [signature])
     model.float32_clone = lambda: model
     export = to_saved_model(model, tmp_path / "run")

@@ -1,5 +1,6 @@
 """Files that TensorFlow Serving reads beside a SavedModel."""
 
+import dataclasses
 import json
 import shlex
 
@@ -15,6 +16,7 @@ from kgen.export.tensorflow_serving import (
 )
 from kgen.export.verification import signatures_for
 from kgen.models import GPT
+from kgen.models.shared.specs import TextSpec
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_a_request_to_each_endpoint_warms_it_up(vae, folder):
             assert two == 2
             inputs[key.decode()] = tf.constant(tensor)
         assert {key: x.dtype for key, x in inputs.items()} == {
-            key: spec.dtype for key, spec in signatures[name].inputs.items()
+            key: spec.dtype for key, spec in signatures[name].tensor_specs().items()
         }
         assert loaded[name](**inputs)
         seen.append(name)
@@ -108,10 +110,11 @@ def test_the_command_is_quoted_for_the_shell():
     text = "it's"
     gpt = GPT(vocab_size=5, context=4, num_layers=1, num_heads=1, hidden_dim=4)
     signature = gpt.signatures()[0]
-    signature.inputs["prompts"] = tf.TensorSpec([None], tf.string)
     made = signature.example
-    object.__setattr__(
-        signature, "example", lambda n: made(n) | {"prompts": np.array([text] * n)}
+    signature = dataclasses.replace(
+        signature,
+        inputs=signature.inputs | {"prompts": TextSpec()},
+        examples=(lambda n: made(n) | {"prompts": np.array([text] * n)},),
     )
     command = shlex.split(curl("gpt", [signature]))
     assert json.loads(command[2])["inputs"]["prompts"] == [text]

@@ -22,14 +22,14 @@ from kgen.serving.versions import Endpoint, Loaded, Version
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 STREAM_CHUNK = 4
 STATE = {
-    "caches": tf.TensorSpec([None, 1], tf.float32),
+    "cache": tf.TensorSpec([None, 1], tf.float32),
     "logits": tf.TensorSpec([None, 1], tf.float32),
-    "places": tf.TensorSpec([None], tf.int32),
-    "held": tf.TensorSpec([None, 1], tf.bool),
+    "positions": tf.TensorSpec([None], tf.int32),
+    "seen_tokens": tf.TensorSpec([None, 1], tf.bool),
 }
 NUMBERS = {
     "seeds": tf.int64,
-    "written": tf.int32,
+    "num_generated": tf.int32,
     "max_new_tokens": tf.int32,
     "top_k": tf.int32,
     "temperature": tf.float32,
@@ -43,10 +43,10 @@ def read(arrays):
     last = [LETTERS.index(prompt.decode()[-1]) for prompt in arrays["prompts"]]
     column = np.array(last, np.float32)[:, None]
     return {
-        "caches": column,
+        "cache": column,
         "logits": column,
-        "places": np.ones(len(last), np.int32),
-        "held": column > 0,
+        "positions": np.ones(len(last), np.int32),
+        "seen_tokens": column > 0,
     }
 
 
@@ -56,13 +56,13 @@ def write(arrays):
         message = "assertion failed: [`temperature` must be from 0.]"
         raise tf.errors.InvalidArgumentError(None, None, message)
     steps = np.maximum(arrays["seeds"], 1)[:, None] * np.arange(1, STREAM_CHUNK + 1)
-    tokens = (arrays["caches"].astype(int) + steps) % 26
-    left = (arrays["max_new_tokens"] - arrays["written"])[:, None]
+    tokens = (arrays["cache"].astype(int) + steps) % 26
+    left = (arrays["max_new_tokens"] - arrays["num_generated"])[:, None]
     state = {name: arrays[name] for name in STATE}
     return state | {
         "tokens": np.where(np.arange(STREAM_CHUNK) < left, tokens, -1).astype(np.int32),
-        "going": left[:, 0] > STREAM_CHUNK,
-        "caches": tokens[:, -1:].astype(np.float32),
+        "active": left[:, 0] > STREAM_CHUNK,
+        "cache": tokens[:, -1:].astype(np.float32),
     }
 
 
@@ -78,8 +78,8 @@ class Model:
         numbers = {name: tf.TensorSpec([None], kind) for name, kind in NUMBERS.items()}
         outputs = STATE | {"tokens": tf.TensorSpec([None, STREAM_CHUNK], tf.int32)}
         endpoints = {
-            "read": Endpoint(read, prompts, STATE, {}),
-            "write": Endpoint(write, STATE | numbers, outputs, {}, max_concurrency=1),
+            "prefill": Endpoint(read, prompts, STATE, {}),
+            "decode": Endpoint(write, STATE | numbers, outputs, {}, max_concurrency=1),
         }
         tokenizer = CharTokenizer(LETTERS).to_json()
         self.version = Version(1, endpoints, {}, tokenizer_json=tokenizer, created=7)
@@ -286,7 +286,7 @@ def test_decoding_steps_of_many_requests_share_calls():
 
     async def scenario():
         version = Model().version
-        slow = version.endpoints["write"]
+        slow = version.endpoints["decode"]
 
         def call(arrays):
             calls.append(len(arrays["seeds"]))

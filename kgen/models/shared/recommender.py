@@ -156,7 +156,8 @@ class ItemCatalogue:
         def recommend_ids(item_ids, remove_seen):
             # Unknown ids, the padding among them, have the position -1.
             found = by_position.function(table.lookup(item_ids), remove_seen)
-            ids = tf.gather(tf.constant(self.item_ids), found["recommended"])
+            columns = tf.maximum(found["recommended"], 0)
+            ids = tf.gather(tf.constant(self.item_ids), columns)
             no_item = tf.constant(self.no_item, ids.dtype)
             ids = tf.where(found["recommended"] < 0, no_item, ids)
             return {"item_ids": ids, "scores": found["scores"]}

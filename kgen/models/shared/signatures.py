@@ -83,7 +83,10 @@ class Signature:
         if self.examples:
             return self.examples[0](num_rows)
         rng = np.random.default_rng(num_rows)
-        return {k: spec.example(rng, num_rows) for k, spec in self.inputs.items()}
+        return {
+            name: spec.cast(spec.example(rng, num_rows))
+            for name, spec in self.inputs.items()
+        }
 
     def compiled(self) -> Any:
         """A tf.function of the inputs in order, which carry their names.

@@ -141,12 +141,14 @@ class InputSpec:
     def example(self, rng: np.random.Generator, num_rows: int) -> np.ndarray:
         """Returns valid random rows, to verify an export with."""
         shape = (num_rows, *(8 if size is None else size for size in self.shape))
-        if self.is_float and self.high is None:
-            return abs(rng.standard_normal(shape)).astype(self.dtype)
         low, high = self.low or 0, 9 if self.high is None else self.high
-        if self.is_float:
-            return rng.uniform(low, high, shape).astype(self.dtype)
-        return rng.integers(int(low), int(high) + 1, shape).astype(self.dtype)
+        if not self.is_float and not self.shape:  # such as seeds and labels
+            return int(low) + np.arange(num_rows) % (int(high - low) + 1)
+        if not self.is_float:
+            return rng.integers(int(low), int(high) + 1, shape)
+        if self.high is None:
+            return abs(rng.standard_normal(shape))
+        return rng.uniform(low, high, shape)
 
     def sentence(self, name: str, received: str) -> str:
         """The error message of this spec: rule, what was received, the way out."""

@@ -317,7 +317,7 @@ def saved_model(row, shared):
 @check("export", "ONNX: every signature, likewise")
 def onnx(row, shared):
     model, folder = shared.trained(row), shared.folder / f"exports-{ROWS.index(row)}"
-    names = [s.name for s in model.signatures() if "onnx" in s.runtimes]
+    names = [signature.name for signature in signatures_for(model, "onnx")]
     made = [export.to_onnx(model, folder / f"{n}.onnx", signature=n) for n in names]
     return largest_proof(
         model, "onnx", [proof for one in made for proof in one.verifications]
@@ -343,7 +343,7 @@ def wrong_calls(row, shared):
     model = shared.trained(row)
     calls = row.wrong_calls(model) | {
         "a negative seed": lambda: model.compile(seed=-1),
-        "a batch of unknown names": lambda: model.train_step({"pictures": [0]}),
+        "a batch of unknown names": lambda: model.train_on_batch({"pictures": [0]}),
     }
     for name, call in calls.items():
         try:

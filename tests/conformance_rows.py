@@ -117,7 +117,9 @@ class RecommenderRow(Row):
             "one history for a list of them": lambda: model.recommend([0, 1], k=1),
             "nothing asked for": lambda: model.recommend([[0]], k=0),
             "more than there is": lambda: model.recommend([[0]], k=NUM_ITEMS + 1),
-            "items that are no rows": lambda: model.train_step({"items": tf.range(3)}),
+            "items that are no rows": lambda: model.train_on_batch(
+                {"items": tf.range(3)}
+            ),
         }
 
 
@@ -140,7 +142,7 @@ class TextRow(Row):
             "fractional seeds": lambda: model.generate("a", seeds=0.5),
             "two seeds": lambda: model.generate("a", seeds=[1, 2]),
             "nothing to draw from": lambda: model.generate("a", top_p=0),
-            "tokens that are no rows": lambda: model.train_step(tf.range(3)),
+            "tokens that are no rows": lambda: model.train_on_batch(tf.range(3)),
         }
 
 
@@ -159,7 +161,7 @@ class ReaderRow(Row):
             "an unknown character": lambda: model.embed(["a?"]),
             "no mask": lambda: model.fill_mask("abc"),
             "longer than the context": lambda: model.embed(["a" * 10]),
-            "tokens that are no rows": lambda: model.train_step(tf.range(3)),
+            "tokens that are no rows": lambda: model.train_on_batch(tf.range(3)),
         }
 
 

@@ -115,7 +115,7 @@ def measure(recipe):
         folder.path.mkdir()
         total = recipe.epochs * pipeline.steps_per_epoch
         progress = training.Progress(
-            pipeline.steps_per_epoch, recipe.batch_size, lambda line: None, total
+            pipeline.steps_per_epoch, pipeline.batch_size, lambda line: None, total
         )
         callbacks = [  # as in `Recipe.run`
             training.StopOnNonFinite(),

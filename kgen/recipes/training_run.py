@@ -103,30 +103,47 @@ def _train(recipe, strategy, folder, resume, dry_run, report) -> Path | None:
         "All workers must go on from the same checkpoint, at the same step",
         f"Put {folder.path} on a file system that all of them share.",
     )
-    if resume and not restored and chief:
+    finished = False
+    if chief and restored:
+        report(f"resumed at step {done:,} of {total:,}")
+        finished = done == total and "finished" in read_record(folder.path)
+    elif chief and resume:
         folder.write_record(record)  # not finished, even if it was once
         report(f"no checkpoint in {folder.path} yet: starting at step 0")
-    if restored and chief:
-        report(f"resumed at step {done:,} of {total:,}")
-        if done == total and "finished" in read_record(folder.path):
-            report(
-                "The run is finished; there is nothing left to train. To measure or "
-                "export it again: kgen evaluate, kgen export."
-            )
-            training.barrier(strategy)
-            return folder.path
-    progress = training.Progress(pipeline.steps_per_epoch, rows, report, total)
+    if finished:
+        report(
+            "The run is finished; there is nothing left to train. kgen evaluate and "
+            "kgen export\nmeasure and export it again."
+        )
+    else:
+        _fit(recipe, model, data, pipeline, validation, strategy, checkpointer, report)
+        if chief:
+            _finish(recipe, model, data, folder, report)
+    # A worker that had ended would not start again, were the chief killed till now.
+    training.barrier(strategy)
+    return folder.path if chief else None
+
+
+def _fit(
+    recipe, model, data, pipeline, validation, strategy, checkpointer, report
+) -> None:
+    """Trains to the end of the last epoch; the chief writes files and lines."""
     callbacks: list[keras.callbacks.Callback] = [training.StopOnNonFinite()]
-    if chief:
+    bar: Any = contextlib.nullcontext()
+    if is_chief(strategy):
+        folder = training.RunFolder(recipe.run_folder)
+        steps = pipeline.steps_per_epoch
+        bar = training.Progress(
+            steps, pipeline.batch_size, report, recipe.epochs * steps
+        )
         callbacks += [
             training.History(folder.history),
             *recipe.sample_callbacks(model, data, folder),
             training.HealthWarnings(lambda text: report(f"Warning: {text}")),
-            progress,
+            bar,
         ]
     # Last: a checkpoint says that all the other files of its epoch are written.
     callbacks.append(checkpointer)
-    bar = progress if chief else contextlib.nullcontext()
     with bar, checkpointer.saving_on_interrupt():
         training.fit(
             model,
@@ -136,11 +153,6 @@ def _train(recipe, strategy, folder, resume, dry_run, report) -> Path | None:
             strategy=strategy,
             callbacks=callbacks,
         )
-    if chief:
-        _finish(recipe, model, data, folder, report)
-    # A worker that had ended would not start again, were the chief killed till now.
-    training.barrier(strategy)
-    return folder.path if chief else None
 
 
 def _check_same_run(strategy, record) -> None:

@@ -31,7 +31,7 @@ from kgen.data import Pipeline, open_ratings
 from kgen.evaluation import ranking
 from kgen.evaluation.recommender_baselines import EASE, Popularity
 from kgen.models import CFGAN
-from kgen.nn.optimizers import Adam
+from kgen.nn import Adam
 
 METRICS = ("P@5", "P@20", "NDCG@5", "NDCG@20")
 PAPER = "Chae et al., 2018: P@5 .444, P@20 .294"

@@ -56,7 +56,7 @@ def train_with_kgen(variant, rounds, reporter):
 
     import kgen.data
     from kgen.models import GAN
-    from kgen.nn.optimizers import Adam
+    from kgen.nn import Adam
 
     keras.utils.set_random_seed(0)
     images = random_images()

@@ -93,7 +93,7 @@ def train_with_kgen(folder, rounds, reporter, side):
     import tensorflow as tf
 
     from kgen.data import Pipeline
-    from kgen.nn.optimizers import Adam
+    from kgen.nn import Adam
 
     windows = np.load(os.path.join(folder, "windows.npy")).astype(np.int32)
     windows = tf.constant(windows.reshape(-1, CONTEXT + 1))

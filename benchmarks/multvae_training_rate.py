@@ -60,7 +60,7 @@ def train_with_kgen(path, rounds, reporter):
 
     from kgen.data import Pipeline
     from kgen.models import MultVAE
-    from kgen.nn.optimizers import Adam
+    from kgen.nn import Adam
 
     starts, columns, num_items = read(path)
     users = tf.RaggedTensor.from_row_splits(columns, starts)

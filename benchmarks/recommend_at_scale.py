@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from kgen import data, export, training
 from kgen.models import MultVAE
-from kgen.nn.optimizers import Adam
+from kgen.nn import Adam
 
 MIN_ITEMS, MEAN_MORE = 20, 53  # items per user: minimum, and mean above it
 NUM_REQUESTS = 500

@@ -23,7 +23,7 @@ import processes
 from conformance_rows import BATCH_SIZE, ROWS, SEEDS, Row
 from kgen import training
 from kgen.models import GenerativeModel
-from kgen.nn import optimizers
+from kgen.nn.gradients import Adam
 from kgen.training.strategies import num_processes
 
 Arrays = dict[str, np.ndarray]
@@ -162,7 +162,7 @@ def train_on_devices(count: int, names: Sequence[str]) -> Arrays:
     strategies = {name: training.make_strategy(name) for name in ("none", "mirrored")}
     kinds: dict[str, Any] = {"sgd": None}
     if count == 2:
-        kinds["adam"] = functools.partial(optimizers.Adam, 1e-3)
+        kinds["adam"] = functools.partial(Adam, 1e-3)
     return {
         f"{row.name}/{name}/{kind}/{key}": value
         for row in _rows(names)

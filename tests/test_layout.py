@@ -107,7 +107,7 @@ from kgen.data.pipeline import Pipeline
 from ..training import run
 from . import base
 def later():
-    from kgen.nn import losses
+    from kgen.nn import random
 """
     path = ROOT / "kgen" / "evaluation" / "made_up.py"
     assert ranked_imports(ast.parse(text), path) == {

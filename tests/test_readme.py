@@ -146,7 +146,7 @@ def post(url, body):
 def test_another_process_loads_the_model(folder):
     script = "import kgen; print(type(kgen.load('saved_models/vae').optimizer))"
     done = run_python(script, folder)
-    shown = "<class 'kgen.nn.optimizers.Adam'>\n"
+    shown = "<class 'kgen.nn.gradients.Adam'>\n"
     assert (done.returncode, done.stdout) == (0, shown), done.stderr
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.models.shared.model import GenerativeModel
-from kgen.nn import gradients, optimizers, random
+from kgen.nn import gradients, random
 
 # The loss is the mean of (weight * row)^2 over [1, 2 | 3, 4]: see test_gradients.py.
 ROWS = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
@@ -59,7 +59,7 @@ def sgd(**options):
 
 def adam():
     with strategy().scope():
-        return optimizers.Adam(0.1)
+        return gradients.Adam(0.1)
 
 
 def loss_scaled_sgd(rate):

@@ -1,6 +1,6 @@
 """The models, one file each. Importing this package makes Keras know what is saved."""
 
-import kgen.nn.optimizers  # noqa: F401 (a compiled model's file names its optimizer)
+import kgen.nn.gradients  # noqa: F401 (a compiled model's file names its Adam)
 from kgen.models.bert import BERT
 from kgen.models.cfgan import CFGAN
 from kgen.models.gan import GAN

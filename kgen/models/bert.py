@@ -13,8 +13,7 @@ from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import TextSpec, TokenSpec
 from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
 from kgen.nn import random
-from kgen.nn.metrics import Perplexity
-from kgen.nn.transformer import apply_dropout, tied_logits
+from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
 
 MASK = "[MASK]"  # in a text: the token to be guessed
 HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens, as in the paper; the rest stays

@@ -12,7 +12,9 @@ from keras import layers
 
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
-from kgen.nn import losses, optimizers, random
+from kgen.nn import random
+from kgen.nn.adversarial import non_saturating
+from kgen.nn.gradients import Adam, squared_weights
 from kgen.nn.interactions import multi_hot
 
 _CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator that tells nothing apart
@@ -159,9 +161,9 @@ class CFGAN(RecommenderMixin, GenerativeModel):
             **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
         """
         if generator_optimizer is None:
-            generator_optimizer = optimizers.Adam(1e-4)
+            generator_optimizer = Adam(1e-4)
         if discriminator_optimizer is None:
-            discriminator_optimizer = optimizers.Adam(1e-4)
+            discriminator_optimizer = Adam(1e-4)
         self.compile_optimizers(
             {
                 "generator_optimizer": (
@@ -224,7 +226,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         scores = self._score_rows(rows, training)
         real_logits = self._real_logits(rows, rows, training)
         fake_logits = self._real_logits(rows, self._shown(scores, rows, keys), training)
-        loss, _ = losses.non_saturating(real_logits, fake_logits)
+        loss, _ = non_saturating(real_logits, fake_logits)
         decay = _decay(self.discriminator, self.discriminator_weight_decay)
         return loss + decay, {"discriminator_loss": loss}
 
@@ -232,7 +234,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         """Loss of each user, and its terms: [batch]."""
         scores = self._score_rows(rows, training)
         fake_logits = self._real_logits(rows, self._shown(scores, rows, keys), training)
-        _, loss = losses.non_saturating(fake_logits, fake_logits)
+        _, loss = non_saturating(fake_logits, fake_logits)
         zeros = _draw_others(rows, random.fold_in(keys, 2), self.zero_reconstruction)
         squares = tf.reduce_sum(zeros * tf.square(scores), axis=1)
         terms = {
@@ -327,7 +329,7 @@ def _decay(network, factor):
     """What the weights of a network add to its loss."""
     if not factor:
         return 0.0
-    return factor * losses.squared_weights(network.trainable_variables)
+    return factor * squared_weights(network.trainable_variables)
 
 
 def _joined(updates):

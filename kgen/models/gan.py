@@ -14,13 +14,11 @@ import tensorflow as tf
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
-from kgen.nn import adversarial_networks, gradients, losses, optimizers, random
+from kgen.nn import adversarial, adversarial_networks, gradients, random
+from kgen.nn.adversarial import ADVERSARIAL_LOSSES, AUGMENTATIONS, Diversity, augment
 from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS
-from kgen.nn.augmentation import AUGMENTATIONS, augment
+from kgen.nn.gradients import Adam, ema_decay
 from kgen.nn.image_networks import check_network
-from kgen.nn.losses import ADVERSARIAL_LOSSES
-from kgen.nn.metrics import Diversity
-from kgen.nn.schedules import cosine_ramp, ema_decay
 
 NO_TRUNCATION = 1e4  # Far beyond any normal number.
 TRUNCATION = InputSpec(low=0, above=True, default=NO_TRUNCATION)
@@ -168,9 +166,7 @@ class GAN(GenerativeModel):
         self.compile_optimizers(
             {
                 f"{name}_optimizer": (
-                    optimizers.Adam(2e-4, beta_1=0.5)
-                    if optimizer is None
-                    else optimizer,
+                    Adam(2e-4, beta_1=0.5) if optimizer is None else optimizer,
                     network.trainable_variables,
                 )
                 for (name, network), optimizer in zip(
@@ -229,7 +225,7 @@ class GAN(GenerativeModel):
         """Loss of each generated image: [batch]."""
         fake_logits = self._score(fake, labels, training=True)
         real_logits = tf.stop_gradient(fake_logits)
-        if self.adversarial_loss in losses.PAIRED_LOSSES:
+        if self.adversarial_loss in adversarial.PAIRED_LOSSES:
             real_logits = self._score(real, labels, training=True)
         return ADVERSARIAL_LOSSES[self.adversarial_loss](real_logits, fake_logits)[1]
 
@@ -249,8 +245,8 @@ class GAN(GenerativeModel):
         def penalized(images, weight):
             if not weight:
                 return score(images), 0.0
-            logits, by_image = losses.with_gradients(score, images)
-            return logits, weight * losses.zero_centred_penalty(by_image)
+            logits, by_image = adversarial.with_gradients(score, images)
+            return logits, weight * adversarial.zero_centred_penalty(by_image)
 
         real_logits, r1 = penalized(real, self.r1_weight)
         fake_logits, r2 = penalized(fake, self.r2_weight)
@@ -268,10 +264,10 @@ class GAN(GenerativeModel):
         if self.gradient_penalty_weight:
             fraction = random.uniform(random.fold_in(keys, 3), (1, 1, 1))
             between = fake + fraction * (real - fake)
-            _, by_image = losses.with_gradients(score, between)
-            one_centred = losses.one_centred_penalty(by_image)
+            _, by_image = adversarial.with_gradients(score, between)
+            one_centred = adversarial.one_centred_penalty(by_image)
             penalty += self.gradient_penalty_weight * one_centred
-        penalty *= cosine_ramp(
+        penalty *= adversarial.cosine_ramp(
             self.images_seen.value, 1.0, self.final_penalty, self.penalty_decay_images
         )
         return loss + penalty, {"penalty": penalty} | terms

@@ -14,8 +14,7 @@ from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.text_model import TOKENS, TextModelMixin, padded
 from kgen.nn import random
-from kgen.nn.metrics import Perplexity
-from kgen.nn.transformer import apply_dropout, tied_logits
+from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
 
 POSITIONS = ("rotary", "learned")
 

@@ -12,9 +12,9 @@ from keras import layers
 
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
-from kgen.nn import losses, random
+from kgen.nn import gradients, random
 from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
-from kgen.nn.schedules import linear_ramp
+from kgen.nn.likelihoods import gaussian_kl, kl_warmup
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -140,12 +140,12 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         """Takes one step on the weighted bound."""
         batch = self.read(data)
         weights = batch.get("sample_weight")
-        kl_weight = self.kl_weight * linear_ramp(self.step.value, self.kl_warmup_steps)
+        kl_weight = self.kl_weight * kl_warmup(self.step.value, self.kl_warmup_steps)
         with self.recording() as recording:
             terms, _ = self._bound(batch["items"], kl_weight, training=True)
             loss = terms["loss"]
             if self.weight_decay:
-                penalty = losses.squared_weights(self.trainable_variables)
+                penalty = gradients.squared_weights(self.trainable_variables)
                 loss += self.weight_decay * penalty
         recording.minimize(loss, weights)
         self.step.assign_add(1)
@@ -175,7 +175,7 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         kl = tf.zeros_like(code[:, 0])
         if self.variational:
             mean, log_variance = tf.split(code, 2, axis=1)
-            kl = tf.reduce_sum(losses.gaussian_kl(mean, log_variance), axis=1)
+            kl = tf.reduce_sum(gaussian_kl(mean, log_variance), axis=1)
             code = mean + tf.exp(0.5 * log_variance) * noise
         logits = self._decode(code, training)
         if training and self._features is not None:

@@ -12,9 +12,10 @@ from keras import layers
 
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
-from kgen.nn import gradients, losses, optimizers, random
+from kgen.nn import gradients, random
+from kgen.nn.gradients import Adam
 from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
-from kgen.nn.layers import DeterministicAdd, DeterministicSplit
+from kgen.nn.likelihoods import gaussian_kl, gaussian_log_density, sum_rows
 
 WIDE_LOG_VARIANCE = 10.0  # of the prior's widest part; it and the next: the authors'
 NORM_EPSILON = 0.1  # code
@@ -150,11 +151,11 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         self.compile_optimizers(
             {
                 "encoder_optimizer": (
-                    encoder_optimizer or optimizers.Adam(5e-4),
+                    encoder_optimizer or Adam(5e-4),
                     self.encoder.trainable_variables,
                 ),
                 "decoder_optimizer": (
-                    decoder_optimizer or optimizers.Adam(5e-4),
+                    decoder_optimizer or Adam(5e-4),
                     self.decoder.trainable_variables,
                 ),
             },
@@ -219,9 +220,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         mean, log_variance = self._encode(self.encoder, rows, training)
         noise = random.normal(keys, (self.latent_dim,))
         latents = mean + tf.exp(0.5 * log_variance) * noise
-        log_posterior = (
-            losses.gaussian_log_density(noise, 0.0, 0.0) - 0.5 * log_variance
-        )
+        log_posterior = gaussian_log_density(noise, 0.0, 0.0) - 0.5 * log_variance
         old_mean, old_log_variance = self._encode(
             self.old_encoder, normalized_multi_hot(items, num_items)
         )
@@ -232,7 +231,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         reconstruction = multinomial_loss(items, self._decode(latents, training))
         terms = {
             "kl": kl,
-            "standard_kl": losses.sum_rows(losses.gaussian_kl(mean, log_variance)),
+            "standard_kl": sum_rows(gaussian_kl(mean, log_variance)),
             "reconstruction": reconstruction,
             "loss": reconstruction + self._kl_weights(items) * kl,
         }
@@ -320,6 +319,49 @@ def composite_log_density(
     zeros = tf.zeros_like(old_mean)
     means = tf.stack([zeros, old_mean, zeros])  # [parts, batch, latent_dim]
     log_variances = tf.stack([zeros, old_log_variance, zeros + WIDE_LOG_VARIANCE])
-    parts = losses.gaussian_log_density(latents, means, log_variances)
+    parts = gaussian_log_density(latents, means, log_variances)
     parts += tf.math.log(tf.constant(weights))[:, None, None]
     return tf.reduce_logsumexp(parts, axis=0)
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class DeterministicAdd(keras.layers.Layer):
+    """Sum of two inputs: a `keras.layers.Add` that repeats bit for bit in a chain.
+
+    Shapes:
+        two of [batch, ...] -> the same
+    """
+
+    def call(self, inputs):
+        """Adds the two inputs."""
+        return _sum(*inputs)
+
+    def compute_output_shape(self, input_shape):
+        """Returns the shape of the first input."""
+        return input_shape[0]
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class DeterministicSplit(keras.layers.Layer):
+    """Two copies of the input; their gradients are added as in `DeterministicAdd`.
+
+    Shapes:
+        [batch, ...] -> two of the same
+    """
+
+    def call(self, inputs):
+        """Copies the input."""
+
+        @tf.custom_gradient
+        def split(values):
+            return (tf.identity(values), tf.identity(values)), _sum
+
+        return split(inputs)
+
+    def compute_output_shape(self, input_shape):
+        """Returns the shape of the input, twice."""
+        return input_shape, input_shape
+
+
+def _sum(first, second):
+    return tf.reduce_sum(tf.stack([first, second]), axis=0)  # no addition to merge

@@ -14,11 +14,9 @@ import tensorflow as tf
 from kgen.models.shared.model import GenerativeModel, layers_of_policy
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
-from kgen.nn import image_networks, losses, random
+from kgen.nn import image_networks, likelihoods, random
 from kgen.nn.flows import CouplingFlow
-from kgen.nn.likelihoods import LIKELIHOODS
-from kgen.nn.metrics import ActiveUnits
-from kgen.nn.schedules import linear_ramp
+from kgen.nn.likelihoods import LIKELIHOODS, ActiveUnits, kl_warmup
 
 NETWORKS = ("auto", "mlp", "conv")
 PRIORS = ("normal", "flow")
@@ -166,7 +164,7 @@ class VAE(GenerativeModel):
         """Takes one step on the weighted, importance-weighted bound."""
         batch = self.read(data)
         weights = batch.get("sample_weight")
-        kl_weight = self.kl_weight * linear_ramp(self.step.value, self.kl_warmup_steps)
+        kl_weight = self.kl_weight * kl_warmup(self.step.value, self.kl_warmup_steps)
         with self.recording() as recording:
             terms = self._bound(batch, random.STREAM_TRAIN, kl_weight, self.free_bits)
         recording.minimize(terms["loss"], weights)
@@ -199,18 +197,18 @@ class VAE(GenerativeModel):
         )
         log_likelihood, log_prior, log_posterior = importance_terms(noise)  # [b, k]
         if self.flow is None:
-            kl = losses.gaussian_kl(mean, log_variance)  # [b, d]
+            kl = likelihoods.gaussian_kl(mean, log_variance)  # [b, d]
         else:
             # No closed form: the samples' average, as one number.
             kl = tf.reduce_mean(log_posterior - log_prior, axis=1, keepdims=True)
         if num_samples == 1:
             weighted_kl = kl_weight * tf.reduce_sum(
-                losses.free_bits(kl, free_bits), axis=1
+                likelihoods.free_bits(kl, free_bits), axis=1
             )
             loss = weighted_kl - log_likelihood[:, 0]
         else:
             log_weights = log_likelihood + kl_weight * (log_prior - log_posterior)
-            loss = -losses.log_mean_exp(log_weights, axis=1)
+            loss = -likelihoods.log_mean_exp(log_weights, axis=1)
             if training and self.num_gradient_samples:
                 keys = self.noise_keys(images, random.STREAM_RESAMPLE)
                 drawn = random.categorical(keys, log_weights, self.num_gradient_samples)
@@ -242,13 +240,13 @@ class VAE(GenerativeModel):
             images, output, self.log_variance.value
         )
         log_prior = (
-            losses.gaussian_log_likelihood(latents, 0.0, 0.0)
+            likelihoods.gaussian_log_likelihood(latents, 0.0, 0.0)
             if self.flow is None
             else self.flow(latents)
         )
         # Two sums, not one over a chain of additions: TensorFlow orders a chain by what
         # it knows of the shapes, and that is not the same in a worker and a replica.
-        log_volume = tf.reduce_sum(losses.LOG_2_PI + log_variance, axis=1)  # [b]
+        log_volume = tf.reduce_sum(likelihoods.LOG_2_PI + log_variance, axis=1)  # [b]
         log_posterior = -0.5 * (
             log_volume[:, None] + tf.reduce_sum(tf.square(noise), axis=2)
         )

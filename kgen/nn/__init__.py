@@ -5,12 +5,12 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submodules=[
+        "adversarial",
         "flows",
         "gradients",
         "image_networks",
-        "losses",
-        "metrics",
+        "likelihoods",
         "random",
-        "schedules",
     ],
+    submod_attrs={"gradients": ["Adam"]},
 )

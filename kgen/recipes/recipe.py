@@ -283,13 +283,12 @@ class Recipe:
         self, steps_per_epoch: int, rate: float | None = None, **options: Any
     ) -> Any:
         """Returns Adam, whose rate rises, and falls to 0 by a cosine, over the run."""
-        from kgen.nn import optimizers
-        from kgen.nn.schedules import warmup_cosine
+        from kgen.nn.gradients import Adam, warmup_cosine
 
         total = self.epochs * steps_per_epoch
         peak = self.learning_rate if rate is None else rate
         schedule = warmup_cosine(peak, total, self.warmup_steps)
-        return optimizers.Adam(schedule, **options)
+        return Adam(schedule, **options)
 
     def _check_above_0(self, *names: str) -> None:
         """Refuses these options where they are given and not above 0."""

@@ -9,9 +9,13 @@ from scipy.special import log_softmax
 
 import kgen
 from kgen.models import RecVAE
-from kgen.models.recvae import composite_log_density
+from kgen.models.recvae import (
+    DeterministicAdd,
+    DeterministicSplit,
+    composite_log_density,
+)
+from kgen.nn import Adam
 from kgen.nn.interactions import normalized_multi_hot
-from kgen.nn.optimizers import Adam
 
 NUM_ITEMS = 6
 
@@ -226,3 +230,34 @@ def test_one_optimizer_for_both_is_refused():
     optimizer = keras.optimizers.Adam()
     with pytest.raises(ValueError, match="an optimizer of its own"):
         small().compile(optimizer, optimizer)
+
+
+# -- deterministic sums ------------------------------------------------
+
+
+def test_split_adds_its_gradients_and_add_passes_them_on():
+    inputs = tf.constant([[1.0, -2.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        first, second = DeterministicSplit()(inputs)
+        total = DeterministicAdd()([3.0 * first, second * second])
+    np.testing.assert_array_equal(total, [[4.0, -2.0]])  # 3 x + x^2
+    np.testing.assert_array_equal(tape.gradient(total, inputs), [[5.0, -1.0]])
+
+
+def test_chains_of_split_and_add_hold_no_addition():
+    def gradient(inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            total = inputs
+            for _ in range(3):
+                first, second = DeterministicSplit()(total)
+                total = DeterministicAdd()([tf.tanh(first), second])
+        return tape.gradient(total, inputs)
+
+    graph = tf.function(gradient).get_concrete_function(tf.TensorSpec([None, 2])).graph
+    operations = graph.get_operations()  # shapes are integers
+    floats = [o for o in operations if o.outputs and o.outputs[0].dtype.is_floating]
+    kinds = {operation.type for operation in floats}
+    assert {"Tanh", "TanhGrad"} <= kinds
+    assert not kinds & {"Add", "AddV2", "AddN"}

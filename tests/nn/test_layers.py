@@ -128,34 +128,3 @@ def test_a_grouped_convolution_equals_one_per_group():
             values[..., channels], kernel[..., channels], strides=1, padding="SAME"
         )
         np.testing.assert_allclose(outputs[..., channels], alone, rtol=1e-4, atol=1e-5)
-
-
-# -- deterministic sums ------------------------------------------------
-
-
-def test_split_adds_its_gradients_and_add_passes_them_on():
-    inputs = tf.constant([[1.0, -2.0]])
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        first, second = layers.DeterministicSplit()(inputs)
-        total = layers.DeterministicAdd()([3.0 * first, second * second])
-    np.testing.assert_array_equal(total, [[4.0, -2.0]])  # 3 x + x^2
-    np.testing.assert_array_equal(tape.gradient(total, inputs), [[5.0, -1.0]])
-
-
-def test_chains_of_split_and_add_hold_no_addition():
-    def gradient(inputs):
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            total = inputs
-            for _ in range(3):
-                first, second = layers.DeterministicSplit()(total)
-                total = layers.DeterministicAdd()([tf.tanh(first), second])
-        return tape.gradient(total, inputs)
-
-    graph = tf.function(gradient).get_concrete_function(tf.TensorSpec([None, 2])).graph
-    operations = graph.get_operations()  # shapes are integers
-    floats = [o for o in operations if o.outputs and o.outputs[0].dtype.is_floating]
-    kinds = {operation.type for operation in floats}
-    assert {"Tanh", "TanhGrad"} <= kinds
-    assert not kinds & {"Add", "AddV2", "AddN"}

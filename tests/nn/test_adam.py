@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kgen.nn import optimizers
+from kgen.nn.gradients import Adam
 
 RATES = {"learning_rate": 0.1, "beta_1": 0.8, "beta_2": 0.9, "epsilon": 1e-3}
 
@@ -32,7 +32,7 @@ def test_steps_follow_the_formula():
         rate = 0.1 * np.sqrt(1 - 0.9**step) / (1 - 0.8**step)
         weight = weight - rate * moment / (np.sqrt(velocity) + 1e-3)
         expected.append(weight)
-    found = trajectory(optimizers.Adam(**RATES), GRADIENTS)
+    found = trajectory(Adam(**RATES), GRADIENTS)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -49,27 +49,27 @@ def test_steps_follow_the_formula():
     ids=lambda options: next(iter(options), "plain"),
 )
 def test_every_option_works_as_in_keras(options):
-    ours = trajectory(optimizers.Adam(**RATES | options), GRADIENTS)
+    ours = trajectory(Adam(**RATES | options), GRADIENTS)
     theirs = trajectory(keras.optimizers.Adam(**RATES | options), GRADIENTS)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert np.abs(np.diff(ours, axis=0)).max() > 0.01
 
 
 def test_the_state_equals_keras_s_and_survives_saving():
-    ours, theirs = optimizers.Adam(**RATES), keras.optimizers.Adam(**RATES)
+    ours, theirs = Adam(**RATES), keras.optimizers.Adam(**RATES)
     trajectory(ours, GRADIENTS), trajectory(theirs, GRADIENTS)
     for mine, other in zip(ours.variables, theirs.variables, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5)
     again = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(ours)
     )
-    assert type(again) is optimizers.Adam
+    assert type(again) is Adam
     assert again.get_config() == ours.get_config()
 
 
 def test_a_gradient_of_few_rows_updates_all_moments():
     table = keras.Variable(np.ones((3, 2), np.float32))
-    optimizer = optimizers.Adam(0.1)
+    optimizer = Adam(0.1)
     optimizer.build([table])
     rows = tf.IndexedSlices(tf.ones([1, 2]), tf.constant([1]), tf.constant([3, 2]))
     optimizer.apply_gradients([(rows, table)])

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from kgen.nn import random
-from kgen.nn.augmentation import AUGMENTATIONS, augment
+from kgen.nn.adversarial import AUGMENTATIONS, augment
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (300, 16, 24, 3)).astype(np.float32)
 KEYS = random.keys(tf.range(300, dtype=tf.int64), random.STREAM_TRAIN)

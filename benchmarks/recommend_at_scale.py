@@ -86,7 +86,7 @@ def main():
         recommend = tf.saved_model.load(made).signatures["recommend"]
         history = ratings.history("test")
         milliseconds = []
-        for row in range(NUM_REQUESTS):
+        for row in range(min(NUM_REQUESTS, history.shape[0])):
             ids = ratings.item_ids[history[[row]].indices][None]
             begin = time.perf_counter()
             recommend(item_ids=tf.constant(ids, tf.int64))["item_ids"].numpy()

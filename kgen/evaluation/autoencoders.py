@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -93,12 +93,23 @@ def evaluate_autoencoder(
     if binarize == "dynamic":
         drawn += ", one draw for each image"
     data = f"{image_set.name} {split} (baseline: {moments.count:,} of train), {drawn}"
-    shared = _Shared(data, seed)
+    elbo = model.elbo(images, labels=labels, seed=seed)
+    log_likelihood = _log_likelihood(
+        model, images, labels, num_samples, seed, progress, unfinished
+    )
     return [
         *_likelihood_records(
-            model, images, labels, num_samples, moments, shared, progress, unfinished
+            model,
+            images,
+            labels,
+            elbo,
+            log_likelihood,
+            num_samples,
+            moments,
+            data,
+            seed,
         ),
-        *_reconstruction_records(model, images, labels, moments, shared),
+        *_reconstruction_records(model, images, labels, moments, data, seed),
     ]
 
 
@@ -115,13 +126,6 @@ class Moments:
     mean: np.ndarray
     variance: float
     count: int
-
-
-class _Shared(NamedTuple):
-    """Fields of all records of one evaluation."""
-
-    data: str  # beginning of the protocol
-    seed: int
 
 
 def _training_moments(image_set: ImageSet, seed: int) -> Moments:
@@ -146,21 +150,10 @@ def _training_moments(image_set: ImageSet, seed: int) -> Moments:
 
 
 def _likelihood_records(
-    model: Any,
-    images: np.ndarray,
-    labels: np.ndarray | None,
-    num_samples: int,
-    moments: Moments,
-    shared: _Shared,
-    progress: Callable[[int, int], None] | None,
-    unfinished: Path | None,
+    model, images, labels, elbo, log_likelihood, num_samples, moments, data, seed
 ) -> list[Record]:
     name, baseline = pixel_baseline(model.likelihood, images, moments)
-    elbo = model.elbo(images, labels=labels, seed=shared.seed)
-    log_likelihood = _log_likelihood(
-        model, images, labels, num_samples, shared.seed, progress, unfinished
-    )
-    protocol = f"{shared.data}, {model.likelihood} likelihood"
+    protocol = f"{data}, {model.likelihood} likelihood"
     if model.likelihood == "bernoulli" and not np.isin(images, (0, 255)).all():
         protocol += " of grey pixels (a cross-entropy, not a normalised likelihood)"
     if labels is not None:
@@ -171,7 +164,7 @@ def _likelihood_records(
             metric="elbo",
             unit="nats/image",
             protocol=f"{protocol}, one posterior sample for each image",
-            seed=shared.seed,
+            seed=seed,
             higher_is_better=True,
             baseline=(name, baseline),
         ),
@@ -182,7 +175,7 @@ def _likelihood_records(
             unit="nats/image",
             protocol=f"{protocol}, importance sampling with {num_samples:,} posterior "
             "samples for each image",
-            seed=shared.seed,
+            seed=seed,
             higher_is_better=False,
             baseline=(name, -baseline),
         ),
@@ -261,43 +254,37 @@ def pixel_baseline(
 # ---------------------------------------------------------------------------
 
 
-def _reconstruction_records(
-    model: Any,
-    images: np.ndarray,
-    labels: np.ndarray | None,
-    moments: Moments,
-    shared: _Shared,
-) -> list[Record]:
-    measures = {"mse": mean_squared_error, "psnr": psnr, "ssim": ssim}
-    ours: dict[str, list[np.ndarray]] = {name: [] for name in measures}
-    trivial: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+def _reconstruction_records(model, images, labels, moments, data, seed) -> list[Record]:
+    batches = []
     for start in range(0, len(images), READ_BATCH_SIZE):
         rows = slice(start, start + READ_BATCH_SIZE)
         targets = images[rows] / np.float32(255.0)
         made = model.reconstruct(images[rows], None if labels is None else labels[rows])
         mean = np.broadcast_to(moments.mean.astype(np.float32), targets.shape)
-        for name, measure in measures.items():
-            ours[name].append(measure(made, targets))
-            trivial[name].append(measure(mean, targets))
+        pairs = ((made, targets), (mean, targets))
+        batches.append(
+            [
+                [metric(*pair) for pair in pairs]
+                for metric in (mean_squared_error, psnr, ssim)
+            ]
+        )
+    values = np.concatenate(batches, axis=2)  # [metrics, 2, images]
     window = ssim_window(images.shape[1:])
-    details = {
-        "mse": ("", "of pixels in [0, 1]", False),
-        "psnr": ("dB", "peak 1, mean of each image's", True),
-        "ssim": ("", f"{window}x{window} Gaussian window, sigma 1.5", True),
-    }
+    details = (
+        ("mse", "", "of pixels in [0, 1]"),
+        ("psnr", "dB", "peak 1, mean of each image's"),
+        ("ssim", "", f"{window}x{window} Gaussian window, sigma 1.5"),
+    )
     return [
         Record.of_mean(
-            np.concatenate(ours[name]),
+            ours,
             metric=f"reconstruction_{name}",
             headline=name == "psnr",
             unit=unit,
-            protocol=f"{shared.data}, decoded posterior means, {detail}",
-            seed=shared.seed,
-            higher_is_better=higher_is_better,
-            baseline=(
-                "mean training image",
-                float(np.mean(np.concatenate(trivial[name]))),
-            ),
+            protocol=f"{data}, decoded posterior means, {detail}",
+            seed=seed,
+            higher_is_better=name != "mse",
+            baseline=("mean training image", float(baseline.mean())),
         )
-        for name, (unit, detail, higher_is_better) in details.items()
+        for (name, unit, detail), (ours, baseline) in zip(details, values, strict=True)
     ]

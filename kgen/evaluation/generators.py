@@ -275,7 +275,6 @@ def _distance_records(features: _Features) -> list[Record]:
             f"generated images (seeds 0 to {last_seed:,}), against the same real ones"
         )
     shared: dict[str, Any] = {
-        "unit": "",
         "n": len(features.real),
         "seed": features.seed,
         "higher_is_better": False,
@@ -310,7 +309,6 @@ def _neighbour_records(features: _Features) -> list[Record]:
         Record.of_mean(
             values,
             metric=f"{name}[{features.space}]",
-            unit="",
             protocol=(
                 f"{features.protocol}; balls to the {NUM_NEIGHBOURS}th nearest "
                 f"neighbour, fixed for the interval; {features.other_name}: "
@@ -324,13 +322,7 @@ def _neighbour_records(features: _Features) -> list[Record]:
     ]
 
 
-def _mode_records(
-    image_set: ImageSet,
-    features: _Features,
-    numbers: np.ndarray,
-    shuffled: np.ndarray,
-    accuracy: float,
-) -> list[Record]:
+def _mode_records(image_set, features, numbers, shuffled, accuracy) -> list[Record]:
     """The number of generated classes, and the divergence of their frequencies."""
     batches = image_set.pipeline("train", batch_size=READ_BATCH_SIZE).dataset()
     labels = np.concatenate([x["labels"] for x in batches.as_numpy_iterator()])
@@ -351,14 +343,10 @@ def _mode_records(
         f"{features.space}, whose accuracy on real ones is {accuracy:.1%}; baseline: "
         f"{len(shuffled):,} images"
     )
+    divergence = f"KL(generated || labels of {real.sum():,} images of train)"
     details = (
         ("num_modes", "", "generated numbers", True),
-        (
-            "mode_divergence",
-            "nats",
-            f"KL(generated || labels of {real.sum():,} images of train)",
-            False,
-        ),
+        ("mode_divergence", "nats", divergence, False),
     )
     return [
         Record(
@@ -376,9 +364,7 @@ def _mode_records(
     ]
 
 
-def _modes_and_divergence(
-    generated: np.ndarray, real: np.ndarray
-) -> tuple[float, float]:
+def _modes_and_divergence(generated, real) -> tuple[float, float]:
     """Number of generated classes, and KL(generated || real) in nats, from counts."""
     found = generated > 0
     share = generated[found] / generated.sum()

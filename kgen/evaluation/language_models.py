@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Callable
@@ -21,6 +22,8 @@ PROMPT_CHARACTERS, TEXT_CHARACTERS = 40, 400
 NGRAM = 5  # words in a row that count as copied if the training text has them
 TIMED_TOKENS = 128
 BATCH_SIZE = 64  # windows
+_distinct_words = functools.partial(text_statistics.distinct, n=1)
+_distinct_pairs = functools.partial(text_statistics.distinct, n=2)
 
 
 def evaluate_language_model(
@@ -164,9 +167,7 @@ def _window_losses(model, tokens):
 # -- generated text ------------------------------------------------------------
 
 
-def _text_records(
-    model, text_set, split, limit, seed, progress, protocol
-) -> list[Record]:
+def _text_records(model, text_set, split, limit, seed, progress, protocol):
     """Diversity and novelty of generated texts and of the split's own continuations."""
     count = min(limit or NUM_TEXTS, NUM_TEXTS)
     ratio = text_set.splits[split] / text_set.characters(split)
@@ -194,22 +195,12 @@ def _text_records(
     known = text_statistics.ngrams(
         text_statistics.words(decode(text_set.tokens("train"))), NGRAM
     )
+    novelty = functools.partial(text_statistics.novelty, known=known, n=NGRAM)
+    copied = f"share of {NGRAM} words in a row that the training text does not contain"
     rows: list[tuple[str, Callable[[list[str]], float], str]] = [
-        (
-            "distinct_words@1",
-            lambda texts: text_statistics.distinct(texts, 1),
-            "different words over words",
-        ),
-        (
-            "distinct_words@2",
-            lambda texts: text_statistics.distinct(texts, 2),
-            "different pairs of words over pairs",
-        ),
-        (
-            f"novelty@{NGRAM}",
-            lambda texts: text_statistics.novelty(texts, known, NGRAM),
-            f"share of {NGRAM} words in a row that the training text does not contain",
-        ),
+        ("distinct_words@1", _distinct_words, "different words over words"),
+        ("distinct_words@2", _distinct_pairs, "different pairs of words over pairs"),
+        (f"novelty@{NGRAM}", novelty, copied),
     ]
     if importlib.util.find_spec("sacrebleu"):
         detail = "BLEU-4 of each text against all others"
@@ -219,7 +210,6 @@ def _text_records(
             metric=metric,
             headline=metric.startswith("novelty"),
             value=measure(ours),
-            unit="",
             protocol=(
                 f"{protocol}, {count} texts of {num_text} tokens that continue "
                 f"{num_prompt} of the split, temperature 1; the baseline is the "

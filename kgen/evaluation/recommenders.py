@@ -199,7 +199,6 @@ def _user_records(subject, values, reference, protocol, seed) -> list[Record]:
                 metric=metric,
                 headline=metric in ("recall@20", "ndcg@100"),
                 subject=subject,
-                unit="",
                 protocol=f"{protocol}, full ranking, seen items left out{difference}",
                 seed=seed,
                 higher_is_better=True,

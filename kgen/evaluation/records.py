@@ -40,7 +40,7 @@ class Record:
 
     metric: str
     value: float
-    unit: str
+    unit: str = ""
     protocol: str
     n: int
     seed: int | None = None

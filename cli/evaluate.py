@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from kgen.recipes import read_record, recipe_of_run
 
@@ -19,9 +18,7 @@ from .startup import load_model, load_tensorflow
 @click.option(
     "--split",
     type=click.Choice(["test", "validation", "train"]),
-    default="test",
-    show_default=True,
-    help="The part of the data to measure on.",
+    help="The part of the data to measure on; default: test.",
 )
 @click.option(
     "--num-samples",
@@ -43,7 +40,7 @@ from .startup import load_model, load_tensorflow
 @debug_option
 def command(
     run: Path,
-    split: str,
+    split: str | None,
     num_samples: int | None,
     limit: int | None,
     data: str | None,
@@ -56,8 +53,11 @@ def command(
     """
     path = run / "metrics.json"
     if protocols:
+        if any((split, num_samples, limit, data)):
+            raise click.UsageError("--protocols measures nothing: leave out the rest.")
         _print_protocols(path)
         return
+    split = split or "test"
     recipe = recipe_of_run(run)
     if data is not None:
         recipe = dataclasses.replace(recipe, data=data)
@@ -115,16 +115,6 @@ def command(
 def _print_protocols(path: Path) -> None:
     from kgen import evaluation
 
-    context = click.get_current_context()
-    typed = [
-        f"--{name.replace('_', '-')}"
-        for name in ("split", "num_samples", "limit", "data")
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if typed:
-        raise click.UsageError(
-            f"--protocols measures nothing, and takes no {', '.join(typed)}."
-        )
     if not path.is_file():
         raise click.UsageError(
             f"{path} does not exist yet: run kgen evaluate without --protocols first."

@@ -1,8 +1,7 @@
 """`kgen generate RUN`: images, text or filled masks from a trained model."""
 
-import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +88,17 @@ def command(run: Path, seeds: tuple[int, ...] | None, **typed: Any) -> None:
         raise click.UsageError(
             f"{run} generates nothing. It recommends items: kgen recommend {run}"
         )
-    generate = GENERATORS[recipe.task]
-    known = set(inspect.signature(generate).parameters)
-    if generate is _generate_images:
-        known &= {"labels", *recipe.extra_options}
-    unknown = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    generate, options = GENERATORS[recipe.task]
+    unknown = given.keys() - {*options, *recipe.extra_options}
     if unknown:
         raise click.UsageError(
-            f"The {recipe.recipe_name} model of {run} takes no {', '.join(unknown)}."
+            f"The {recipe.recipe_name} model of {run} takes no {_as_flags(unknown)}."
         )
     generate(run, seeds, out, **given)
+
+
+def _as_flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 def _generate_text(
@@ -111,37 +111,25 @@ def _generate_text(
     max_new_tokens: int = 500,
     num_beams: int = 1,
     stop: tuple[str, ...] = (),
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
+    **sampling: Any,
 ) -> None:
     """Print or write the prompt and its continuation, for each seed."""
-    sampling = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
-    sampling = {name: value for name, value in sampling.items() if value is not None}
     seeds = seeds or (0,)
     if out is not None and (out.is_dir() or is_run(out.parent)):
         raise click.UsageError(f"--out is a folder, or in that of a run: {out}")
     if not prompt or "" in stop:
         raise click.UsageError("--prompt and --stop must not be empty.")
     if num_beams > 1 and sampling:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sampling)
         raise click.UsageError(
             f"A beam search does not sample. Received: --num-beams {num_beams} and "
-            f"{names}. Leave one out."
+            f"{_as_flags(sampling)}. Leave one out."
         )
     if stream and (out is not None or len(seeds) > 1 or num_beams > 1):
         raise click.UsageError(
             "--stream prints one text: without --out, --num-beams, and a second seed."
         )
-    options = {"max_new_tokens": max_new_tokens, "stop": stop, **sampling}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop}
+    options |= sampling
     model = load_model(run)
     if stream:
         chunks = model.stream(prompt, seed=seeds[0], **options)
@@ -201,7 +189,7 @@ def _generate_images(
     out: Path | None,
     *,
     labels: tuple[int, ...] | None = None,
-    temperature: float | None = None,
+    **options: Any,
 ) -> None:
     """Write an image for each seed."""
     if out is None:
@@ -224,17 +212,18 @@ def _generate_images(
     if classes:
         labels = labels or tuple(range(len(classes)))
         labels = tuple(itertools.islice(itertools.cycle(labels), len(seeds)))
-    options = {"labels": labels, "temperature": temperature}
-    options = {name: value for name, value in options.items() if value is not None}
-    _write_images(load_model(run).generate(seeds, **options), seeds, out)
+    _write_images(load_model(run).generate(seeds, labels, **options), seeds, out)
     noun = "image" if len(seeds) == 1 else "images"
     click.echo(f"{len(seeds)} {noun}: {out}")
 
 
-GENERATORS: dict[str, Callable[..., None]] = {
-    "images": _generate_images,
-    "text": _generate_text,
-    "filled masks": _fill_masks,
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+TEXT = ("prompt", "stream", "max_new_tokens", "num_beams", "stop", *SAMPLING)
+# A function for each task, and its options.
+GENERATORS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "images": (_generate_images, ("labels",)),
+    "text": (_generate_text, TEXT),
+    "filled masks": (_fill_masks, ("prompt", "top_k")),
 }
 
 

@@ -91,7 +91,7 @@ def loads():
         ("evaluate vae --limit 0", "0 is not in the range"),
         ("evaluate vae --split all", "'all' is not one of"),
         ("evaluate vae --protocols", "metrics.json does not exist yet"),
-        ("evaluate vae --protocols --limit 3", "takes no --limit"),
+        ("evaluate vae --protocols --limit 3", "--protocols measures nothing"),
         ("export nothing", "There is no run 'nothing'"),
         ("export begun", "training did not finish"),
         ("export vae --format saved_model --layout nchw", "of ONNX files alone"),

@@ -116,7 +116,7 @@ def _generate_text(
     """Print or write the prompt and its continuation, for each seed."""
     seeds = seeds or (0,)
     if out is not None and (out.is_dir() or is_run(out.parent)):
-        raise click.UsageError(f"--out is a folder, or in that of a run: {out}")
+        raise click.UsageError(f"--out is a folder, or a file of a run: {out}")
     if not prompt or "" in stop:
         raise click.UsageError("--prompt and --stop must not be empty.")
     if num_beams > 1 and sampling:
@@ -228,7 +228,7 @@ GENERATORS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a picture is one that kgen wrote."""
+    """Whether kgen wrote a picture."""
     from PIL import Image
 
     from kgen.pictures import SOFTWARE

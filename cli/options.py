@@ -16,7 +16,7 @@ RUNS_FOLDER = Path("saved_models")
 
 @dataclasses.dataclass
 class Settings:
-    """Words of the command line, and options of the whole command."""
+    """The command line, and options of the whole command."""
 
     arguments: list[str] = dataclasses.field(default_factory=list)
     debug: bool = False

@@ -28,7 +28,7 @@ NUM_DIGITS = 10
 RANDOM_SEED = 2020
 # Chosen so that the distance grows with blur, noise and missing classes on digits,
 # clothes and faces, as the tests check. A grid keeps positions; 16 features of a level
-# are as many as its cells, so that of grey images they are linearly independent.
+# are as many as its cells, so that they are linearly independent for grey images.
 _GRID = 4
 _LEVEL_DIM = 16
 _CHANNELS = 32

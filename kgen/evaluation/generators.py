@@ -205,7 +205,7 @@ def _sample(image_set, split, num_images, seed):
 
 
 def _open_space(name, images, labels):
-    """The feature space of that name, or for None the one that suits the images."""
+    """The feature space of a name; for None, chosen by the images."""
     if name is not None:
         return FEATURE_SPACES[name]()
     if images.shape[1:3] == DIGIT_SIZE:
@@ -354,13 +354,13 @@ def _mode_records(image_set, features, numbers, shuffled, accuracy) -> list[Reco
             headline=name == "num_modes",
             value=ours[index],
             unit=unit,
-            protocol=f"{protocol}; {what}; a perfect generator's: {perfect[index]:.4g}",
+            protocol=f"{protocol}; {detail}; perfect: {perfect[index]:.4g}",
             n=len(numbers),
             seed=features.seed,
             higher_is_better=higher_is_better,
             baseline=(_SHUFFLED, baseline[index]),
         )
-        for index, (name, unit, what, higher_is_better) in enumerate(details)
+        for index, (name, unit, detail, higher_is_better) in enumerate(details)
     ]
 
 

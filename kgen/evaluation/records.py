@@ -25,7 +25,7 @@ class Record:
     """One measured number.
 
     Attributes:
-        metric: Its name, with what changes its meaning in brackets: "nll[is-5000]".
+        metric: Its name, with variants in brackets: "nll[is-5000]".
         value: The number.
         unit: Of the number, of the interval and of the baseline.
         protocol: Data, split, procedure, repetitions, and kind of the interval.

@@ -66,7 +66,7 @@ def loads():
         ("generate gpt --labels 0", "takes no --labels"),
         ("generate gpt --out no/t.txt", "the folder no does not exist"),
         ("generate gpt --out .", "--out is a folder"),
-        ("generate gpt --out saved_models/gpt/t.txt", "in that of a run"),
+        ("generate gpt --out saved_models/gpt/t.txt", "or a file of a run"),
         ("generate gpt --prompt=", "must not be empty"),
         ("generate gpt --stop=", "must not be empty"),
         ("generate gpt --num-beams 2 --top-k 0", "--num-beams 2 and --top-k"),

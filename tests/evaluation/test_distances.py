@@ -126,7 +126,7 @@ def test_normal_vectors_have_the_published_values():
     np.testing.assert_allclose(values, [0.4772, 0.4705, 1.0555, 0.9735], atol=0.02)
 
 
-# -- what is refused ----------------------------------------------------------
+# -- wrong arguments ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", [frechet_distance, neighbour_measures])

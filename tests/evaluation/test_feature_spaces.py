@@ -1,4 +1,4 @@
-"""The feature spaces: pinned, and sensitive to what spoils images."""
+"""The feature spaces: pinned, and sensitive to changes of images."""
 
 import hashlib
 
@@ -102,7 +102,7 @@ def test_images_must_fit(classifier):
             space.predict(np.array([0.0, 255.0]).repeat(392).reshape(1, 28, 28, 1))
 
 
-# -- what the spaces see ------------------------------------------------------
+# -- sensitivity -------------------------------------------------------------
 
 
 def blurred(images, sigma):

@@ -317,7 +317,7 @@ def test_stacked_mnist_has_its_modes(mnist):
     assert modes.value == pytest.approx(appear, abs=15)  # 1 % of digits is misread
 
 
-# -- what is refused ----------------------------------------------------------
+# -- wrong arguments ----------------------------------------------------------
 
 
 def test_wrong_arguments_are_refused(digits):

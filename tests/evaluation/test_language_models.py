@@ -67,7 +67,7 @@ def test_the_loss_is_the_mean_over_every_token_but_the_first(records, model, tex
     assert records["bits_per_character"].value == pytest.approx(bits)
     low, high = loss.interval
     assert low < loss.value < high
-    # By what each character's frequency tells, with one more of each.
+    # By the frequency of each character, with one more of each.
     train = np.bincount(
         text_set.tokens("train"), minlength=text_set.tokenizer.vocab_size
     )
@@ -211,7 +211,7 @@ def test_every_seventh_token_is_predicted(text_set):
         hidden[places] = model.vocab_size
         [guesses] = model.fill_mask([hidden], k=model.vocab_size)
         for place, best in zip(places, guesses, strict=True):
-            shares = {guess.text: guess.probability for guess in best}
+            shares = {one.text: one.probability for one in best}
             target = text_set.tokenizer.decode([window[place]])
             nats.append(-math.log(shares[target]))
             right.append(best[0].text == target)

@@ -187,7 +187,7 @@ def test_coverage_by_hand():
 
 
 def test_novelty_by_hand():
-    # 0, 2 and 1 bits; the item that nobody has counts as half a user of 4: 3 bits.
+    # 0, 2 and 1 bits; the item without users counts as half a user of 4: 3 bits.
     assert novelty(np.array([[0, 1], [3, -1]]), TRAIN) == pytest.approx((0 + 2 + 1) / 3)
     assert novelty(np.array([[2]]), TRAIN) == pytest.approx(3)
 
@@ -226,7 +226,7 @@ def test_metrics_of_all_lists_equal_a_count_one_by_one(seed):
     assert popularity_bias(top, history, train) == pytest.approx(expected)
 
 
-# -- what is refused ----------------------------------------------------------
+# -- wrong arguments ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda f: f.__name__)

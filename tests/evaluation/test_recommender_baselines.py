@@ -75,7 +75,7 @@ def test_item_knn_equals_a_dense_computation(
 ):
     monkeypatch.setattr(recommender_baselines, "_BLOCK", block)
     x = random_users(40, 25, seed=0).toarray() * 1.0
-    x[:, 3] = 0  # an item that nobody has
+    x[:, 3] = 0  # an item without users
     x[:, 8] = x[:, 7]  # neighbours at one distance
     knn = ItemKNN(num_neighbors=num_neighbors, shrinkage=shrinkage)
     knn.fit(sparse.csr_array(x))
@@ -156,7 +156,7 @@ def test_content_knn_ranks_an_unseen_item_of_the_same_genre_first():
     knn = ContentKNN(GENRES).fit(train)
     top = top_items(knn.score(history), history, k=3)
     np.testing.assert_array_equal(top, [[3, 1, 2]])
-    # EASE has nothing to say about an item that nobody had.
+    # EASE has no weights for an item without users.
     assert EASE(l2=1).fit(train).score(history)[0, 3] == 0
 
 
@@ -240,7 +240,7 @@ def test_no_baseline_loads_tensorflow():
 
 def test_choose_returns_the_best_and_all_means(monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_USERS", 2)  # three blocks of users
-    # Items 0 and 1 go together, and so do 2 and 3; 4 is what most have.
+    # Items 0 and 1 go together, and so do 2 and 3; most users have 4.
     pairs = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]] * 5 + [[0, 0, 0, 0, 1]] * 9)
     history = sparse.csr_array(np.array([[1, 0, 0, 0, 0]] * 3 + [[0, 0, 1, 0, 0]] * 2))
     targets = sparse.csr_array(np.array([[0, 1, 0, 0, 0]] * 3 + [[0, 0, 0, 1, 0]] * 2))

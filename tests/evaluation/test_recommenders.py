@@ -12,7 +12,7 @@ NUM_PEOPLE, NUM_ITEMS = 60, 12
 
 
 def liked():
-    """Half of the people like six of twelve items, half the other six."""
+    """Half of the users like six of twelve items, half the other six."""
     rng = np.random.default_rng(0)
     users, items = [], []
     for user in range(NUM_PEOPLE):

@@ -6,12 +6,13 @@ import types
 import zlib
 
 import numpy as np
+import onnxruntime
 import pytest
 import tensorflow as tf
 from PIL import Image, PngImagePlugin
 
 from kgen.data.image_folders import decode_image
-from kgen.export import to_saved_model
+from kgen.export import to_onnx, to_saved_model
 from kgen.export.comparison import pixels_off_by_one
 from kgen.export.image_decoding import decode_images
 from kgen.export.image_files import with_image_files
@@ -239,8 +240,9 @@ def test_a_file_that_cannot_be_read_as_in_training_is_refused(decoders, file, me
         decoders[3](file)
 
 
-def test_images_of_any_size_are_exported_with_every_output(tmp_path):
-    """One request has images of one size; two images and a score come back."""
+@pytest.fixture
+def inverter():
+    """A model of images of any size, with three outputs."""
 
     def function(images):
         darkness = 1 - tf.reduce_mean(images, [1, 2, 3])[:, None]
@@ -254,7 +256,11 @@ def test_images_of_any_size_are_exported_with_every_output(tmp_path):
     signature = Signature("invert", function, {"images": spec}, outputs, (), (example,))
     model = types.SimpleNamespace(signatures=lambda: [signature])
     model.float32_clone = lambda: model
-    export = to_saved_model(model, tmp_path / "run")
+    return model
+
+
+def test_images_of_any_size_are_served_with_every_output(inverter, tmp_path):
+    export = to_saved_model(inverter, tmp_path / "run")
     serve = tf.saved_model.load(export).signatures["invert_png"]
     pixels = RGBA[..., :3]
     answer = serve(images_bytes=tf.constant([file_of(pixels)] * 2))
@@ -270,6 +276,17 @@ def test_images_of_any_size_are_exported_with_every_output(tmp_path):
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             serve(images_bytes=tf.constant(files, tf.string))
+
+
+def test_images_of_any_size_are_exported_to_onnx_with_every_output(inverter, tmp_path):
+    export = to_onnx(inverter, tmp_path / "i.onnx", layout="nchw", dtype="uint8")
+    session = onnxruntime.InferenceSession(export)
+    pixels = RGBA[None, ..., :3].transpose(0, 3, 1, 2)
+    outputs = [one.name for one in session.get_outputs()]
+    answer = dict(zip(outputs, session.run(None, {"images": pixels}), strict=True))
+    np.testing.assert_array_equal(answer["negatives"], 255 - pixels)
+    np.testing.assert_array_equal(answer["copies"], pixels)
+    np.testing.assert_allclose(answer["darkness"], [[1 - pixels.mean() / 255]], 1e-5)
 
 
 # -- Files that are refused ----------------------------------------------------

@@ -117,9 +117,12 @@ def measure(recipe):
         progress = training.Progress(
             pipeline.steps_per_epoch, pipeline.batch_size, lambda line: None, total
         )
-        callbacks = [  # as in `Recipe.run`
+        callbacks = [  # as in `kgen.recipes.training_run`
             training.StopOnNonFinite(),
-            *recipe.chief_callbacks(model, data, folder, progress, lambda line: None),
+            training.History(folder.history),
+            *recipe.sample_callbacks(model, data, folder),
+            training.HealthWarnings(lambda text: None),
+            progress,
             training.Checkpointer(
                 folder.checkpoint, every_seconds=recipe.checkpoint_seconds
             ),

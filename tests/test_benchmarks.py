@@ -39,6 +39,17 @@ def function(  # 4
     assert load("code_lines", monkeypatch).code_lines(source) == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "most"), [("VAE", 7), ("GAN", 8), ("GPT", 7), ("RecVAE", 8)]
+)
+def test_a_training_step_runs_in_few_modules(name, most, monkeypatch):
+    step_modules = load("step_modules", monkeypatch)
+    files = step_modules.modules_of_step(*step_modules.make_models()[name]())
+    assert Path(f"models/{name.lower()}.py") in files
+    assert Path("nn/gradients.py") in files
+    assert len(files) <= most, files
+
+
 def run(script, *words, folder=None):
     """The output of a script in a process of its own."""
     command = [sys.executable, BENCHMARKS / script, *map(str, words)]
@@ -48,9 +59,9 @@ def run(script, *words, folder=None):
 
 
 def ratings(folder):
-    """A CSV file in which 600 users have 5 of 30 items each."""
+    """A CSV file in which 800 users have 5 of 30 items each."""
     rng = np.random.default_rng(0)
-    rows = [f"{user},{item}" for user in range(600) for item in rng.permutation(30)[:5]]
+    rows = [f"{user},{item}" for user in range(800) for item in rng.permutation(30)[:5]]
     file = folder / "ratings.csv"
     file.write_text("\n".join(["user_id,item_id", *rows]) + "\n")
     return file

@@ -118,6 +118,8 @@ def test_items_are_ragged_known_and_different(check):
     spec = ItemSpec(5)
     good = tf.ragged.constant([[0, 4], [], [4]])
     assert check(spec, good).to_list() == [[0, 4], [], [4]]
+    short_splits = good.with_row_splits_dtype(tf.int32)
+    assert check(spec, short_splits).to_list() == [[0, 4], [], [4]]
     for wrong, received in (
         (tf.ragged.constant([[0, 5]]), "0 to 5"),
         (tf.ragged.constant([[-1], [2]]), "-1 to 2"),

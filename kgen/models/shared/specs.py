@@ -451,7 +451,8 @@ class BoolSpec(InputSpec):
 def _all_different(items: tf.RaggedTensor) -> tf.Tensor:
     """Whether no row holds an item twice."""
     values = tf.cast(items.values, tf.int64)
-    pairs = items.value_rowids() * (tf.reduce_max(values) + 1) + values
+    rows = tf.cast(items.value_rowids(), tf.int64)
+    pairs = rows * (tf.reduce_max(values) + 1) + values
     return tf.size(tf.unique(pairs)[0]) == tf.size(pairs)
 
 

@@ -32,6 +32,7 @@ def evaluate_language_model(
     *,
     split: str = "validation",
     limit: int | None = None,
+    num_texts: int = NUM_TEXTS,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
@@ -45,7 +46,8 @@ def evaluate_language_model(
         model: Has `generate`, and a call that returns logits.
         text_set: The text the model was trained on.
         split: "validation" or "test"; "train" measures memorisation.
-        limit: At most so many windows, and texts (default: 50).
+        limit: At most so many windows, and texts.
+        num_texts: Generated texts; diversity and novelty depend on their number.
         seed: Of the generated texts, and of the intervals.
         progress: Called with the number of generated texts, and their total.
 
@@ -59,12 +61,13 @@ def evaluate_language_model(
     Raises:
         ValueError: An argument is out of its range, or the text has another tokenizer.
     """
-    check_at_least_1(limit=limit)
+    check_at_least_1(limit=limit, num_texts=num_texts)
     check_tokenizer(model, text_set)
+    num_texts = min(limit or num_texts, num_texts)
     protocol = f"{text_set.name}, {split}"
     return [
         *_loss_records(model, text_set, split, limit, seed, protocol),
-        *_text_records(model, text_set, split, limit, seed, progress, protocol),
+        *_text_records(model, text_set, split, num_texts, seed, progress, protocol),
         *_speed_records(model, text_set.tokens(split)[:1]),
     ]
 
@@ -167,9 +170,8 @@ def _window_losses(model, tokens):
 # -- generated text ------------------------------------------------------------
 
 
-def _text_records(model, text_set, split, limit, seed, progress, protocol):
+def _text_records(model, text_set, split, count, seed, progress, protocol):
     """Diversity and novelty of generated texts and of the split's own continuations."""
-    count = min(limit or NUM_TEXTS, NUM_TEXTS)
     ratio = text_set.splits[split] / text_set.characters(split)
     num_prompt = max(round(PROMPT_CHARACTERS * ratio), 1)
     num_text = max(round(TEXT_CHARACTERS * ratio), 1)

@@ -239,8 +239,8 @@ class Recipe:
         Args:
             model: The model.
             data: The result of `open_data`.
-            **options: Options of the functions, such as split, limit, num_samples and
-                progress; a function without an option of that name does not get it.
+            **options: Options of the functions, such as split, limit and num_samples; a
+                function without an option of that name does not get it.
 
         Returns:
             A list of records.

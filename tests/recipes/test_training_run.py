@@ -154,7 +154,8 @@ def test_measures_are_chosen(trained, monkeypatch):
     for measure in ("quick", "full"):
         finish(trained, measure=measure, export="none")
     # `kgen evaluate` leaves out all of these, too.
-    assert asked == [{"split": "validation", "num_samples": 100, "limit": 1000}, {}]
+    assert asked == [training_run.QUICK, {}]
+    assert training_run.QUICK["split"] == "validation"
     assert json.loads(folder.metrics.read_text()) == []
     assert not folder.unfinished_measures.exists()
 

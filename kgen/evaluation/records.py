@@ -152,10 +152,11 @@ def table(records: Iterable[Record]) -> str:
         for record in ours
     ]
     lines = _aligned(rows)
-    metrics: dict[str, list[str]] = {}
+    metrics: dict[str, dict[str, None]] = {}
     for record in ours:
         if record.baseline is not None:
-            metrics.setdefault(record.baseline[0], []).append(record.metric)
+            short = record.metric.partition("[")[0]
+            metrics.setdefault(record.baseline[0], {})[short] = None
     if metrics:
         lines += ["", "* better than the baseline"]
     for name, of in metrics.items():

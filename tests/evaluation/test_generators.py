@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kgen.data
-from kgen.evaluation import evaluate_generator, frechet_distance, generators
+from kgen.evaluation import evaluate_generator, frechet_distance, generators, table
 from kgen.evaluation.generators import shuffled_pixels
 from kgen.evaluation.split_rows import read_split
 from kgen.models import VAE
@@ -69,6 +69,7 @@ def test_real_images_reach_the_floor(digits):
     found = by_name(records)
     distance, floor = found["frechet_distance"], found["frechet_distance_floor"]
     assert distance.value == pytest.approx(floor.value, rel=1e-4)
+    assert max(map(len, table(records).splitlines())) <= 80
     others = f"179 of train instead of generated ones: {floor.value:.4g}"
     assert others in distance.protocol
     assert distance.baseline == floor.baseline

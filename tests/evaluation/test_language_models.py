@@ -12,6 +12,7 @@ from kgen.evaluation import (
     evaluate_language_model,
     evaluate_masked_language_model,
     language_models,
+    table,
     text_statistics,
 )
 from kgen.models import BERT, GPT
@@ -179,6 +180,7 @@ def test_speed_is_measured_with_and_without_the_cache(records):
         record = records[f"tokens_per_second[{name}]"]
         low, high = record.interval
         assert 0 < low <= record.value <= high
+    assert max(map(len, table(records.values()).splitlines())) <= 80
 
 
 def test_another_tokenizer_is_refused(model):

@@ -128,7 +128,7 @@ def test_table_names_each_baseline_once():
     better = dataclasses.replace(NLL, metric="b", baseline=("zeros", 1.0))
     lines = table([NLL, better, dataclasses.replace(NLL, metric="c")]).splitlines()
     assert lines[-2:] == [
-        "baseline of nll[is-5000], c: independent pixels",
+        "baseline of nll, c: independent pixels",
         "baseline of b: zeros",
     ]
 

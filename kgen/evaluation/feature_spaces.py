@@ -14,9 +14,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.shared.model import layers_of_policy, trace
+from kgen.models.shared.signatures import trace
 from kgen.models.shared.specs import ImageSpec
 from kgen.nn import random
+from kgen.nn.layers import layers_of_policy
 
 DIGIT_WEIGHTS = Path(__file__).with_name("kgen_mnist_v1.npz")
 DIGIT_WEIGHTS_SHA256 = (

@@ -53,7 +53,7 @@ def _of_files(signature: Signature) -> Signature | None:
     made = [name for name, kind in signature.outputs.items() if kind == "image"]
     if not made or "saved_model" not in signature.runtimes:
         return None
-    graph = signature.compiled().get_concrete_function()
+    graph = signature.compiled.get_concrete_function()
     shapes = {name: signature.inputs[name].shape for name in given}
     channels = [graph.structured_outputs[name].shape[-1] for name in made]
     channels += [shape[-1] for shape in shapes.values()]

@@ -120,7 +120,7 @@ def _convert(signature: Signature, complaints: list[str]) -> Any:
     # tf2onnx 1.17 runs under NumPy 2 without a patch: the one removed function that it
     # still calls (np.product, fixed after the release:
     # https://github.com/onnx/tensorflow-onnx/pull/2474) is for `large_model=True` only.
-    function = signature.compiled()
+    function = signature.compiled
     try:
         # The converter sets the variable for good, for this process and its children.
         with _unchanged_environment("TF_CPP_MIN_LOG_LEVEL"):

@@ -96,7 +96,7 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
     }
     endpoints = {}
     for signature in signatures:
-        endpoint = signature.compiled().get_concrete_function()
+        endpoint = signature.compiled.get_concrete_function()
         stray = [v.name for v in endpoint.variables if id(v) not in copies]
         if stray:
             raise ExportError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +11,13 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.nn import random
 from kgen.nn.adversarial import non_saturating
 from kgen.nn.gradients import Adam, squared_weights
 from kgen.nn.interactions import multi_hot
+from kgen.nn.layers import layers_of_policy
 
 _CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator that tells nothing apart
 
@@ -136,6 +138,11 @@ class CFGAN(RecommenderMixin, GenerativeModel):
                 ],
                 name="discriminator",
             )
+        make_adam = functools.partial(Adam, 1e-4)
+        self.optimizer_slots = {
+            "generator_optimizer": ("generator", make_adam),
+            "discriminator_optimizer": ("discriminator", make_adam),
+        }
         names = (
             "zero_reconstruction",
             "discriminator_loss",
@@ -145,38 +152,6 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         )
         self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
         self.built = True
-
-    def compile(  # type: ignore[override]  # two optimizers in place of one
-        self,
-        generator_optimizer: str | keras.optimizers.Optimizer | None = None,
-        discriminator_optimizer: str | keras.optimizers.Optimizer | None = None,
-        **options: Any,
-    ) -> None:
-        """Prepares the model for `fit`.
-
-        Args:
-            generator_optimizer: A Keras optimizer or its name; default: Adam with a
-                rate of 1e-4. Keras callbacks that set a learning rate set this one's.
-            discriminator_optimizer: Likewise; another object than the first.
-            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
-        """
-        if generator_optimizer is None:
-            generator_optimizer = Adam(1e-4)
-        if discriminator_optimizer is None:
-            discriminator_optimizer = Adam(1e-4)
-        self.compile_optimizers(
-            {
-                "generator_optimizer": (
-                    generator_optimizer,
-                    self.generator.trainable_variables,
-                ),
-                "discriminator_optimizer": (
-                    discriminator_optimizer,
-                    self.discriminator.trainable_variables,
-                ),
-            },
-            **options,
-        )
 
     # -- the adversarial step -------------------------------------------------
 
@@ -291,19 +266,12 @@ class CFGAN(RecommenderMixin, GenerativeModel):
 
     def _check_arguments(self) -> None:
         check = self.check_argument
-        for name in ("generator_units", "discriminator_units"):
-            check(name, min(getattr(self, name), default=1) >= 1, "be at least 1")
+        self.check_at_least(1, "generator_units", "discriminator_units")
+        self.check_at_least(1, "generator_steps", "discriminator_steps")
+        self.check_at_least(0, "generator_weight_decay", "discriminator_weight_decay")
+        self.check_at_least(0, "zero_reconstruction_weight")
         for name in ("zero_reconstruction", "partial_masking"):
             check(name, 0 <= getattr(self, name) <= 1, "be in [0, 1]")
-        for name in ("generator_steps", "discriminator_steps"):
-            check(name, getattr(self, name) >= 1, "be at least 1")
-        for name in (
-            "zero_reconstruction_weight",
-            "generator_weight_decay",
-            "discriminator_weight_decay",
-        ):
-            kept = 0 <= getattr(self, name) < math.inf
-            check(name, kept, "be 0 or more, and finite")
         for name in ("activation", "output_activation"):
             known = hasattr(keras.activations, getattr(self, name))
             check(name, known, "name an activation of Keras, such as sigmoid")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
 from kgen.nn import adversarial, adversarial_networks, gradients, random
@@ -19,6 +18,7 @@ from kgen.nn.adversarial import ADVERSARIAL_LOSSES, AUGMENTATIONS, Diversity, au
 from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS
 from kgen.nn.gradients import Adam, ema_decay
 from kgen.nn.image_networks import check_network
+from kgen.nn.layers import layers_of_policy
 
 NO_TRUNCATION = 1e4  # Far beyond any normal number.
 TRUNCATION = InputSpec(low=0, above=True, default=NO_TRUNCATION)
@@ -136,6 +136,11 @@ class GAN(GenerativeModel):
         self.generator = self._make_network("generator", generator)
         self.discriminator = self._make_network("discriminator", discriminator)
         self.average_generator = self._make_average() if ema_half_life else None
+        make_adam = functools.partial(Adam, 2e-4, beta_1=0.5)
+        self.optimizer_slots = {
+            "generator_optimizer": ("generator", make_adam),
+            "discriminator_optimizer": ("discriminator", make_adam),
+        }
         self.images_seen = self.add_counter("images_seen")
         if self._penalized:
             self.add_log_metrics(keras.metrics.Mean(name="penalty"))
@@ -145,36 +150,6 @@ class GAN(GenerativeModel):
             Diversity(self.image_shape),
         )
         self.built = True
-
-    def compile(  # type: ignore[override]  # two optimizers in place of one
-        self,
-        generator_optimizer: str | keras.optimizers.Optimizer | None = None,
-        discriminator_optimizer: str | keras.optimizers.Optimizer | None = None,
-        **options: Any,
-    ) -> None:
-        """Prepares the model for `fit`.
-
-        Args:
-            generator_optimizer: A Keras optimizer or its name; default: Adam with a
-                rate of 2e-4 and beta_1 of 0.5. Keras callbacks that set a learning rate
-                set this one's.
-            discriminator_optimizer: Likewise; another object than the first.
-            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
-        """
-        networks = {"generator": self.generator, "discriminator": self.discriminator}
-        given = (generator_optimizer, discriminator_optimizer)
-        self.compile_optimizers(
-            {
-                f"{name}_optimizer": (
-                    Adam(2e-4, beta_1=0.5) if optimizer is None else optimizer,
-                    network.trainable_variables,
-                )
-                for (name, network), optimizer in zip(
-                    networks.items(), given, strict=True
-                )
-            },
-            **options,
-        )
 
     # -- the adversarial step -------------------------------------------------
 
@@ -406,7 +381,22 @@ class GAN(GenerativeModel):
             len(shape) == 3 and min(shape) > 0,
             "be three positive numbers: height, width, channels",
         )
-        check("network", self.network in NETWORKS, f"be one of {tuple(NETWORKS)}")
+        self.check_one_of("network", NETWORKS)
+        self.check_one_of("adversarial_loss", ADVERSARIAL_LOSSES)
+        of_generator = [name for name in NORMALIZATIONS if name != "spectral"]
+        self.check_one_of("generator_normalization", of_generator)
+        self.check_one_of("discriminator_normalization", NORMALIZATIONS)
+        self.check_at_least(1, "latent_dim", "base_channels", "discriminator_steps")
+        self.check_at_least(2, "num_classes")
+        self.check_at_least(
+            0,
+            "r1_weight",
+            "r2_weight",
+            "gradient_penalty_weight",
+            "final_penalty",
+            "penalty_decay_images",
+            "ema_half_life",
+        )
         if makes_generator or makes_discriminator:
             check(
                 "image_shape",
@@ -415,19 +405,6 @@ class GAN(GenerativeModel):
                 "7, such as 28, 32, 48, 64 or 128 (image_size=28 makes them), or come "
                 "with networks of your own, in Python",
             )
-        check("latent_dim", self.latent_dim >= 1, "be at least 1")
-        check("base_channels", self.base_channels >= 1, "be at least 1")
-        of_generator = tuple(n for n in NORMALIZATIONS if n != "spectral")
-        check(
-            "generator_normalization",
-            self.generator_normalization in of_generator,
-            f"be one of {of_generator}",
-        )
-        check(
-            "discriminator_normalization",
-            self.discriminator_normalization in NORMALIZATIONS,
-            f"be one of {NORMALIZATIONS}",
-        )
         check(
             "discriminator_normalization",
             not (
@@ -438,27 +415,10 @@ class GAN(GenerativeModel):
             "not be batch with a penalty, which is of each image's own gradient; "
             "take spectral, group or none",
         )
-        names = tuple(ADVERSARIAL_LOSSES)
-        check("adversarial_loss", self.adversarial_loss in names, f"be one of {names}")
-        for name in (
-            "r1_weight",
-            "r2_weight",
-            "gradient_penalty_weight",
-            "final_penalty",
-            "penalty_decay_images",
-            "ema_half_life",
-        ):
-            check(name, 0 <= getattr(self, name) < math.inf, "be 0 or more, and finite")
-        check("discriminator_steps", self.discriminator_steps >= 1, "be at least 1")
         check(
             "augmentation",
             set(self.augmentation) <= AUGMENTATIONS.keys(),
             f"name some of {tuple(AUGMENTATIONS)}",
-        )
-        check(
-            "num_classes",
-            self.num_classes is None or self.num_classes > 1,
-            "be 2 or more, or None",
         )
 
     def _make_network(self, name, own):

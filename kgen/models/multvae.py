@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +9,11 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.nn import gradients, random
 from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
+from kgen.nn.layers import layers_of_policy
 from kgen.nn.likelihoods import gaussian_kl, kl_warmup
 
 
@@ -243,13 +243,9 @@ class MultVAE(RecommenderMixin, GenerativeModel):
 
     def _check_arguments(self) -> None:
         check = self.check_argument
-        check("hidden_units", min(self.hidden_units, default=1) >= 1, "be at least 1")
-        check("latent_dim", self.latent_dim >= 1, "be at least 1")
+        self.check_at_least(1, "hidden_units", "latent_dim")
+        self.check_at_least(0, "kl_weight", "kl_warmup_steps", "weight_decay")
         check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
         check("feature_dropout", 0 <= self.feature_dropout < 1, "be in [0, 1)")
-        check("kl_weight", 0 <= self.kl_weight < math.inf, "be 0 or more, and finite")
-        check("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more")
-        decay = self.weight_decay
-        check("weight_decay", 0 <= decay < math.inf, "be 0 or more, and finite")
         known = hasattr(keras.activations, self.activation)
         check("activation", known, "name an activation of Keras, such as tanh")

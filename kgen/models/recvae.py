@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +11,12 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.nn import gradients, random
 from kgen.nn.gradients import Adam
 from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
+from kgen.nn.layers import layers_of_policy
 from kgen.nn.likelihoods import gaussian_kl, gaussian_log_density, sum_rows
 
 WIDE_LOG_VARIANCE = 10.0  # of the prior's widest part; it and the next: the authors'
@@ -110,6 +112,11 @@ class RecVAE(RecommenderMixin, GenerativeModel):
             )
         self.old_encoder.trainable = False
         self.old_encoder.set_weights(self.encoder.get_weights())
+        make_adam = functools.partial(Adam, 5e-4)
+        self.optimizer_slots = {
+            "encoder_optimizer": ("encoder", make_adam),
+            "decoder_optimizer": ("decoder", make_adam),
+        }
         names = ("kl", "standard_kl", "reconstruction", "loss", "ndcg")
         self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
         self.built = True
@@ -133,34 +140,6 @@ class RecVAE(RecommenderMixin, GenerativeModel):
             hidden = DeterministicAdd()([hidden, skipped])
         hidden = layers.Activation("swish")(hidden)
         return layers.LayerNormalization(epsilon=NORM_EPSILON)(hidden)
-
-    def compile(  # type: ignore[override]  # two optimizers in place of one
-        self,
-        encoder_optimizer: str | keras.optimizers.Optimizer | None = None,
-        decoder_optimizer: str | keras.optimizers.Optimizer | None = None,
-        **options: Any,
-    ) -> None:
-        """Prepares the model for `fit`.
-
-        Args:
-            encoder_optimizer: A Keras optimizer or its name; default: Adam with a rate
-                of 5e-4. Keras callbacks that set a learning rate set this one's.
-            decoder_optimizer: Likewise; another object than the first.
-            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
-        """
-        self.compile_optimizers(
-            {
-                "encoder_optimizer": (
-                    encoder_optimizer or Adam(5e-4),
-                    self.encoder.trainable_variables,
-                ),
-                "decoder_optimizer": (
-                    decoder_optimizer or Adam(5e-4),
-                    self.decoder.trainable_variables,
-                ),
-            },
-            **options,
-        )
 
     # -- the bound ----------------------------------------------------------
 
@@ -278,19 +257,10 @@ class RecVAE(RecommenderMixin, GenerativeModel):
 
     def _check_arguments(self) -> None:
         check = self.check_argument
-        for name in (
-            "hidden_dim",
-            "num_layers",
-            "latent_dim",
-            "encoder_steps",
-            "decoder_steps",
-        ):
-            check(name, getattr(self, name) >= 1, "be at least 1")
+        self.check_at_least(1, "hidden_dim", "num_layers", "latent_dim")
+        self.check_at_least(1, "encoder_steps", "decoder_steps")
+        self.check_at_least(0, "kl_weight_per_item", "kl_weight")
         check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
-        kept = 0 <= self.kl_weight_per_item < math.inf
-        check("kl_weight_per_item", kept, "be 0 or more, and finite")
-        kept = self.kl_weight is None or 0 <= self.kl_weight < math.inf
-        check("kl_weight", kept, "be 0 or more, and finite, or None")
         weights = self.prior_weights
         check(
             "prior_weights",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.model import GenerativeModel, layers_of_policy
+from kgen.models.shared.marginal_likelihood import MarginalLikelihoodMixin
+from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
 from kgen.nn import image_networks, likelihoods, random
 from kgen.nn.flows import CouplingFlow
+from kgen.nn.layers import layers_of_policy
 from kgen.nn.likelihoods import LIKELIHOODS, ActiveUnits, kl_warmup
 
 NETWORKS = ("auto", "mlp", "conv")
@@ -24,7 +26,7 @@ TEMPERATURE = InputSpec(low=0, default=1.0)
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class VAE(GenerativeModel):
+class VAE(MarginalLikelihoodMixin, GenerativeModel):
     """Models images as decoded latent vectors; an encoder learns to infer them.
 
     The loss is the negative evidence lower bound: reconstruction plus weighted KL, in
@@ -328,98 +330,6 @@ class VAE(GenerativeModel):
         )
         return outputs["images"]
 
-    def elbo(self, images: Any, labels: Any = None, seed: int = 0) -> np.ndarray:
-        """The evidence lower bound of each image, in nats, with one noise sample: [n].
-
-        The KL weight and the importance samples of training do not enter.
-        """
-        return self.log_likelihood(images, 1, labels=labels, seed=seed)
-
-    def log_likelihood(
-        self,
-        images: Any,
-        num_samples: int = 5000,
-        *,
-        labels: Any = None,
-        seed: int = 0,
-        first_index: int = 0,
-        batch_size: int = 100,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> np.ndarray:
-        """Estimates log p(x) of each image by importance sampling, in nats: [n].
-
-        Samples come from the posterior; the noise of an image depends on the seed, its
-        index and the sample's index alone. For one sample this is the evidence lower
-        bound. The estimate is a lower bound in expectation, tighter with more samples.
-
-        Args:
-            images: [n, height, width, channels].
-            num_samples: Importance samples per image.
-            labels: [n], if the model is conditional.
-            seed: Keys the noise.
-            first_index: Index of the first image, where these are a part of a set.
-            batch_size: Images at a time; samples are cut up so that about 10,000
-                latents are decoded at a time.
-            progress: Called with the number of images done and their total.
-        """
-        if num_samples < 1:
-            raise ValueError(
-                f"`num_samples` must be at least 1. Received: num_samples={num_samples}"
-            )
-        arrays = self.signature("encode").check(images=images, labels=labels)
-        images, labels = arrays["images"], arrays.get("labels")
-        chunk = max(1, min(num_samples, 10_000 // batch_size))
-        number = tf.TensorSpec([], tf.int64)
-        graph = self.graph(
-            f"log_weights/{chunk}",
-            functools.partial(self._log_weight_sum, chunk),
-            **self.signature("encode").tensor_specs(),
-            seed=number,
-            first=number,
-            num_samples=number,
-        )
-        results = [np.zeros([0], np.float32)]
-        for first in range(0, len(images), batch_size):
-            rows = {"images": tf.constant(images[first : first + batch_size])}
-            if labels is not None:
-                rows["labels"] = tf.constant(labels[first : first + batch_size])
-            index = first_index + first
-            numbers = {"seed": seed, "first": index, "num_samples": num_samples}
-            log_sum = graph(
-                **rows, **{k: tf.constant(v, tf.int64) for k, v in numbers.items()}
-            )
-            results.append(log_sum.numpy() - math.log(num_samples))
-            if progress:
-                progress(min(first + batch_size, len(images)), len(images))
-        return np.concatenate(results)
-
-    def _log_weight_sum(self, chunk, images, seed, first, num_samples, labels=None):
-        """Log of the summed importance weights of each image: [b]."""
-        labels = self._one_hot(labels)
-        mean, log_variance = self._posterior(images, labels)
-        num_rows = tf.shape(images)[0]
-        rows = first + tf.range(tf.cast(num_rows, tf.int64))
-        total = tf.fill([num_rows], -math.inf)
-        for start in tf.range(0, num_samples, chunk):
-            samples = start + tf.range(chunk, dtype=tf.int64)
-            keys = random.keys(
-                seed,
-                random.STREAM_LIKELIHOOD,
-                tf.repeat(rows, chunk),
-                tf.tile(samples, [num_rows]),
-            )
-            noise = tf.reshape(
-                random.normal(keys, (self.latent_dim,)), [-1, chunk, self.latent_dim]
-            )
-            terms = self._importance_terms(images, labels, mean, log_variance, noise)
-            log_weights = terms[0] + terms[1] - terms[2]  # [b, chunk]
-            # The last chunk may reach past the end.
-            log_weights = tf.where(samples < num_samples, log_weights, -math.inf)
-            total = tf.reduce_logsumexp(
-                tf.concat([total[:, None], log_weights], axis=1), axis=1
-            )
-        return total
-
     # -- signatures ---------------------------------------------------------
 
     def signatures(self) -> list[Signature]:
@@ -494,16 +404,22 @@ class VAE(GenerativeModel):
 
     def _check_arguments(self) -> None:
         check = self.check_argument
-        shape, num_classes = self.image_shape, self.num_classes
+        shape = self.image_shape
         check(
             "image_shape",
             len(shape) == 3 and min(shape) > 0,
             "be three positive numbers: height, width, channels",
         )
-        check("latent_dim", self.latent_dim >= 1, "be at least 1")
-        check("network", self.network in NETWORKS, f"be one of {NETWORKS}")
-        likelihoods = tuple(LIKELIHOODS)
-        check("likelihood", self.likelihood in likelihoods, f"be one of {likelihoods}")
+        self.check_at_least(
+            1, "latent_dim", "hidden_units", "base_channels", "num_importance_samples"
+        )
+        self.check_at_least(
+            0, "num_blocks", "kl_weight", "kl_warmup_steps", "free_bits"
+        )
+        self.check_at_least(2, "num_classes")
+        self.check_one_of("network", NETWORKS)
+        self.check_one_of("likelihood", LIKELIHOODS)
+        self.check_one_of("prior", PRIORS)
         variance = self.variance
         check("variance", variance is None or variance > 0, "be positive, or None")
         check(
@@ -511,28 +427,14 @@ class VAE(GenerativeModel):
             variance is None or self.likelihood != "bernoulli",
             "be None for the bernoulli likelihood, which has none",
         )
-        check("hidden_units", min(self.hidden_units, default=1) >= 1, "be at least 1")
-        check("base_channels", self.base_channels >= 1, "be at least 1")
-        check("num_blocks", self.num_blocks >= 0, "be 0 or more")
         known = hasattr(keras.activations, self.activation)
         check("activation", known, "name an activation of Keras, such as swish")
-        check("kl_weight", self.kl_weight >= 0, "be 0 or more")
-        check("kl_warmup_steps", self.kl_warmup_steps >= 0, "be 0 or more")
-        num_samples = self.num_importance_samples
-        check("num_importance_samples", num_samples >= 1, "be at least 1")
-        num_drawn = self.num_gradient_samples
+        num_samples, num_drawn = self.num_importance_samples, self.num_gradient_samples
         check(
             "num_gradient_samples",
             num_drawn is None or 1 <= num_drawn and num_samples > 1,
             "be at least 1, or None; it needs several importance samples",
         )
-        check(
-            "num_classes",
-            num_classes is None or num_classes > 1,
-            "be 2 or more, or None",
-        )
-        check("prior", self.prior in PRIORS, f"be one of {PRIORS}")
-        check("free_bits", self.free_bits >= 0, "be 0 or more")
         closed_form = num_samples == 1 and self.prior == "normal"
         check(
             "free_bits",

@@ -8,6 +8,9 @@
   of additions into one sum, in an order that depends on timing.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -167,3 +170,14 @@ class GroupedConv2D(keras.layers.Layer):
             "group_size": self.group_size,
             "kernel_initializer": initializer,
         }
+
+
+@contextlib.contextmanager
+def layers_of_policy(policy: keras.DTypePolicy) -> Iterator[None]:
+    """Gives the layers that are made inside it a dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -146,7 +146,7 @@ class TensorBoard(keras.callbacks.Callback):
         """Opens the log and writes the graph."""
         self._writer = tf.summary.create_file_writer(str(self.folder))
         signature = self.model.signatures()[0]
-        graph = signature.compiled().get_concrete_function()
+        graph = signature.compiled.get_concrete_function()
         with self._writer.as_default():
             tf.summary.graph(graph.graph)
 

@@ -98,7 +98,7 @@ def test_images_must_fit(classifier):
     with pytest.raises(ValueError, match="1 or 3"):
         RandomNetwork().predict(noise(2, 8, 8, 2))
     for space in (classifier, RandomNetwork()):
-        with pytest.raises(ValueError, match="floats from 0.0 to 255.0"):
+        with pytest.raises(ValueError, match="values from 0 to 255"):
             space.predict(np.array([0.0, 255.0]).repeat(392).reshape(1, 28, 28, 1))
 
 

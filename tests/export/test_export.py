@@ -381,7 +381,7 @@ def test_difference_of_token_ids_is_exact():
 
 
 def test_trace_keeps_the_batch_dynamic():
-    function = OneSignature(plus_one).signature.compiled()
+    function = OneSignature(plus_one).signature.compiled
     assert (
         function.get_concrete_function().structured_outputs["shifted"].shape[0] is None
     )

@@ -66,7 +66,7 @@ def test_models_of_other_things_have_none():
 
 
 def test_a_class_that_there_is_not_is_refused(signatures):
-    generate = signatures["generate_png"].compiled()
+    generate = signatures["generate_png"].compiled
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"`labels`.*in \[0, 2\]"):
         generate(tf.constant([0], tf.int64), tf.constant([3]))
 

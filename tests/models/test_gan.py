@@ -335,7 +335,7 @@ def test_health_names_what_went_wrong():
         ),
         ({"augmentation": ("colour",)}, "color"),
         ({"discriminator_steps": 0}, "at least 1"),
-        ({"num_classes": 1}, "2 or more"),
+        ({"num_classes": 1}, "at least 2"),
         (
             {"generator": keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])},
             "rows of shape",

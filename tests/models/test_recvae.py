@@ -215,7 +215,7 @@ def test_health_names_a_collapse():
         ({"decoder_steps": 0}, "at least 1"),
         ({"input_dropout": 1.0}, r"\[0, 1\)"),
         ({"kl_weight_per_item": -0.1}, "0 or more"),
-        ({"kl_weight": -1.0}, "0 or more, and finite, or None"),
+        ({"kl_weight": -1.0}, "0 or more, and finite"),
         ({"prior_weights": (0.5, 0.5)}, "three shares"),
         ({"prior_weights": (0.5, 0.5, 0.5)}, "sum to 1"),
         ({"prior_weights": (1.0, 0.0, 0.0)}, "above 0"),

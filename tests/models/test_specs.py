@@ -162,7 +162,7 @@ def test_a_signature_fills_in_defaults_and_spreads_single_numbers():
     )
     for factor, expected in ((None, [2, 4]), (3, [3, 6]), ([1, 5], [1, 10])):
         arrays = signature.check(values=[1, 2], factor=factor)
-        outputs = signature.compiled()(*map(tf.constant, arrays.values()))
+        outputs = signature.compiled(*map(tf.constant, arrays.values()))
         np.testing.assert_array_equal(outputs["products"], expected)
     for wrong, message in (
         ({"values": [1, 2], "factor": [1, 2, 3]}, "Received: 3 rows, where 2"),
@@ -174,5 +174,5 @@ def test_a_signature_fills_in_defaults_and_spreads_single_numbers():
     short, full = with_short_forms([signature])
     assert (short.name, full.name) == ("multiply", "multiply_with_options")
     assert [*short.inputs] == ["values"] and [*short.example(3)] == ["values"]
-    products = short.compiled()(tf.constant([1.0, 2.0]))["products"]
+    products = short.compiled(tf.constant([1.0, 2.0]))["products"]
     np.testing.assert_array_equal(products, [2, 4])

@@ -305,7 +305,7 @@ def test_signatures_compute_what_the_methods_compute(name, request):
             made = model.generate(range(3), labels)
             np.testing.assert_array_equal(example["images"], made)
         arrays = signature.check(**example)
-        outputs = signature.compiled()(*map(tf.constant, arrays.values()))
+        outputs = signature.compiled(*map(tf.constant, arrays.values()))
         assert outputs.keys() == signature.outputs.keys()
         (output,) = outputs.values()
         expected = getattr(model, method)(**example)

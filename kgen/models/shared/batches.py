@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -126,6 +128,44 @@ def checked_data(
             dataset = dataset.shuffle(dataset.cardinality())
         return dataset.batch(batch_size)
     return batch
+
+
+def checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a method of `keras.Model` so that it gets valid batches alone.
+
+    Arrays, alone or in a dict, are checked whole before the first step; datasets are
+    checked as they are read, and keep their order. Invalid batches raise a ValueError.
+    """
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        arguments |= arguments.pop("kwargs", {})
+        del arguments["self"]
+        parts = [arguments.pop(name, None) for name in ("x", "y", "sample_weight")]
+        options: dict[str, Any] = {"class_weight": arguments.pop("class_weight", None)}
+        if "batch_size" in signature.parameters:
+            options["batch_size"] = arguments.get("batch_size") or 32
+        if "validation_data" in signature.parameters:  # Of `fit` alone.
+            held_out = arguments.get("validation_data")
+            if held_out is not None:
+                batch_size = arguments.get("validation_batch_size")
+                arguments["validation_data"] = checked_data(
+                    held_out,
+                    self.batch_specs,
+                    batch_size=batch_size or options["batch_size"],
+                )
+            options["shuffle"] = arguments.get("shuffle", True)
+        has_parts = parts[1] is not None or parts[2] is not None
+        data = tuple(parts) if has_parts else parts[0]
+        data = checked_data(data, self.batch_specs, **options)
+        if "shuffle" in options:  # Keras warns where anything but arrays is shuffled.
+            arguments["shuffle"] = options["shuffle"] and isinstance(data, dict)
+        with assertions_as_value_errors():
+            return method(self, data, **arguments)
+
+    return call
 
 
 class _CheckedPyDataset(keras.utils.PyDataset):

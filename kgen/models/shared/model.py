@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from kgen.models.shared import batches
 from kgen.models.shared.batches import Batch
-from kgen.models.shared.signatures import Signature
+from kgen.models.shared.signatures import Signature, trace
 from kgen.models.shared.specs import InputSpec
 from kgen.nn import gradients, random
 
@@ -48,6 +48,11 @@ class GenerativeModel(keras.Model):
         self.log_metrics: dict[str, keras.metrics.Metric] = {}
         self._non_finite: dict[str, keras.metrics.Metric] = {}
         self._graphs: dict[str, Any] = {}
+        # By name: the attribute of the network that it updates, None for all of the
+        # model, and a function that makes the default.
+        self.optimizer_slots: dict[str, tuple[str | None, Callable[[], Any]]] = {
+            "optimizer": (None, keras.optimizers.Adam)
+        }
         self._optimizers: dict[str, keras.optimizers.Optimizer] = {}
 
     def add_counter(self, name: str) -> keras.Variable:
@@ -63,19 +68,21 @@ class GenerativeModel(keras.Model):
 
     def compile(
         self,
-        optimizer: str | keras.optimizers.Optimizer = "adam",
-        *,
+        *optimizers: str | keras.optimizers.Optimizer | None,
         seed: int = 0,
         gradient_clip_norm: float | None = None,
         steps_per_execution: int = 1,
         jit_compile: bool = False,
         run_eagerly: bool = False,
+        **named: str | keras.optimizers.Optimizer | None,
     ) -> None:
-        """Prepares the model for `fit`. The losses are the model's own.
+        """Prepares the model for `fit`. The losses and metrics are the model's own.
 
         Args:
-            optimizer: A Keras optimizer or its name; built here, on the spot. Under
-                `mixed_float16` it is wrapped in a `LossScaleOptimizer`.
+            *optimizers: Keras optimizers or their names, in the order of
+                `optimizer_slots`; built here, on the spot. Callbacks that set a
+                learning rate set that of the first. Under `mixed_float16` each is
+                wrapped in a `LossScaleOptimizer`.
             seed: Non-negative integer; all training noise follows from it.
             gradient_clip_norm: Largest norm of the whole gradient, or None.
             steps_per_execution: Steps in one call of the compiled function. 32 or more
@@ -83,39 +90,20 @@ class GenerativeModel(keras.Model):
                 Under a distribution strategy it is 1: Keras fails with more there.
             jit_compile: Whether XLA compiles the step. Slower for convolutions on CPU.
             run_eagerly: Whether to run without a graph, for debugging.
-        """
-        self.compile_optimizers(
-            {"optimizer": (optimizer, self.trainable_variables)},
-            seed=seed,
-            gradient_clip_norm=gradient_clip_norm,
-            steps_per_execution=steps_per_execution,
-            jit_compile=jit_compile,
-            run_eagerly=run_eagerly,
-        )
+            **named: Optimizers by the names of `optimizer_slots`.
 
-    def compile_optimizers(
-        self,
-        optimizers: dict[str, tuple[Any, list[keras.Variable]]],
-        *,
-        seed: int = 0,
-        gradient_clip_norm: float | None = None,
-        steps_per_execution: int = 1,
-        jit_compile: bool = False,
-        run_eagerly: bool = False,
-    ) -> None:
-        """Compiles with any number of optimizers.
-
-        Args:
-            optimizers: By the name of `compile`'s argument, which becomes an attribute:
-                a Keras optimizer or its name, and the variables it updates. The first
-                is also Keras's own, the one that callbacks such as
-                LearningRateScheduler drive.
-            seed: As for `compile`, like all others.
-            gradient_clip_norm: Clips the gradient of each optimizer.
-            steps_per_execution: As for `compile`.
-            jit_compile: As for `compile`.
-            run_eagerly: As for `compile`.
+        Raises:
+            TypeError: An argument that `compile` does not take, such as a loss.
+            ValueError: An argument is out of its range.
         """
+        slots = self.optimizer_slots
+        given = dict(zip(slots, optimizers, strict=False)) | named
+        if len(optimizers) > len(slots) or not given.keys() <= slots.keys():
+            unknown = ", ".join(given.keys() - slots.keys()) or f"{len(optimizers)}"
+            raise TypeError(
+                f"`compile` takes the optimizers {', '.join(slots)}; losses and "
+                f"metrics are the model's own. Received an unexpected: {unknown}"
+            )
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(
                 f"`seed` must be a non-negative integer. Received: seed={seed}"
@@ -123,14 +111,17 @@ class GenerativeModel(keras.Model):
         self.seed = seed
         self.gradient_clip_norm = gradient_clip_norm
         self._optimizers = {}
-        for name, (optimizer, variables) in optimizers.items():
-            optimizer = keras.optimizers.get(optimizer)
+        for name, (network_name, make_default) in slots.items():
+            optimizer = given.get(name)
+            optimizer = keras.optimizers.get(optimizer or make_default())
+            if not optimizer.built:
+                self.prepare_optimizer(getattr(optimizer, "inner_optimizer", optimizer))
             if optimizer in self._optimizers.values():
                 raise ValueError(
                     "Each network needs an optimizer of its own: they keep state. "
-                    f"Received: the same one as {' and '.join(optimizers)}."
+                    f"Received: the same one as {' and '.join(slots)}."
                 )
-            if optimizer.use_ema and len(optimizers) > 1:
+            if optimizer.use_ema and len(slots) > 1:
                 raise ValueError(
                     "`use_ema` takes effect with a single optimizer: Keras ends the "
                     f"average of the first one alone. Received: {name} with "
@@ -141,7 +132,8 @@ class GenerativeModel(keras.Model):
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
             if not optimizer.built:
                 # Not in the first step: variables cannot be made inside a replica.
-                optimizer.build(variables)
+                network = self if network_name is None else getattr(self, network_name)
+                optimizer.build(network.trainable_variables)
             self._optimizers[name] = optimizer
             setattr(self, name, optimizer)
         if tf.distribute.has_strategy():  # keras-team/keras issue 19246
@@ -152,6 +144,9 @@ class GenerativeModel(keras.Model):
             jit_compile=jit_compile,
             run_eagerly=run_eagerly,
         )
+
+    def prepare_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Sets up an optimizer before it is built on its variables."""
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns the arguments of `compile`, serialised."""
@@ -172,69 +167,13 @@ class GenerativeModel(keras.Model):
         """Compiles with what `get_compile_config` returned."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    # -- the door: batches are checked here, and not inside a step ----------------
-
-    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains as `keras.Model.fit` does, on batches that the specs allow.
-
-        Arrays, alone or in a dict, are checked whole before the first step, and are
-        shuffled; datasets are checked as they are read, and keep their order.
-
-        Raises:
-            ValueError: A batch lacks something, or a value breaks the rule of its spec.
-        """
-        call = _arguments_of(keras.Model.fit, self, *args, **kwargs)
-        batch_size = call.get("batch_size")
-        shuffle = call.get("shuffle", True)
-        if call.get("validation_data") is not None:
-            rows = call.get("validation_batch_size") or batch_size or 32
-            call["validation_data"] = batches.checked_data(
-                call["validation_data"], self.batch_specs, batch_size=rows
-            )
-        data = self._checked_data(call, batch_size=batch_size or 32, shuffle=shuffle)
-        # Keras warns where anything but arrays would have to be shuffled.
-        call["shuffle"] = shuffle and isinstance(data, dict)
-        with batches.assertions_as_value_errors():
-            return super().fit(data, **call)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates as `keras.Model.evaluate` does, on batches that the specs allow."""
-        call = _arguments_of(keras.Model.evaluate, self, *args, **kwargs)
-        data = self._checked_data(call, batch_size=call.get("batch_size") or 32)
-        with batches.assertions_as_value_errors():
-            return super().evaluate(data, **call)
-
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Maps batches as `call` does, once they are checked."""
-        call = _arguments_of(keras.Model.predict, self, *args, **kwargs)
-        data = self._checked_data(call, batch_size=call.get("batch_size") or 32)
-        with batches.assertions_as_value_errors():
-            return super().predict(data, **call)
-
-    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes one step on arrays, once they are checked."""
-        call = _arguments_of(keras.Model.train_on_batch, self, *args, **kwargs)
-        return super().train_on_batch(self._checked_data(call), **call)
-
-    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates arrays as one batch, once they are checked."""
-        call = _arguments_of(keras.Model.test_on_batch, self, *args, **kwargs)
-        return super().test_on_batch(self._checked_data(call), **call)
-
-    def predict_on_batch(self, x: Any) -> Any:
-        """Maps arrays as one batch, once they are checked."""
-        return super().predict_on_batch(self._checked_data({"x": x}))
-
-    def _checked_data(self, call: dict[str, Any], **options: Any) -> Any:
-        """Takes the data out of the arguments of a call, and checks it."""
-        data = call.pop("x", None)
-        rest = [call.pop(name, None) for name in ("y", "sample_weight")]
-        if any(one is not None for one in rest):
-            data = (data, *rest)
-        class_weight = call.pop("class_weight", None)
-        return batches.checked_data(
-            data, self.batch_specs, class_weight=class_weight, **options
-        )
+    # Batches are checked here, at the door, and not inside a step.
+    fit = batches.checked(keras.Model.fit)
+    evaluate = batches.checked(keras.Model.evaluate)
+    predict = batches.checked(keras.Model.predict)
+    train_on_batch = batches.checked(keras.Model.train_on_batch)
+    test_on_batch = batches.checked(keras.Model.test_on_batch)
+    predict_on_batch = batches.checked(keras.Model.predict_on_batch)
 
     def read(self, data: Any) -> Batch:
         """Returns a checked batch by name, in the form that networks take.
@@ -242,8 +181,9 @@ class GenerativeModel(keras.Model):
         Raises:
             ValueError: A name is missing or unknown.
         """
-        batch = batches.name_tensors(data, self.batch_specs)
-        return {k: self.batch_specs[k].to_network(v) for k, v in batch.items()}
+        if not isinstance(data, dict):  # As Keras has them where `fit` is not used.
+            data = batches.name_tensors(data, self.batch_specs)
+        return {name: self.batch_specs[name].to_network(data[name]) for name in data}
 
     @property
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
@@ -341,36 +281,21 @@ class GenerativeModel(keras.Model):
         fitting = [one for one in named if one.inputs.keys() >= {*inputs}]
         return (fitting or named)[0]
 
-    def run(self, signature: str | Signature, **inputs: Any) -> dict[str, np.ndarray]:
+    def run(self, name: str, **inputs: Any) -> dict[str, np.ndarray]:
         """Calls a signature on any number of rows; returns its outputs by name.
 
-        It is traced once, for any number of rows, and fed at most `max_rows` at a time
-        to bound the memory.
-
         Args:
-            signature: Its name; or one that is not exported, of a name of its own.
+            name: Name of the signature.
             **inputs: Its inputs; those with a default may be left out, or None.
 
         Raises:
             ValueError: An input is missing, unknown or invalid.
         """
-        given = {name: value for name, value in inputs.items() if value is not None}
-        name = signature if isinstance(signature, str) else signature.name
+        given = {key: value for key, value in inputs.items() if value is not None}
         key = f"{name}({', '.join(given)})"
         if key not in self._graphs:
-            found = signature
-            if isinstance(found, str):
-                found = self.signature(name, *given)
-            self._graphs[key] = (found, found.compiled())
-        found, graph = self._graphs[key]
-        arrays = found.check(**given)
-        num_rows = len(next(iter(arrays.values())))
-        parts = []
-        for start in range(0, max(num_rows, 1), found.max_rows):
-            rows = slice(start, start + found.max_rows)
-            outputs = graph(*(tf.constant(array[rows]) for array in arrays.values()))
-            parts.append({name: value.numpy() for name, value in outputs.items()})
-        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+            self._graphs[key] = self.signature(name, *given)
+        return self._graphs[key](**given)
 
     def graph(
         self, name: str, function: Any, *, jit_compile: bool = False, **inputs: Any
@@ -379,7 +304,7 @@ class GenerativeModel(keras.Model):
 
         With `jit_compile` XLA compiles it, once for each of the sizes.
         """
-        key = f"{name}/xla" if jit_compile else f"{name}/graph"
+        key = f"{name}/{jit_compile}"
         if key not in self._graphs:
             self._graphs[key] = trace(function, jit_compile=jit_compile, **inputs)
         return self._graphs[key]
@@ -450,6 +375,25 @@ class GenerativeModel(keras.Model):
             received = getattr(self, name)
             raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
 
+    def check_at_least(self, low: int, *names: str) -> None:
+        """Raises a ValueError unless these arguments, or all in them, are from `low`.
+
+        None passes: it stands for a default.
+        """
+        rule = f"be at least {low}" if low else "be 0 or more, and finite"
+        for name in names:
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            kept = all(one is None or low <= one < math.inf for one in values)
+            self.check_argument(name, kept, rule)
+
+    def check_one_of(self, name: str, choices: Iterable[str]) -> None:
+        """Raises a ValueError unless the argument is one of the choices."""
+        choices = tuple(choices)
+        self.check_argument(
+            name, getattr(self, name) in choices, f"be one of {choices}"
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, each an attribute of the same name.
 
@@ -516,33 +460,3 @@ class GenerativeModel(keras.Model):
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the networks are built by the constructor."""
         self.built = True
-
-
-def _arguments_of(method: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call of a method by name, without `self`."""
-    bound = inspect.signature(method).bind(*args, **kwargs).arguments
-    return {k: v for k, v in bound.items() if k not in ("self", "kwargs")} | bound.get(
-        "kwargs", {}
-    )
-
-
-def trace(
-    function: Callable[..., Any], *, jit_compile: bool = False, **inputs: Any
-) -> Any:
-    """Compiles a function of keyword tensors, once for all sizes of its inputs.
-
-    With `jit_compile` XLA compiles what was traced, once for each of the sizes.
-    """
-    compiled = tf.function(function, jit_compile=jit_compile or None)
-    return compiled.get_concrete_function(**inputs)
-
-
-@contextlib.contextmanager
-def layers_of_policy(policy: keras.DTypePolicy) -> Iterator[None]:
-    """Gives the layers that are made inside it a dtype policy."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

@@ -260,6 +260,7 @@ class RecommenderMixin:
     def declare_batches(self, has_row_losses: bool) -> None:
         """Declares interactions, and weights of rows where the loss is by row."""
         num_items = self.catalogue.num_items
+        self._recommend: dict[int, Signature] = {}  # by the number of items
         self.batch_specs = {
             "items": ItemSpec(num_items),
             "targets": ItemSpec(num_items, optional=True),
@@ -298,11 +299,11 @@ class RecommenderMixin:
                 f"items. Received: k={k}"
             )
         positions = catalogue.positions(histories)
-        signature = catalogue.recommend_by_position(
-            self._score_rows, self.scoring_layers(), int(k)
-        )
-        signature = dataclasses.replace(signature, name=f"recommend {k}")
-        best = self.run(signature, items=positions, remove_seen=remove_seen)
+        if k not in self._recommend:
+            self._recommend[k] = catalogue.recommend_by_position(
+                self._score_rows, self.scoring_layers(), int(k)
+            )
+        best = self._recommend[k](items=positions, remove_seen=remove_seen)
         ids = catalogue.item_ids[best["recommended"]]
         ids[best["recommended"] < 0] = catalogue.no_item
         return Recommendations(ids, best["scores"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,7 @@ class Signature:
             for name, spec in self.inputs.items()
         }
 
+    @functools.cached_property
     def compiled(self) -> Any:
         """A tf.function of the inputs in order, which carry their names.
 
@@ -102,6 +104,24 @@ class Signature:
 
         specs = [*self.tensor_specs().values()]
         return tf.function(call, input_signature=specs, autograph=False)
+
+    def __call__(self, **values: Any) -> Arrays:
+        """Computes the outputs of any number of rows, at most `max_rows` at a time.
+
+        Args:
+            **values: As for `check`.
+
+        Raises:
+            ValueError: As `check`.
+        """
+        arrays = self.check(**values)
+        num_rows = len(next(iter(arrays.values())))
+        parts = []
+        for start in range(0, max(num_rows, 1), self.max_rows):
+            rows = slice(start, start + self.max_rows)
+            outputs = self.compiled(*(tf.constant(a[rows]) for a in arrays.values()))
+            parts.append({name: value.numpy() for name, value in outputs.items()})
+        return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
 
     def check(self, **values: Any) -> Arrays:
         """Returns valid inputs as arrays in the types of the tensors.
@@ -174,3 +194,14 @@ def _without(signature: Signature, options: dict[str, InputSpec]) -> Signature:
     return dataclasses.replace(
         signature, function=function, inputs=needed, examples=(example,)
     )
+
+
+def trace(
+    function: Callable[..., Any], *, jit_compile: bool = False, **inputs: Any
+) -> Any:
+    """Compiles a function of keyword tensors, once for all sizes of its inputs.
+
+    With `jit_compile` XLA compiles what was traced, once for each of the sizes.
+    """
+    compiled = tf.function(function, jit_compile=jit_compile or None)
+    return compiled.get_concrete_function(**inputs)

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.tokenizers import tokenizer_from_config
-from kgen.models.shared.model import layers_of_policy
 from kgen.models.shared.specs import InputSpec, MaskSpec, TokenSpec
+from kgen.nn.layers import layers_of_policy
 from kgen.nn.transformer import TransformerBlock
 
 ROWS_AT_A_TIME = 64  # bounds the memory
@@ -40,6 +40,7 @@ class TextModelMixin:
     dtype_policy: Any
     batch_specs: dict[str, InputSpec]
     check_argument: Any
+    check_at_least: Any
     trainable_variables: Any
 
     def take_tokenizer(
@@ -70,8 +71,7 @@ class TextModelMixin:
         if self.text is not None:
             same = self.vocab_size == self.text.vocab_size
             check("vocab_size", same, f"be the tokenizer's, {self.text.vocab_size}")
-        for name in ("context", "num_layers", "num_heads"):
-            check(name, getattr(self, name) >= 1, "be 1 or more")
+        self.check_at_least(1, "context", "num_layers", "num_heads")
         even = self.hidden_dim >= 2 and self.hidden_dim % (2 * self.num_heads) == 0
         check(
             "hidden_dim", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}"
@@ -117,21 +117,12 @@ class TextModelMixin:
         for layer in (*self.blocks, self.norm):
             layer.build((None, None, self.hidden_dim))
 
-    def compile(
-        self, optimizer: str | keras.optimizers.Optimizer = "adam", **options: Any
-    ) -> None:
-        """Prepares the model for `fit`.
-
-        Args:
-            optimizer: A Keras optimizer or its name. Its weight decay leaves out what
-                is no matrix: norms and biases.
-            **options: Those of `GenerativeModel.compile`: seed, gradient_clip_norm ...
-        """
-        optimizer = keras.optimizers.get(optimizer)
-        if optimizer.weight_decay and not optimizer.built:
-            vectors = [v for v in self.trainable_variables if len(v.shape) < 2]
-            optimizer.exclude_from_weight_decay(var_list=vectors)
-        super().compile(optimizer, **options)  # type: ignore[misc]
+    def prepare_optimizer(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Excludes norms and biases from weight decay."""
+        if not optimizer.weight_decay:
+            return
+        vectors = [v for v in self.trainable_variables if len(v.shape) < 2]
+        optimizer.exclude_from_weight_decay(var_list=vectors)
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text: int32 [time].

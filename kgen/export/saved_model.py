@@ -129,7 +129,7 @@ def _write_extra(
     about = {
         "kgen_version": kgen.__version__,
         "model": model_name,
-        "outputs": {one.name: one.outputs for one in signatures},
+        "signatures": {one.name: one.describe() for one in signatures},
         **metadata,
     }
     files = {name: text for one in signatures for name, text in one.files.items()}

@@ -20,9 +20,6 @@ from kgen.export.tensorflow_serving import check_versions, model_name, versions_
 
 Arrays = dict[str, np.ndarray]
 
-# Signatures of a language model: the prompt to a state, and the next tokens of it.
-PREFILL, DECODE = "prefill", "decode"
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Endpoint:
@@ -67,7 +64,16 @@ class Version:
     @property
     def has_completions(self) -> bool:
         """Whether it has the endpoints and the tokenizer that completions need."""
-        return {PREFILL, DECODE} <= self.endpoints.keys() and bool(self.tokenizer_json)
+        return {"prefill", "decode"} <= self.roles.keys() and bool(self.tokenizer_json)
+
+    @functools.cached_property
+    def roles(self) -> dict[str, Endpoint]:
+        """The endpoint of each role, such as "prefill" and "decode"."""
+        described = self.about.get("signatures", {})
+        return {
+            one["role"]: self.endpoints[name]
+            for name, one in reversed(described.items())  # The first of a role counts.
+        }
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -96,10 +102,14 @@ def load_version(folder: Path) -> Version:
             folder / "assets.extra" / "tokenizer.json",
         )
     )
-    endpoints = {name: _endpoint(loaded, name) for name in loaded.signatures}
+    about = json.loads(about or "{}")
+    described = about.get("signatures", {})
+    endpoints = {
+        name: _endpoint(loaded, name, described.get(name, {}).get("role"))
+        for name in loaded.signatures
+    }
     number = int(folder.name)
     created = int((folder / "saved_model.pb").stat().st_mtime)
-    about = json.loads(about or "{}")
     return Version(number, endpoints, about, sums, tokenizer, created)
 
 
@@ -109,7 +119,7 @@ def _sums(folder: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _endpoint(loaded: Any, name: str) -> Endpoint:
+def _endpoint(loaded: Any, name: str, role: str | None) -> Endpoint:
     function = loaded.signatures[name]
     _, inputs = function.structured_input_signature
     names = {tensor.name.partition(":")[0]: tensor.name for tensor in function.inputs}
@@ -122,7 +132,7 @@ def _endpoint(loaded: Any, name: str) -> Endpoint:
         return {key: value.numpy() for key, value in outputs.items()}
 
     outputs = dict(function.structured_outputs)
-    concurrency = 1 if name == DECODE else sys.maxsize
+    concurrency = 1 if role == "decode" else sys.maxsize
     return Endpoint(call, dict(inputs), outputs, names, concurrency)
 
 

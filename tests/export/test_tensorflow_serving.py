@@ -123,7 +123,9 @@ def test_the_command_is_quoted_for_the_shell():
 def test_what_a_version_says_of_itself(vae, folder):
     about = json.loads((folder / "1" / "assets.extra" / "kgen.json").read_text())
     assert about["model"] == "VAE" and about["recipe"] == "vae"
-    assert about["outputs"]["generate_png"] == {"images_bytes": "png"}
+    generate = about["signatures"]["generate_png"]
+    assert generate["outputs"] == {"images_bytes": "png"}
+    assert generate["inputs"]["labels"]["high"] == 2
 
 
 def test_names_are_plain_letters(tmp_path):

@@ -82,7 +82,9 @@ class Model:
             "decode": Endpoint(write, STATE | numbers, outputs, {}, max_concurrency=1),
         }
         tokenizer = CharTokenizer(LETTERS).to_json()
-        self.version = Version(1, endpoints, {}, tokenizer_json=tokenizer, created=7)
+        signatures = {name: {"role": name} for name in ("prefill", "decode")}
+        about = {"signatures": signatures}
+        self.version = Version(1, endpoints, about, tokenizer_json=tokenizer, created=7)
         self.loaded = Loaded({1: self.version}, 1)
 
     @property

@@ -71,6 +71,11 @@ class Signature:
     verified_rows: int = 64
     margins: Callable[..., tf.Tensor] | None = None
 
+    def describe(self) -> dict[str, Any]:
+        """Returns role, inputs and kinds of outputs as JSON values, for clients."""
+        inputs = {name: spec.describe() for name, spec in self.inputs.items()}
+        return {"role": self.role, "inputs": inputs, "outputs": self.outputs}
+
     def tensor_specs(self) -> dict[str, tf.TensorSpec]:
         """Types of the inputs, named for the graph."""
         specs = {name: spec.tensor_spec() for name, spec in self.inputs.items()}

@@ -150,6 +150,14 @@ class InputSpec:
             return abs(rng.standard_normal(shape))
         return rng.uniform(low, high, shape)
 
+    def describe(self) -> dict[str, Any]:
+        """Returns type, shape, range and default as JSON values, for clients."""
+        fields = ("dtype", "shape", "low", "high", "above", "default")
+        values = {name: getattr(self, name) for name in fields}
+        return {"rule": self.rule} | {
+            name: value for name, value in values.items() if value not in (None, False)
+        }
+
     def sentence(self, name: str, received: str) -> str:
         """The error message of this spec: rule, what was received, the way out."""
         return f"`{name}` must be {self.rule}. Received: {received}."

@@ -1,7 +1,8 @@
-"""Trained models of the conformance suite, and computations in other processes.
+"""One row of the conformance suite under trial: its models and its other processes.
 
-Logical devices and TF_CONFIG have to be there before TensorFlow starts, and only a
-fresh process shows what a file holds. Each process serves all rows at once.
+Tracing a model costs seconds and a step of it milliseconds, so each kind of model is
+traced once. Logical devices and TF_CONFIG must be set before TensorFlow starts, and
+only another process shows what a file holds.
 """
 
 from __future__ import annotations
@@ -28,52 +29,103 @@ from kgen.training.strategies import num_processes
 
 Arrays = dict[str, np.ndarray]
 
+# Kinds of models by name: arguments of `Row.model`.
+KINDS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adam": {"optimizer": functools.partial(Adam, 1e-2)},
+    "xla": {"jit_compile": True},
+    "mixed_bfloat16": {"dtype": "mixed_bfloat16"},
+    "mixed_float16": {"dtype": "mixed_float16"},
+}
 
-class Shared:
-    """Trained models, and results of processes that are started when first needed.
+
+class Trial:
+    """Models of one row, and results of processes that are started when first needed.
 
     Args:
+        row: The row.
         folder: For files; empty.
-        rows: Those whose results are asked for.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Row] = ROWS):
+    def __init__(self, row: Row, folder: Path):
+        self.row = row
         self.folder = folder
-        self.rows = rows
-        self._trained: dict[str, GenerativeModel] = {}
+        self._models: dict[str, tuple[GenerativeModel, list[np.ndarray]]] = {}
 
-    def trained(self, row: Row) -> GenerativeModel:
-        """The model of a row after a few steps of Adam."""
-        if row.name not in self._trained:
-            model = row.model(lambda: keras.optimizers.Adam(1e-2))
-            model.fit(row.pipeline(4 * BATCH_SIZE).dataset(), epochs=2, verbose=0)
-            self._trained[row.name] = model
-        return self._trained[row.name]
+    def model(self, kind: str = "sgd") -> GenerativeModel:
+        """The compiled model of a kind, traced before, with its initial variables."""
+        if kind not in self._models:
+            model = self.row.model(**KINDS[kind])
+            initial = state(model)
+            # Any later batch fits a trace for any number of rows.
+            batches = self.row.pipeline(BATCH_SIZE + 5).dataset()
+            model.fit(batches, validation_data=batches, verbose=0)
+            self._models[kind] = model, initial
+        model, initial = self._models[kind]
+        assign_state(model, initial)
+        return model
+
+    def trained(self) -> GenerativeModel:
+        """The model after three epochs of Adam."""
+        expected = self._trained_state
+        model, _ = self._models["adam"]
+        assign_state(model, expected)
+        return model
 
     @functools.cached_property
-    def devices(self) -> Arrays:
-        """One device and two replicas, trained by a process with two devices."""
-        return self.train_on_devices(2, self.rows)
+    def _trained_state(self) -> list[np.ndarray]:
+        return self.train_three_epochs(self.folder / "run")
+
+    def train_three_epochs(
+        self, folder: Path, stop_at: int | None = None
+    ) -> list[np.ndarray]:
+        """Trains 18 steps with Adam, from the checkpoint in the folder if there is one.
+
+        Returns:
+            The state of the model.
+
+        Raises:
+            Interrupted: At the step `stop_at`.
+        """
+        model = self.model("adam")
+        checkpointer = training.Checkpointer(folder / "state.npz", every_seconds=0)
+        checkpointer.restore(model)
+
+        def stop(batch, logs):
+            if int(model.step.numpy()) == stop_at:
+                raise Interrupted
+
+        folder.mkdir(exist_ok=True)
+        training.fit(
+            model,
+            self.row.pipeline(5 * BATCH_SIZE + 3, shuffle=True),
+            epochs=3,
+            validation=self.row.pipeline(BATCH_SIZE),
+            callbacks=[
+                training.History(folder / "history.csv"),
+                checkpointer,
+                keras.callbacks.LambdaCallback(on_train_batch_end=stop),
+            ],
+        )
+        return state(model)
+
+    def one_device(self, kind: str = "sgd", count: int = 2) -> Arrays:
+        """Sixteen steps on one device, of batches that `count` replicas could share."""
+        return train_sixteen_steps(self.model(kind), self.row, count)
+
+    def replicas(self, kind: str = "sgd", count: int = 2) -> Arrays:
+        """The same steps on replicas of one process."""
+        return processes.run(
+            train_on_replicas, self.row.name, kind, count, devices=count
+        )
 
     @functools.cached_property
-    def workers(self) -> Arrays:
-        """Two processes that train together; the results of the chief."""
-        return self.train_with_workers(2, self.rows)
+    def two_replicas(self) -> Arrays:
+        """Two replicas with SGD."""
+        return self.replicas()
 
-    @functools.cached_property
-    def reloaded(self) -> Arrays:
-        """What a fresh process finds in the saved models, and generates with them."""
-        for row in self.rows:
-            self.trained(row).save(self.model_file(row))
-        files = {row.name: str(self.model_file(row)) for row in self.rows}
-        return processes.run(reload_models, files)
-
-    def train_on_devices(self, count: int, rows: Sequence[Row]) -> Arrays:
-        """One device and `count` replicas."""
-        return processes.run(train_on_devices, count, _names(rows), devices=count)
-
-    def train_with_workers(self, count: int, rows: Sequence[Row]) -> Arrays:
-        """So many processes that train together; the results of the chief."""
+    def workers(self, count: int = 2) -> Arrays:
+        """The same steps by processes that train together; the results of the chief."""
         # All sockets are open until all ports are known, so the ports differ.
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -88,26 +140,30 @@ class Shared:
                 stack.enter_context(
                     processes.Process(
                         train_as_worker,
+                        self.row.name,
                         count,
-                        _names(rows),
                         environ={"TF_CONFIG": config},
                     )
                 )
                 for config in configs
             ]
-            return processes.wait_together(workers, 200 + 60 * len(rows))[0]
+            return processes.wait_together(workers)[0]
 
-    def model_file(self, row: Row) -> Path:
-        """Where the model of a row is saved."""
-        return self.folder / f"{ROWS.index(row)}.keras"
+    @functools.cached_property
+    def model_file(self) -> Path:
+        """The trained model, saved."""
+        file = self.folder / "model.keras"
+        self.trained().save(file)
+        return file
+
+    @functools.cached_property
+    def reloaded(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """The state that another process finds in the file, and what it generates."""
+        return processes.run(reload_model, self.row.name, self.model_file)
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    return [row.name for row in rows]
-
-
-def _rows(names: Sequence[str]) -> list[Row]:
-    return [row for row in ROWS if row.name in names]
+class Interrupted(Exception):
+    """Stands for a kill; a real one is in tests/training/test_resume.py."""
 
 
 class Records(keras.callbacks.Callback):
@@ -122,19 +178,20 @@ class Records(keras.callbacks.Callback):
 
 
 def train_sixteen_steps(
-    row: Row, strategy: tf.distribute.Strategy, count: int, optimizer: Any = None
+    model: GenerativeModel,
+    row: Row,
+    count: int,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Arrays:
-    """Two epochs of eight steps, with SGD: where they end, and what they logged.
+    """Two epochs of eight steps: where the weights end, and what they logged.
 
     Args:
-        row: What to train.
-        strategy: On what.
+        model: The row's, compiled.
+        row: Gives the data.
         count: Replicas that a batch has to be divisible by.
-        optimizer: Makes another one.
+        strategy: Trains on it.
     """
     batch_size = BATCH_SIZE // count * count
-    with strategy.scope():
-        model = row.model(optimizer)
     before = model.get_weights()
     records = Records()
     with training.unoptimized_graphs():
@@ -142,7 +199,7 @@ def train_sixteen_steps(
             model,
             row.pipeline(8 * batch_size, batch_size, shuffle=True, drop_remainder=True),
             epochs=2,
-            # The last batch is dealt unevenly.
+            # The last batch is distributed unevenly.
             validation=row.pipeline(2 * batch_size - 3, batch_size),
             strategy=strategy,
             callbacks=[training.StopOnNonFinite(), records],
@@ -157,45 +214,50 @@ def train_sixteen_steps(
     return weights | {"logs": np.array(records.rows), "moved": np.array(moved)}
 
 
-def train_on_devices(count: int, names: Sequence[str]) -> Arrays:
-    """One device, and `count` replicas: with SGD, and two once more with Adam."""
-    strategies = {name: training.make_strategy(name) for name in ("none", "mirrored")}
-    kinds: dict[str, Any] = {"sgd": None}
-    if count == 2:
-        kinds["adam"] = functools.partial(Adam, 1e-3)
-    return {
-        f"{row.name}/{name}/{kind}/{key}": value
-        for row in _rows(names)
-        for name, strategy in strategies.items()
-        for kind, optimizer in kinds.items()
-        for key, value in train_sixteen_steps(row, strategy, count, optimizer).items()
-    }
+def train_on_replicas(name: str, kind: str, count: int) -> Arrays:
+    """Runs in a process with so many logical devices."""
+    return _train_on(training.make_strategy("mirrored"), name, kind, count)
 
 
-def train_as_worker(count: int, names: Sequence[str]) -> Arrays:
+def train_as_worker(name: str, count: int) -> Arrays:
     """One of `count` processes, as TF_CONFIG says."""
     strategy = training.make_strategy("auto")
     if num_processes(strategy) != count:
         raise RuntimeError(f"{num_processes(strategy)} processes instead of {count}")
-    return {
-        f"{row.name}/{key}": value
-        for row in _rows(names)
-        for key, value in train_sixteen_steps(row, strategy, count).items()
-    }
+    return _train_on(strategy, name, "sgd", count)
 
 
-def reload_models(files: dict[str, str]) -> Arrays:
-    """Everything in the saved models, and what they generate."""
-    results = {}
-    for row in _rows(list(files)):
-        model = kgen.models.load(Path(files[row.name]))
-        for index, value in enumerate(state(model)):
-            results[f"{row.name}/state/{index:03d}"] = value
-        results[f"{row.name}/generated"] = row.generate(model, range(len(SEEDS)))
-    return results
+def _train_on(
+    strategy: tf.distribute.Strategy, name: str, kind: str, count: int
+) -> Arrays:
+    row = row_named(name)
+    with strategy.scope():
+        model = row.model(**KINDS[kind])
+    return train_sixteen_steps(model, row, count, strategy)
+
+
+def reload_model(name: str, file: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """Everything in a saved model, and what it generates."""
+    model = kgen.models.load(file)
+    return state(model), row_named(name).generate(model, range(len(SEEDS)))
+
+
+def row_named(name: str) -> Row:
+    return next(row for row in ROWS if row.name == name)
+
+
+def _variables(model: GenerativeModel) -> list[Any]:
+    """The weights, the step among them, and the variables of all optimizers."""
+    return [*model.weights, *(v for o in model.optimizers for v in o.variables)]
 
 
 def state(model: GenerativeModel) -> list[np.ndarray]:
-    """The weights, the step among them, and the variables of all optimizers."""
-    variables = [variable for o in model.optimizers for variable in o.variables]
-    return [variable.numpy() for variable in [*model.weights, *variables]]
+    """All variables that the next step depends on."""
+    return [variable.numpy() for variable in _variables(model)]
+
+
+def assign_state(model: GenerativeModel, values: Sequence[np.ndarray]) -> None:
+    """Gives the variables of `state` these values, and empties the metrics."""
+    for variable, value in zip(_variables(model), values, strict=True):
+        variable.assign(value)
+    model.reset_metrics()

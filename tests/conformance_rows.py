@@ -35,6 +35,7 @@ class Row:
         optimizers: The arguments of `compile` that take an optimizer each.
         options: Further arguments of `compile`.
         learning_rate: For plain SGD.
+        features: What else the checks may treat differently, such as "ragged rows".
         slow: Whether it is tested with `-m slow` only: another row of its class runs
             always, and this one whenever the table is written.
     """
@@ -50,7 +51,14 @@ class Row:
     optimizers: tuple[str, ...] = ("optimizer",)
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     learning_rate: float = 1e-3
+    features: tuple[str, ...] = ()
     slow: bool = False
+
+    @property
+    def capabilities(self) -> set[str]:
+        """What the costly checks have to see in some row, though not in each."""
+        optimizers = f"{len(self.optimizers)} optimizers"
+        return {type(self).__name__, optimizers, *self.conditions, *self.features}
 
     def model(
         self,
@@ -247,6 +255,7 @@ def gan_row(
     image_shape: tuple[int, int, int],
     learning_rate: float = 3e-3,
     slow: bool = True,
+    features: tuple[str, ...] = (),
     **arguments: Any,
 ) -> Row:
     """A row of a GAN that makes such images."""
@@ -260,6 +269,7 @@ def gan_row(
         loss="discriminator_loss",
         optimizers=("generator_optimizer", "discriminator_optimizer"),
         learning_rate=learning_rate,
+        features=("averaged weights", *features),
         slow=slow,
     )
 
@@ -290,6 +300,7 @@ ROWS = [
         make_rows=labelled_images((16, 16, 1), 3),
         evaluate=evaluate_autoencoder,
         conditions=("labels",),
+        features=("several importance samples",),
     ),
     Row(
         name="VAE: mlp, RGB, free bits, warm-up, clipping",
@@ -311,6 +322,7 @@ ROWS = [
         "dcgan, batch norm",
         (16, 16, 1),
         slow=False,
+        features=("batch statistics",),
         base_channels=4,
         discriminator_normalization="batch",
     ),
@@ -352,6 +364,10 @@ ROWS = [
         ),
         make_rows=item_rows,
         evaluate=evaluate_recommender,
+        features=(
+            "ragged rows",
+            "weight decay",
+        ),
         learning_rate=0.05,
     ),
     RecommenderRow(
@@ -368,6 +384,10 @@ ROWS = [
         make_rows=item_rows,
         evaluate=evaluate_recommender,
         optimizers=("encoder_optimizer", "decoder_optimizer"),
+        features=(
+            "ragged rows",
+            "several steps",
+        ),
         learning_rate=0.05,
     ),
     RecommenderRow(
@@ -386,6 +406,11 @@ ROWS = [
         evaluate=evaluate_recommender,
         loss="distance",
         optimizers=("generator_optimizer", "discriminator_optimizer"),
+        features=(
+            "ragged rows",
+            "several steps",
+            "weight decay",
+        ),
         learning_rate=0.05,
     ),
     TextRow(
@@ -401,6 +426,10 @@ ROWS = [
         ),
         make_rows=windows,
         evaluate=evaluate_language_model,
+        features=(
+            "dropout",
+            "loop",
+        ),
         learning_rate=0.05,
     ),
     ReaderRow(
@@ -417,6 +446,21 @@ ROWS = [
         ),
         make_rows=windows,
         evaluate=evaluate_masked_language_model,
+        features=("dropout",),
         learning_rate=0.05,
     ),
 ]
+
+
+def covering(rows: Sequence[Row]) -> list[Row]:
+    """A few of the rows, which together have every capability of all."""
+    chosen = []
+    missing = set().union(*(row.capabilities for row in rows))
+    while missing:
+        row = max(rows, key=lambda row: len(row.capabilities & missing))
+        chosen.append(row)
+        missing -= row.capabilities
+    return chosen
+
+
+COVERING_ROWS = covering([row for row in ROWS if not row.slow])

@@ -1,71 +1,84 @@
 """Every check of the conformance suite on every model, and that checks can fail."""
 
+import gc
+import os
 import re
 
+import keras
 import numpy as np
 import pytest
 
+import processes
 from conformance import (
     CHECKS,
     TABLE,
     largest_difference,
-    part_of,
     rows_stand_alone,
+    same_weights,
     within,
 )
-from conformance_processes import Shared
-from conformance_rows import ROWS
+from conformance_processes import Trial, row_named
+from conformance_rows import COVERING_ROWS, ROWS
 
 
-@pytest.fixture(scope="session")
-def shared(request, tmp_path_factory):
-    """Serves the rows of the tests that run, and no others."""
-    tests = [t for t in request.session.items if t.originalname == "test_promise"]
-    names = {test.callspec.params["row"].name for test in tests}
-    rows = [row for row in ROWS if row.name in names]
-    return Shared(tmp_path_factory.mktemp("conformance"), rows)
+@pytest.fixture(scope="module")
+def trial(request, tmp_path_factory):
+    """One row at a time: its models are gone before those of the next are made."""
+    yield Trial(request.param, tmp_path_factory.mktemp("conformance"))
+    keras.backend.clear_session()
+    gc.collect()
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("trial", "check"),
     [
-        pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.slow else [])
+        pytest.param(
+            row,
+            check,
+            id=f"{row.name}-{check.name}",
+            marks=[pytest.mark.xdist_group(row.name)]
+            + [pytest.mark.slow] * (row not in check.rows),
+        )
         for row in ROWS
+        for check in CHECKS
     ],
+    indirect=["trial"],
 )
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_promise(check, row, shared):
-    check.function(row, shared)
+def test_promise(trial, check, record_property):
+    start = cpu_seconds()
+    check.function(trial)
+    # conftest.py adds them up.
+    record_property("row", trial.row.name)
+    record_property("seconds", cpu_seconds() - start)
 
 
-@pytest.fixture(scope="session")
-def gan():
-    return next(row for row in ROWS if row.name.startswith("GAN"))
+def cpu_seconds():
+    """Of this process, and of those that it has forked for the checks."""
+    return sum(os.times()[:2]) + processes.cpu_seconds
 
 
-def test_a_gan_on_four_devices_is_the_same_as_on_one(gan, tmp_path):
-    arrays = Shared(tmp_path).train_on_devices(4, [gan])
-    one, four = (
-        part_of(arrays, f"{gan.name}/{name}/sgd/weights")
-        for name in ("none", "mirrored")
-    )
-    within("weights", largest_difference(four, one), 1e-6)
-
-
-def test_a_gan_of_three_workers_or_replicas_is_that_of_one_device(gan, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_gan_on_several_devices_is_that_of_one(count, tmp_path):
     """Not bit for bit: what three sum depends on the order."""
-    shared = Shared(tmp_path)
-    arrays = shared.train_on_devices(3, [gan])
-    one = part_of(arrays, f"{gan.name}/none/sgd/weights")
-    replicas = part_of(arrays, f"{gan.name}/mirrored/sgd/weights")
-    workers = part_of(shared.train_with_workers(3, [gan]), f"{gan.name}/weights")
-    within("weights of replicas", largest_difference(replicas, one), 1e-6)
-    within("weights of workers", largest_difference(workers, one), 1e-6)
+    trial = Trial(row_named("GAN: dcgan, batch norm"), tmp_path)
+    same_weights(trial.replicas(count=count), trial.one_device(count=count))
+
+
+@pytest.mark.slow
+def test_a_gan_of_three_workers_is_that_of_one_device(tmp_path):
+    trial = Trial(row_named("GAN: dcgan, batch norm"), tmp_path)
+    same_weights(trial.workers(3), trial.one_device(count=3))
 
 
 def test_every_class_has_a_row_that_always_runs():
     classes = {type(row.make()) for row in ROWS}
     assert classes == {type(row.make()) for row in ROWS if not row.slow}
+
+
+def test_the_costly_checks_see_every_capability():
+    needed = set().union(*(row.capabilities for row in ROWS if not row.slow))
+    assert set().union(*(row.capabilities for row in COVERING_ROWS)) == needed
 
 
 def test_the_table_in_the_docs_has_these_lines_and_columns():
@@ -90,8 +103,10 @@ def test_a_model_whose_rows_depend_on_their_batch_fails():
             return values[:, None] + 1e-3 * len(values)
 
     class NothingTrained:
-        def trained(self, row):
+        row = Mixing()
+
+        def trained(self):
             return None
 
     with pytest.raises(AssertionError, match="rows: 0.312"):
-        rows_stand_alone(Mixing(), NothingTrained())
+        rows_stand_alone(NothingTrained())

@@ -194,16 +194,15 @@ def train_sixteen_steps(
     batch_size = BATCH_SIZE // count * count
     before = model.get_weights()
     records = Records()
-    with training.unoptimized_graphs():
-        training.fit(
-            model,
-            row.pipeline(8 * batch_size, batch_size, shuffle=True, drop_remainder=True),
-            epochs=2,
-            # The last batch is distributed unevenly.
-            validation=row.pipeline(2 * batch_size - 3, batch_size),
-            strategy=strategy,
-            callbacks=[training.StopOnNonFinite(), records],
-        )
+    training.fit(
+        model,
+        row.pipeline(8 * batch_size, batch_size, shuffle=True, drop_remainder=True),
+        epochs=2,
+        # The last batch is distributed unevenly.
+        validation=row.pipeline(2 * batch_size - 3, batch_size),
+        strategy=strategy,
+        callbacks=[training.StopOnNonFinite(), records],
+    )
     after = model.get_weights()
     moved = [
         float(np.abs(a - b).max())
@@ -233,7 +232,8 @@ def _train_on(
     row = row_named(name)
     with strategy.scope():
         model = row.model(**KINDS[kind])
-    return train_sixteen_steps(model, row, count, strategy)
+    with training.unoptimized_graphs():
+        return train_sixteen_steps(model, row, count, strategy)
 
 
 def reload_model(name: str, file: Path) -> tuple[list[np.ndarray], np.ndarray]:

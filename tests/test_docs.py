@@ -14,7 +14,7 @@ from kgen.recipes import presets
 from kgen_cli.fit import recipe_command
 from kgen_cli.main import run
 
-PAGES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 ONLY_TRAIN = ["--measure", "none", "--export", "none"]
 TINY_TEXT = ["--data", "path/to/input.txt", "--num-layers", "1", "--no-jit-compile"]
 # The runs that the commands and the code of the pages use.

@@ -1,4 +1,7 @@
-"""The README's commands and examples, run as they stand there."""
+"""A run as the README describes it: its files, its server, another process.
+
+All commands and blocks of Python of the README are run by test_docs.py.
+"""
 
 import base64
 import concurrent.futures
@@ -12,45 +15,22 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import kgen
+from code_blocks import ROOT, code_blocks, commands
 from free_ports import free_port
 from kgen_cli.main import run
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def commands():
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if "kgen " in line]
-
-
-def run_python(script, folder):
-    """Runs it in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, request):
+def folder(tmp_path_factory):
     """A folder with the run that the first command leaves, shortened to two epochs."""
     folder = tmp_path_factory.mktemp("reader")
-    assert ["fit", "vae"] in commands()
+    assert ["fit", "vae"] in commands("README.md")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(["fit", "vae", "--epochs", "2"]) == 0
@@ -58,7 +38,8 @@ def folder(tmp_path_factory, request):
 
 
 def test_fit_leaves_every_file_of_the_table(folder):
-    names = re.findall(r"^\| (`[^|]+) \|", README, re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| (`[^|]+) \|", readme, re.MULTILINE)
     names = [name for cell in names for name in re.findall(r"`([^`]+)`", cell)]
     names = names[: names.index("vae.onnx") + 1]
     assert len(names) == 12
@@ -69,35 +50,8 @@ def test_fit_leaves_every_file_of_the_table(folder):
         assert image.size[0] > 64
 
 
-def test_a_run_stopped_while_it_exports_is_finished_by_resume(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    onnx = folder / "saved_models" / "vae" / "vae.onnx"
-    onnx.unlink()
-    assert run(["fit", "vae", "--epochs", "2", "--resume"]) == 0
-    assert onnx.is_file()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        words
-        for words in commands()
-        if not {"multvae", "gpt-shakespeare"} & {*words}
-        and words[0] != "serve"
-        and (words[0] != "fit" or "--dry-run" in words)
-    ],
-    ids=" ".join,
-)
-def test_a_command_of_the_readme_works(folder, words, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    if words[0] == "evaluate":
-        words = [*words, "--num-samples", "5"]
-    assert run(words) == 0
-    assert capsys.readouterr().out
-
-
 def test_the_server_of_the_readme_answers_until_it_is_ended(folder):
-    [curl] = [block for block in blocks("sh") if "curl" in block]
+    [curl] = [block for block in code_blocks("README.md", "sh") if "curl" in block]
     words = shlex.split(curl[curl.index("curl") :])
     port = free_port()
     command = [sys.executable, "-c", "from kgen_cli.main import main; main()"]
@@ -144,8 +98,16 @@ def post(url, body):
 
 
 def test_another_process_loads_the_model(folder):
+    """A fresh interpreter: `import kgen` alone registers the classes of the file."""
     script = "import kgen; print(type(kgen.load('saved_models/vae').optimizer))"
-    done = run_python(script, folder)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     shown = "<class 'kgen.nn.gradients.Adam'>\n"
     assert (done.returncode, done.stdout) == (0, shown), done.stderr
 
@@ -156,25 +118,13 @@ def test_resuming_a_finished_run_says_so(folder, monkeypatch, capsys):
     assert "nothing left to train" in capsys.readouterr().out
 
 
-def test_a_folder_of_images_trains(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    images = folder / "path" / "to" / "images"
-    images.mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    for index in range(40):
-        pixels = draw.integers(0, 256, (18, 20, 3), np.uint8)
-        Image.fromarray(pixels).save(images / f"{index}.png")
-    [words] = [words for words in commands() if "path/to/images" in words]
-    words = ["8" if word == "64" else word for word in words]
-    assert run([*words, "--epochs", "1", "--batch-size", "8"]) == 0
-    assert "gaussian" not in capsys.readouterr().err
-    assert (folder / "saved_models" / "mine" / "vae.onnx").exists()
-
-
+@pytest.mark.slow
 def test_the_recommender_of_the_readme_works(test_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = str(test_data / "data" / "movielens" / "ml-100k.zip")
-    fit, recommend, evaluate = [words for words in commands() if "multvae" in words]
+    fit, recommend, evaluate = [
+        words for words in commands("README.md") if "multvae" in words
+    ]
     fit = [source if word == "path/to/ml-100k.zip" else word for word in fit]
     assert run([*fit, "--epochs", "30"]) == 0
     capsys.readouterr()
@@ -184,43 +134,20 @@ def test_the_recommender_of_the_readme_works(test_data, tmp_path, monkeypatch, c
     assert "EASE" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_writer_of_the_readme_works(test_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = test_data / "data" / "tiny_shakespeare" / "input.txt"
     lines = source.read_text().split("\n")[:3000]
     (tmp_path / "input.txt").write_text("\n".join(lines))
-    [fit] = [words for words in commands() if words[:2] == ["fit", "gpt"]]
+    [fit] = [words for words in commands("README.md") if words[:2] == ["fit", "gpt"]]
     fit = ["input.txt" if word == "path/to/input.txt" else word for word in fit]
     assert run([*fit, "--epochs", "1"]) == 0
-    generate, evaluate = [words for words in commands() if "gpt-shakespeare" in words]
+    generate, evaluate = [
+        words for words in commands("README.md") if "gpt-shakespeare" in words
+    ]
     capsys.readouterr()
     assert run([*generate, "--max-new-tokens", "20"]) == 0
     assert capsys.readouterr().out.startswith("ROMEO:")
     assert run([*evaluate, "--limit", "5"]) == 0
     assert "bits_per_character" in capsys.readouterr().out
-
-
-def test_the_python_example_of_recommendation_works(test_data, tmp_path):
-    source = test_data / "data" / "movielens" / "ml-100k.zip"
-    example = blocks("python")[0].replace("path/to/ml-100k.zip", str(source))
-    example = example.replace("epochs=60", "epochs=2, verbose=0")
-    done = run_python(example + "\nprint(best.item_ids.shape)", tmp_path)
-    assert (done.returncode, done.stdout) == (0, "(2, 5)\n"), done.stderr
-
-
-def test_the_example_of_own_networks_works(folder):
-    *_, example = blocks("python")
-    example = example.replace("epochs=10", "epochs=1, verbose=0")
-    done = run_python(example + "\nprint(int(gan.step.numpy()))", folder)
-    # 1,439 images in batches of 32, twice.
-    assert (done.returncode, done.stdout) == (0, "88\n"), done.stderr
-
-
-def test_the_python_example_works(folder):
-    [_, _, example, serving, _] = blocks("python")
-    example = example.replace("epochs=10", "epochs=1, verbose=0")
-    done = run_python(example, folder)
-    assert done.returncode == 0, done.stderr
-    assert (folder / "exports" / "vae" / "1" / "saved_model.pb").exists()
-    done = run_python(serving + "\nprint(images.shape)", folder)
-    assert done.stdout == "(64, 8, 8, 1)\n", done.stderr

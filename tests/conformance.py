@@ -208,12 +208,7 @@ def two_workers_equal_two_replicas(trial):
     COVERING_ROWS,
 )
 def compiles_under_xla(trial):
-    weights = []
-    for kind in ("sgd", "xla"):
-        model = trial.model(kind)
-        batches = trial.row.pipeline(2 * BATCH_SIZE, drop_remainder=True).dataset()
-        model.fit(batches, verbose=0)
-        weights.append(model.get_weights())
+    weights = [trial.two_steps(jit_compile=used) for used in (True, False)]
     return within("weights", largest_difference(*weights), 1e-5)
 
 

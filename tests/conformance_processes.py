@@ -33,7 +33,6 @@ Arrays = dict[str, np.ndarray]
 KINDS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adam": {"optimizer": functools.partial(Adam, 1e-2)},
-    "xla": {"jit_compile": True},
     "mixed_bfloat16": {"dtype": "mixed_bfloat16"},
     "mixed_float16": {"dtype": "mixed_float16"},
 }
@@ -124,6 +123,12 @@ class Trial:
         """Two replicas with SGD."""
         return self.replicas()
 
+    def two_steps(self, *, jit_compile: bool = False) -> list[np.ndarray]:
+        """Weights after two steps of SGD, on the same batches with and without XLA."""
+        if jit_compile:  # In a process, since XLA never frees what it has compiled.
+            return processes.run(train_two_steps_with_xla, self.row.name)
+        return train_two_steps(self.model(), self.row)
+
     def workers(self, count: int = 2) -> Arrays:
         """The same steps by processes that train together; the results of the chief."""
         # All sockets are open until all ports are known, so the ports differ.
@@ -211,6 +216,17 @@ def train_sixteen_steps(
     ]
     weights = {f"weights/{index:03d}": value for index, value in enumerate(after)}
     return weights | {"logs": np.array(records.rows), "moved": np.array(moved)}
+
+
+def train_two_steps(model: GenerativeModel, row: Row) -> list[np.ndarray]:
+    batches = row.pipeline(2 * BATCH_SIZE, drop_remainder=True).dataset()
+    model.fit(batches, verbose=0)
+    return model.get_weights()
+
+
+def train_two_steps_with_xla(name: str) -> list[np.ndarray]:
+    row = row_named(name)
+    return train_two_steps(row.model(jit_compile=True), row)
 
 
 def train_on_replicas(name: str, kind: str, count: int) -> Arrays:

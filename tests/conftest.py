@@ -1,11 +1,18 @@
-"""What all tests share: a quiet TensorFlow, and where the data sets are."""
+"""Settings of all tests: TensorFlow's messages, data sets, memory, workers, budgets."""
 
+import collections
+import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
+# CPU time of the checks that a row of the conformance suite costs the default tests:
+# about 7 seconds on a quiet machine, and 20 for the rows that the costly checks run on.
+ROW_LIMIT_SECONDS, COVERING_ROW_LIMIT_SECONDS = 15.0, 45.0
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +24,65 @@ def test_data() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"KGEN_TEST_DATA names no folder: {folder}")
     return Path(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory():
+    """Frees the models of the module before: their graphs hold hundreds of MB."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].backend.clear_session()
+    gc.collect()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Two workers for all tests, none for some: each worker imports TensorFlow."""
+    root = config.rootpath
+    named = {Path(config.invocation_params.dir, arg).resolve() for arg in config.args}
+    return 2 if named <= {root, root / "tests"} and not config.option.keyword else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A module's tests stay together, as its fixtures want; the longest come first."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item.path.parent.name != "tests")
+
+
+class RowBudget:
+    """Adds up the CPU time of each row of the conformance suite, and limits it."""
+
+    def __init__(self):
+        self.seconds = collections.defaultdict(float)
+        self.limits = {}
+
+    def pytest_runtest_logreport(self, report):
+        properties = dict(report.user_properties)
+        if report.when == "call" and "row" in properties:
+            name = properties["row"]
+            self.seconds[name] += properties["seconds"]
+            covering = properties["covering"]
+            self.limits[name] = (
+                COVERING_ROW_LIMIT_SECONDS if covering else ROW_LIMIT_SECONDS
+            )
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if not self.seconds:
+            return
+        terminalreporter.section("CPU seconds of each row of the conformance suite")
+        for name, seconds in self.seconds.items():
+            limit = self.limits[name]
+            over = " TOO MUCH" if seconds > limit else ""
+            terminalreporter.line(f"{seconds:6.1f} of {limit:.0f}  {name}{over}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session):
+        if any(seconds > self.limits[name] for name, seconds in self.seconds.items()):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(RowBudget())

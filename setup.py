@@ -69,6 +69,7 @@ setup(
         ],
         "test": [
             "pytest>=8.4",
+            "pytest-xdist>=3.6",
             "scikit-image>=0.25",
             "sacrebleu>=2.5",
             "tokenizers>=0.21",

@@ -38,13 +38,15 @@ class Check:
     """One line of the table: a promise, the claim, and the function that checks it.
 
     Attributes:
-        rows: Rows that the default tests check; the lane `slow` checks the others.
+        rows: Rows that the default tests check.
+        lane: The mark of the tests that check the others.
     """
 
     promise: str
     claim: str
     function: Callable[[Trial], str]
     rows: Sequence[Row]
+    lane: str
 
     @property
     def name(self) -> str:
@@ -55,11 +57,16 @@ CHECKS: list[Check] = []
 DEFAULT_ROWS = [row for row in ROWS if not row.slow]
 
 
-def check(promise: str, claim: str, rows: Sequence[Row] = DEFAULT_ROWS) -> Callable:
+def check(
+    promise: str,
+    claim: str,
+    rows: Sequence[Row] = DEFAULT_ROWS,
+    lane: str = "slow",
+) -> Callable:
     """Adds a function to the checks."""
 
     def add(function):
-        CHECKS.append(Check(promise, claim, function, rows))
+        CHECKS.append(Check(promise, claim, function, rows, lane))
         return function
 
     return add
@@ -195,6 +202,7 @@ def one_device_equals_two_with_adam(trial):
     "scale",
     "two worker processes = two replicas: weights and logs, bit for bit",
     COVERING_ROWS,
+    lane="machines",
 )
 def two_workers_equal_two_replicas(trial):
     replicas, workers = trial.two_replicas, trial.workers()

@@ -3,6 +3,7 @@
 import collections
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -84,5 +85,8 @@ class RowBudget:
 
 
 def pytest_configure(config):
+    # A shell starts what runs in its background with Ctrl-C ignored, and children
+    # inherit that, where tests send them the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(RowBudget())

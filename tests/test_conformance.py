@@ -38,7 +38,7 @@ def trial(request, tmp_path_factory):
             check,
             id=f"{row.name}-{check.name}",
             marks=[pytest.mark.xdist_group(row.name)]
-            + [pytest.mark.slow] * (row not in check.rows),
+            + [getattr(pytest.mark, check.lane)] * (row not in check.rows),
         )
         for row in ROWS
         for check in CHECKS
@@ -68,7 +68,7 @@ def test_a_gan_on_several_devices_is_that_of_one(count, tmp_path):
     same_weights(trial.replicas(count=count), trial.one_device(count=count))
 
 
-@pytest.mark.slow
+@pytest.mark.machines
 def test_a_gan_of_three_workers_is_that_of_one_device(tmp_path):
     trial = Trial(row_named("GAN: dcgan, batch norm"), tmp_path)
     same_weights(trial.workers(3), trial.one_device(count=3))

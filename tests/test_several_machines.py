@@ -99,6 +99,7 @@ def state(folder):
 LOST = "A worker has stopped or cannot be reached"
 
 
+@pytest.mark.machines
 def test_two_workers_train_and_after_a_kill_end_as_if_never_stopped(start, tmp_path):
     whole, killed, elsewhere = (tmp_path / name for name in ("whole", "killed", "else"))
 

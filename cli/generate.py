@@ -26,6 +26,11 @@ from .startup import load_model
     help="Scale of the noise; 0: the most likely text; default: 1.",
 )
 @click.option(
+    "--truncation",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Bound of a GAN's latents, such as 0.7: more typical, less diverse images.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Images: X.png: one picture of all; X.npy: an array, float32 in [0, 1]; any "

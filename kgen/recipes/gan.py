@@ -62,6 +62,7 @@ class GANRecipe(ImageRecipe):
     """
 
     recipe_name: ClassVar[str] = "gan"
+    extra_options: ClassVar[tuple[str, ...]] = ("truncation",)
 
     epochs: int = option(100, "Passes over the training data, 1 or more.")
     learning_rate: float = option(

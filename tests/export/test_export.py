@@ -129,6 +129,28 @@ def test_saved_model_refuses_a_variable_of_no_layer(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_every_size_of_example_is_verified(tmp_path):
+    """The graph is wrong for rows of three, Keras never: the second example says so."""
+
+    def wrong_on_three(values):
+        is_wrong = not tf.executing_eagerly() and tf.shape(values)[1] == 3
+        return {"shifted": values + (1e-3 * tf.cast(is_wrong, tf.float32))}
+
+    def example(width):
+        return lambda n: {"values": np.arange(n * width).reshape(n, width) / 100}
+
+    inputs = {"values": InputSpec((None,))}
+    for widths, message in (((2, 4), None), ((2, 3), "differ by 0.001")):
+        examples = tuple(example(width) for width in widths)
+        model = OneSignature(wrong_on_three, inputs=inputs, examples=examples)
+        if message is None:
+            to_onnx(model, tmp_path / "right.onnx")
+            continue
+        with pytest.raises(ExportError, match=message):
+            to_onnx(model, tmp_path / "wrong.onnx")
+    assert not (tmp_path / "wrong.onnx").exists()
+
+
 # -- ONNX ---------------------------------------------------------------------
 
 

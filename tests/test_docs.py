@@ -1,4 +1,4 @@
-"""The commands and the code of docs/, run as they stand there on tiny data."""
+"""The commands and the code of the README and docs/, run as they stand on tiny data."""
 
 import contextlib
 import io
@@ -129,8 +129,8 @@ def test_a_command_succeeds(words, in_folder, capsys):
         pytest.param(
             block,
             id=f"{page}-{index}",
-            # Exported are the runs, too.
-            marks=[pytest.mark.slow] * ("to_onnx" in block),
+            # Exports of the README's block, and of the runs, are enough by default.
+            marks=[pytest.mark.slow] * ("to_onnx" in block and page != "README.md"),
         )
         for page in PAGES
         for index, block in enumerate(code_blocks(page, "python"))

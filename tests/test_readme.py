@@ -1,6 +1,6 @@
-"""A run as the README describes it: its files, its server, another process.
+"""A run as the pages describe it: its files, its server, another process.
 
-All commands and blocks of Python of the README are run by test_docs.py.
+All commands and blocks of Python are run by test_docs.py.
 """
 
 import base64
@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
 
 
 def test_fit_leaves_every_file_of_the_table(folder):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = re.findall(r"^\| (`[^|]+) \|", readme, re.MULTILINE)
+    page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    names = re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE)
     names = [name for cell in names for name in re.findall(r"`([^`]+)`", cell)]
     names = names[: names.index("vae.onnx") + 1]
     assert len(names) == 12
@@ -50,8 +50,8 @@ def test_fit_leaves_every_file_of_the_table(folder):
         assert image.size[0] > 64
 
 
-def test_the_server_of_the_readme_answers_until_it_is_ended(folder):
-    [curl] = [block for block in code_blocks("README.md", "sh") if "curl" in block]
+def test_the_server_answers_until_it_is_ended(folder):
+    [curl] = [block for block in code_blocks("docs/serve.md", "sh") if "curl" in block]
     words = shlex.split(curl[curl.index("curl") :])
     port = free_port()
     command = [sys.executable, "-c", "from kgen_cli.main import main; main()"]
@@ -119,14 +119,13 @@ def test_resuming_a_finished_run_says_so(folder, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_recommender_of_the_readme_works(test_data, tmp_path, monkeypatch, capsys):
+def test_the_recommender_works(test_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = str(test_data / "data" / "movielens" / "ml-100k.zip")
-    fit, recommend, evaluate = [
-        words for words in commands("README.md") if "multvae" in words
-    ]
-    fit = [source if word == "path/to/ml-100k.zip" else word for word in fit]
-    assert run([*fit, "--epochs", "30"]) == 0
+    words = commands("docs/recommend.md")
+    [recommend] = [one for one in words if one[0] == "recommend"]
+    [evaluate] = [one for one in words if one[0] == "evaluate"]
+    assert run(["fit", "multvae", "--data", source, "--epochs", "30"]) == 0
     capsys.readouterr()
     assert run(recommend) == 0
     assert "Return of the Jedi (1983)" in capsys.readouterr().out
@@ -135,19 +134,18 @@ def test_the_recommender_of_the_readme_works(test_data, tmp_path, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_the_writer_of_the_readme_works(test_data, tmp_path, monkeypatch, capsys):
+def test_text_generation_works(test_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = test_data / "data" / "tiny_shakespeare" / "input.txt"
     lines = source.read_text().split("\n")[:3000]
     (tmp_path / "input.txt").write_text("\n".join(lines))
-    [fit] = [words for words in commands("README.md") if words[:2] == ["fit", "gpt"]]
-    fit = ["input.txt" if word == "path/to/input.txt" else word for word in fit]
+    fit = ["fit", "gpt", "--preset", "shakespeare", "--data", "input.txt"]
     assert run([*fit, "--epochs", "1"]) == 0
-    generate, evaluate = [
-        words for words in commands("README.md") if "gpt-shakespeare" in words
-    ]
+    generate = next(
+        words for words in commands("docs/text-gpt.md") if words[0] == "generate"
+    )
     capsys.readouterr()
     assert run([*generate, "--max-new-tokens", "20"]) == 0
     assert capsys.readouterr().out.startswith("ROMEO:")
-    assert run([*evaluate, "--limit", "5"]) == 0
+    assert run(["evaluate", "gpt-shakespeare", "--limit", "5"]) == 0
     assert "bits_per_character" in capsys.readouterr().out

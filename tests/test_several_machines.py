@@ -1,4 +1,4 @@
-"""The README's section "Several machines", with two processes on this one."""
+"""The section "Several machines" of docs/devices.md, with two processes here."""
 
 import json
 import os
@@ -8,20 +8,20 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from code_blocks import ROOT
 from kgen_cli.fit import recipe_command
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("\n## Several machines\n")[2].partition("\n## ")[0]
+PAGE = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("\n## Several machines\n")[2].partition("\n## ")[0]
 LIMIT_SECONDS = 240
 START = "import sys; from kgen_cli.main import main; main(sys.argv[1:])"
 
 
-def blocks(language=""):
+def blocks(language):
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
     return [text for name, text in fenced if name == language]
 
@@ -71,7 +71,7 @@ class Worker:
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the two workers of the README; none outlives the test."""
+    """Starts the two workers of the page; none outlives the test."""
     started = []
 
     def start_both(folders):
@@ -103,10 +103,10 @@ LOST = "A worker has stopped or cannot be reached"
 def test_two_workers_train_and_after_a_kill_end_as_if_never_stopped(start, tmp_path):
     whole, killed, elsewhere = (tmp_path / name for name in ("whole", "killed", "else"))
 
-    # As the README shows it. The second worker, in a folder of its own, writes nothing.
+    # As the page shows it. The second worker, in a folder of its own, writes nothing.
     chief, other = start([whole, elsewhere])
     assert (chief.end(), other.end()) == (0, 0), chief.text + other.text
-    shown_by_chief, shown_by_other = blocks()
+    shown_by_chief, shown_by_other = blocks("text")
     for line in shown_by_chief.splitlines():
         # Without the losses, whose last digits are the machine's.
         assert line.partition("  loss")[0] in chief.text, chief.text

@@ -10,7 +10,6 @@ import concurrent.futures
 import contextlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +27,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from code_blocks import code_blocks
 from free_ports import free_port
 from kgen.data import CharTokenizer
 from kgen.export import to_onnx, to_saved_model, to_triton
@@ -386,9 +386,8 @@ def test_the_client_of_openai(saved_writer, writer, environments):
     assert set(names.values()) == {"BadRequestError"} and len(names) == 3
 
 
-def test_the_example_of_the_readme(saved_writer, writer, environments):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+def test_the_example_of_the_openai_client(saved_writer, writer, environments):
+    blocks = code_blocks("docs/serve.md", "python")
     [example] = [block for block in blocks if "import OpenAI" in block]
     example = example.replace("gpt-shakespeare", "gpt").replace("ROMEO:", "to be")
     with served(saved_writer) as address:

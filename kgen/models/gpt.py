@@ -218,13 +218,13 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
         for index, block in enumerate(self.blocks):
             old = cache[2 * index : 2 * index + 2]
 
-            def remember(*new, old=old):
+            def extend(*new, old=old):
                 return [
                     tf.tensor_scatter_nd_update(b, indices, a[:, :, 0])
                     for a, b in zip(new, old, strict=True)
                 ]
 
-            hidden, seen = block(hidden, positions, mask, remember=remember)
+            hidden, seen = block(hidden, positions, mask, cache=extend)
             extended += seen
         return tuple(extended), self._head(hidden[:, 0])
 

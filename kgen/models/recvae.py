@@ -298,6 +298,9 @@ def composite_log_density(
 class DeterministicAdd(keras.layers.Layer):
     """Sum of two inputs: a `keras.layers.Add` that repeats bit for bit in a chain.
 
+    TensorFlow merges chains of additions, also of gradients, into one sum whose order
+    depends on timing.
+
     Shapes:
         two of [batch, ...] -> the same
     """

@@ -1,10 +1,10 @@
-"""The one place where a loss becomes an update.
+"""Optimizer steps: gradients of a loss, Adam, schedules, averages, weight penalties.
 
-Three things go wrong in a hand-written `train_step` and are right here: under a
-distribution strategy the optimizer sums the replicas' gradients, so the loss has to be
-divided by the weight (rows, tokens) of the global batch; under `mixed_float16` the loss
-has to be scaled inside the tape; and whatever changes the gradients (clipping, privacy)
-has to see the gradient of the whole batch, unscaled.
+All models take their steps by `Recording`, for three reasons. Under a distribution
+strategy the optimizer sums the replicas' gradients, so the loss must be divided by the
+weight (rows, tokens) of the global batch; under `mixed_float16` the loss must be scaled
+inside the tape; and a transform of the gradients (clipping, privacy) needs the gradient
+of the whole batch, unscaled.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ Transform = Callable[[list[tf.Tensor]], list[tf.Tensor]]
 
 
 class Recording:
-    """Records the computation of a loss, and turns it into one optimizer step.
+    """Context that records the computation of a loss, for one optimizer step.
 
-    Other updates may be made inside the block: it watches `variables` alone.
+    It watches only `variables`, so other updates may run inside the block.
 
     Args:
         variables: Variables to update. The optimizer must have been built on them.
         optimizer: A Keras optimizer; a `LossScaleOptimizer` scales and unscales.
-        transform: Maps the gradients of the whole global batch, unscaled, to those
-            that are applied.
+        transform: Maps the gradients of the global batch, unscaled, to the gradients
+            to apply.
 
     Raises:
-        ValueError: If the optimizer clips by itself while there are several replicas:
-            it would clip each replica's part of the gradient.
+        ValueError: The optimizer clips gradients and there are several replicas: it
+            would clip each replica's part of the gradient.
 
     Example:
         >>> with Recording(model.trainable_variables, optimizer) as recording:
@@ -64,9 +64,9 @@ class Recording:
         """Takes a step on the mean of losses over the rows of all replicas.
 
         Args:
-            losses: float32 [rows], or any shape, such as one loss for each token.
-            weights: Of the same shape: the mean is sum(weights * losses) over
-                sum(weights), both sums over the global batch. None: all are 1.
+            losses: float32 [rows], or any shape, such as one loss per token.
+            weights: Weights of the same shape: the mean is sum(weights * losses) /
+                sum(weights), with both sums over the global batch. None: all are 1.
         """
         if not self.variables:  # All of them are frozen.
             return
@@ -84,15 +84,15 @@ class Recording:
             output_gradients=scale * tf.math.divide_no_nan(weights, total_weight),
         )
 
-        # A variable that the loss does not use has no gradient; Keras warns of it.
+        # A variable that the loss does not use has no gradient; Keras warns about it.
         used = [i for i, gradient in enumerate(gradients) if gradient is not None]
         whole = [gradients[i] for i in used]
         loss_scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         summed_here = self._num_replicas > 1 and (self.transform or loss_scaled)
         if summed_here:
-            # The whole batch's gradient is needed before the optimizer sums the
-            # replicas: by the transform, and by the loss scale, which must find an
-            # overflow on every replica or on none.
+            # The transform needs the gradient of the global batch before the optimizer
+            # sums the replicas; so does the loss scale, which must find an overflow on
+            # every replica or on none.
             whole = context.all_reduce(sum_of, whole)
         if self.transform:
             whole = self.transform([gradient / scale for gradient in whole])
@@ -105,34 +105,34 @@ class Recording:
 
 
 def alternate(
-    is_first_turn: tf.Tensor,
+    is_first: tf.Tensor,
     first: Callable[..., Any],
     second: Callable[..., Any],
     *args: Any,
 ) -> Any:
-    """Takes one of two kinds of step, each of which may hold a `Recording`.
+    """Runs one of two kinds of step, each of which may hold a `Recording`.
 
-    TensorFlow's `cond` cannot hold an update in a replica: there the replicas meet
-    first, and the chosen step is taken by each of them inside it.
+    In replicas, TensorFlow's `cond` cannot contain an optimizer's update. There the
+    condition is evaluated in a merge call, and each replica runs the step inside it.
 
     Args:
-        is_first_turn: Scalar, bool, the same on all replicas.
-        first: Called with `args`; returns tensors, as `second` does.
-        second: Likewise.
-        *args: This replica's tensors. A function may not close over any of its own.
+        is_first: Scalar, bool, equal on all replicas.
+        first: Function of `args` that returns tensors.
+        second: Function of `args` that returns tensors of the same structure.
+        *args: This replica's tensors. The functions must not capture other tensors.
     """
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-        return tf.cond(is_first_turn, lambda: first(*args), lambda: second(*args))
+        return tf.cond(is_first, lambda: first(*args), lambda: second(*args))
 
-    def choose(strategy, is_first_turn, *args):
+    def choose(strategy, is_first, *args):
         def on_each_replica(function):
             return lambda: strategy.extended.call_for_each_replica(function, args)
 
-        (turn, *_) = strategy.experimental_local_results(is_first_turn)
-        return tf.cond(turn, on_each_replica(first), on_each_replica(second))
+        (chosen, *_) = strategy.experimental_local_results(is_first)
+        return tf.cond(chosen, on_each_replica(first), on_each_replica(second))
 
     context = tf.distribute.get_replica_context()
-    return context.merge_call(choose, args=(is_first_turn, *args))
+    return context.merge_call(choose, args=(is_first, *args))
 
 
 def clip_by_global_norm(max_norm: float) -> Transform:
@@ -153,9 +153,9 @@ def update_average(
     """Moves exponential moving averages towards variables, on every replica alike.
 
     Args:
-        averages: One for each variable.
-        variables: Whose values are averaged.
-        decay: Scalar, how much of the old average stays.
+        averages: One average for each variable.
+        variables: Variables to average.
+        decay: Scalar, factor of the old average.
     """
 
     def move(strategy, decay):

@@ -121,17 +121,17 @@ def make_inputs(shape, num_classes):
 
 
 def check_network(name, network, takes, returns, num_classes):
-    """Calls a network symbolically, which builds it, and returns it if it fits.
+    """Builds a network by a symbolic call and checks the shape of its output.
 
     Args:
-        name: Argument that it may have come from, for the message.
-        network: Takes rows, and one-hot labels if there are classes.
-        takes: Shape of a row.
-        returns: Shape that a row must be mapped to.
-        num_classes: Classes of the labels, or None.
+        name: Argument of the model with the network, for the message.
+        network: Network of rows, and of one-hot labels if there are classes.
+        takes: Shape of an input row.
+        returns: Required shape of an output row.
+        num_classes: Number of classes, or None.
 
     Raises:
-        ValueError: If it returns rows of another shape.
+        ValueError: The output rows have another shape.
     """
     inputs, _, _ = make_inputs(takes, num_classes)
     shape = tuple(network(inputs).shape[1:])

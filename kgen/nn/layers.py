@@ -1,11 +1,9 @@
-"""Replacements for Keras layers that break determinism, gradients or ONNX export.
+"""Replacements for Keras layers with wrong gradients, slow messages or no ONNX export.
 
 - `SpectralNormalization` overwrites the trained kernel in every forward pass, and its
   gradient ignores the division.
 - `Conv2D(groups=)` is traced into a function of its own, which ONNX cannot convert.
 - `BatchNormalization(synchronized=True)` sends three messages per call, not one.
-- `Add`, and the sum of gradients where a value is used twice: TensorFlow merges chains
-  of additions into one sum, in an order that depends on timing.
 """
 
 import contextlib
@@ -174,7 +172,7 @@ class GroupedConv2D(keras.layers.Layer):
 
 @contextlib.contextmanager
 def layers_of_policy(policy: keras.DTypePolicy) -> Iterator[None]:
-    """Gives the layers that are made inside it a dtype policy."""
+    """Sets the dtype policy of layers that are created in the context."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:

@@ -97,14 +97,14 @@ def normal(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
 
 
 def truncate(normals: tf.Tensor, bound: tf.Tensor) -> tf.Tensor:
-    """Maps standard normals to a normal cut off at -bound and bound, by quantiles.
+    """Maps standard normals to a normal truncated at -bound and bound, by quantiles.
 
-    Both tails are computed from their own small probability, so that float32 is exact
-    enough; only operations that ONNX has are used, which erfc and erfinv are not.
+    Both tails are computed from their own small probability, for precision in float32,
+    and without erfc and erfinv, which ONNX lacks.
 
     Args:
         normals: float32.
-        bound: float32 above 0, of a shape that broadcasts to that of `normals`.
+        bound: float32 above 0, broadcastable to `normals`.
 
     Reference:
         The tail of the normal: Press et al., 1992, Numerical Recipes in C, section 6.2
@@ -149,13 +149,13 @@ def _mix(state: T) -> T:
 
 
 def _erfc(values: tf.Tensor) -> tf.Tensor:
-    """The complementary error function of numbers from 0."""
+    """Complementary error function of non-negative numbers."""
     t = 1.0 / (1.0 + 0.5 * values)
     return t * tf.exp(-tf.square(values) + _polynomial(t, _ERFC))
 
 
 def _polynomial(values: tf.Tensor, coefficients: tuple[float, ...]) -> tf.Tensor:
-    """Evaluates a polynomial, the coefficient of the highest power first (Horner)."""
+    """Evaluates a polynomial by Horner's rule, highest power first."""
     result = tf.fill(tf.shape(values), coefficients[0])
     for coefficient in coefficients[1:]:
         result = result * values + coefficient

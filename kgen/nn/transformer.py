@@ -156,7 +156,7 @@ class TransformerBlock(keras.layers.Layer):
         positions: tf.Tensor,
         mask: tf.Tensor,
         row_keys: tf.Tensor | None = None,
-        remember: KeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         """Applies the block.
 
@@ -165,7 +165,7 @@ class TransformerBlock(keras.layers.Layer):
             positions: Integers, [batch, time] or [1, time].
             mask: Attention mask; see `attention`.
             row_keys: Random keys of the dropout, int64 [batch]; None: no dropout.
-            remember: Takes the keys and values of these positions and returns those of
+            cache: Takes the keys and values of these positions and returns those of
                 all positions to attend to. None: attend to these positions only.
 
         Returns:
@@ -184,8 +184,8 @@ class TransformerBlock(keras.layers.Layer):
                 apply_rotary_embedding(queries, positions),
                 apply_rotary_embedding(keys, positions),
             )
-        if remember is not None:
-            keys, values = remember(keys, values)
+        if cache is not None:
+            keys, values = cache(keys, values)
         mixed = tf.transpose(attention(queries, keys, values, mask), [0, 2, 1, 3])
         mixed = tf.reshape(mixed, [-1, time, hidden_dim])
         first, second = (

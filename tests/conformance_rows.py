@@ -56,7 +56,7 @@ class Row:
 
     @property
     def capabilities(self) -> set[str]:
-        """What the costly checks have to see in some row, though not in each."""
+        """Capabilities that the costly checks must cover in at least one row."""
         optimizers = f"{len(self.optimizers)} optimizers"
         return {type(self).__name__, optimizers, *self.conditions, *self.features}
 
@@ -86,7 +86,7 @@ class Row:
         return data.Pipeline(num_rows, read, batch_size=batch_size, seed=5, **options)
 
     def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
-        """What these of the eight rows generate."""
+        """Generates from some of the eight rows."""
         arrays, rows = self.make_rows(len(SEEDS)), list(rows)
         conditions = {name: arrays[name][rows] for name in self.conditions}
         return model.generate(SEEDS[rows], **conditions)
@@ -110,7 +110,7 @@ class Row:
 
 
 class RecommenderRow(Row):
-    """A model that recommends items to people in place of generating from seeds."""
+    """A model that recommends items to users instead of generating from seeds."""
 
     def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
         """Scores and ids of the best items for these of the eight rows."""
@@ -135,7 +135,7 @@ class TextRow(Row):
     """A model that writes text."""
 
     def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
-        """What follows the first three tokens of these of the eight rows."""
+        """Continues the first three tokens of some of the eight rows."""
         prompts = self.make_rows(len(SEEDS))["tokens"][:, :3]
         written = model.generate(
             [prompts[row] for row in rows], seeds=SEEDS[list(rows)], max_new_tokens=9
@@ -244,7 +244,7 @@ def evaluate_generator(model, arrays):
 
 
 def evaluate_recommender(model, arrays):
-    """Beside the baselines, on the six of 64 people that are held out for the test."""
+    """Evaluates beside the baselines, on the six of 64 users held out for the test."""
     items = arrays["items"]
     pairs = (items.value_rowids().numpy(), items.values.numpy())
     return evaluation.evaluate_recommender(model, data.open_ratings(pairs, min_items=2))

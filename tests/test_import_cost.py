@@ -1,4 +1,4 @@
-"""What `import kgen` and `--help` load, and how long they take."""
+"""Modules that `import kgen` and `--help` load, and their time."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What the wheel, the sdist and an editable install contain."""
+"""Contents of the wheel, the sdist and an editable install."""
 
 import re
 import runpy

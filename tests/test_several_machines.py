@@ -27,7 +27,7 @@ def blocks(language):
 
 
 class Worker:
-    """What is typed into one of the two terminals."""
+    """The command typed into one of the two terminals."""
 
     def __init__(self, terminal, ports, folder, output):
         config = re.search(r"^export TF_CONFIG='(.*)'$", terminal, re.MULTILINE)[1]

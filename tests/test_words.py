@@ -37,18 +37,6 @@ EXCUSED: set[str] = {
     "kgen/models/shared/model.py",
     "kgen/models/shared/recommender.py",
     "kgen/models/shared/text_model.py",
-    "tests/conformance.py",
-    "tests/conformance_processes.py",
-    "tests/conformance_rows.py",
-    "tests/conftest.py",
-    "tests/models/test_cfgan.py",
-    "tests/models/test_multvae.py",
-    "tests/models/test_recvae.py",
-    "tests/models/test_saving.py",
-    "tests/models/test_vae_use.py",
-    "tests/test_import_cost.py",
-    "tests/test_packaging.py",
-    "tests/test_several_machines.py",
 }
 
 

@@ -37,7 +37,7 @@ def test_so_large_a_share_of_the_other_items_is_drawn_and_none_of_ones_own():
     assert not (drawn * rows).any()
     # 48,000 draws: a standard deviation of sqrt(.7 * .3 / 48000) = .002
     assert drawn.sum() / (1 - rows).sum() == pytest.approx(0.7, abs=0.008)
-    # One number decides for a person and an item, whoever else is in the batch.
+    # The draw depends on the user and the item, not on the rest of the batch.
     np.testing.assert_array_equal(
         _draw_others(rows[7:9], keys[7:9], 0.7).numpy(), drawn[7:9]
     )
@@ -51,7 +51,7 @@ def test_none_or_all_of_the_others_are_drawn():
 
 
 def shown_rows(model, batches):
-    """What the discriminator is shown in each of its calls: [condition, row]."""
+    """The inputs of each call of the discriminator: [condition, row]."""
     model.compile(run_eagerly=True)
     layer, seen = model.discriminator.layers[0], []
     call = layer.call
@@ -112,7 +112,7 @@ def test_losses_of_linear_networks_by_hand():
     }
     for name, value in expected.items():
         assert float(logs[name]) == pytest.approx(value, rel=1e-5), name
-    # The rank of the one target among the items a person has not.
+    # The rank of the one target among the items not in the user's history.
     unseen = np.where(ROWS > 0, -np.inf, scores)
     ranks = [(unseen[i] >= unseen[i, j]).sum() for i, j in enumerate((2, 0, 0))]
     ndcg = (1 / np.log2(np.array(ranks) + 1.0)).mean()
@@ -202,12 +202,12 @@ def train(model, rows, num_steps):
     return {name: float(value) for name, value in logs.items()}
 
 
-def people_of_groups(num_people=48):
-    """Who has five of the eight items of one group out of three."""
+def users_of_groups(num_users=48):
+    """Users with five of the eight items of one of three groups."""
     rng = np.random.default_rng(0)
-    rows = np.zeros((num_people, 24), np.float32)
-    for person in range(num_people):
-        rows[person, person % 3 * 8 + rng.permutation(8)[:5]] = 1
+    rows = np.zeros((num_users, 24), np.float32)
+    for user in range(num_users):
+        rows[user, user % 3 * 8 + rng.permutation(8)[:5]] = 1
     return rows
 
 
@@ -215,17 +215,17 @@ def test_it_finds_the_other_items_of_a_group():
     model = small(
         24, generator_units=(8,), discriminator_units=(16,), activation="tanh"
     )
-    rows = people_of_groups()
+    rows = users_of_groups()
     logs = train(model, rows, 120)
     assert model.health(logs) == []
     found = model.recommend([np.flatnonzero(row) for row in rows], k=3).item_ids
     assert (found // 8 == np.arange(48)[:, None] % 3).mean() > 0.75  # 3 / 19 by chance
-    # Of people it has never seen, too.
+    # Also for unseen users.
     assert set(model.recommend([[8, 9, 10, 11]], k=4).item_ids[0]) == {12, 13, 14, 15}
 
 
 def test_without_partial_masking_it_learns_the_identity():
-    # Rows by chance: nothing can be known of what a person has besides.
+    # Random rows: a user's other items cannot be predicted.
     rows = (np.random.default_rng(0).random((32, 12)) < 0.3).astype(np.float32)
     rows[:, 0] = 1
     model = small(
@@ -251,9 +251,9 @@ def test_without_either_mask_all_scores_are_1():
         partial_masking=0.0,
         zero_reconstruction=0.0,
     )
-    rows = people_of_groups()
+    rows = users_of_groups()
     logs = train(model, rows, 100)
-    # 19 items that a person has not, for five: nobody has told it of them.
+    # 19 items not in the history against five in it, without any mask.
     assert logs["distance"] > 0.5 * 19 / 5
     assert model.score(rows)[rows > 0].mean() > 0.9
 

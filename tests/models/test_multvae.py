@@ -26,10 +26,10 @@ def ragged(*rows):
     return tf.ragged.constant(rows, dtype=tf.int32, ragged_rank=1)
 
 
-def groups(num_people, seed=0):
+def groups(num_users, seed=0):
     """People who like the first three items or the last three: two of them each."""
     rng = np.random.default_rng(seed)
-    rows = [np.sort(rng.permutation(3)[:2] + 3 * (i % 2)) for i in range(num_people)]
+    rows = [np.sort(rng.permutation(3)[:2] + 3 * (i % 2)) for i in range(num_users)]
     return tf.ragged.constant(rows, dtype=tf.int32)
 
 
@@ -72,7 +72,7 @@ def test_half_of_the_items_are_left_out_and_the_others_count_twice():
     kept = normalized_multi_hot(items, 1000, keys, 0.5).numpy() * np.sqrt(1000)
     np.testing.assert_allclose(kept, np.where(kept > 1, 2.0, 0.0), rtol=1e-5)
     assert abs(kept.mean() - 1.0) < 0.03  # 20,000 draws: 4 standard deviations
-    assert len(np.unique(kept, axis=0)) == 20  # each person has noise of his own
+    assert len(np.unique(kept, axis=0)) == 20  # each user has their own noise
 
 
 def test_the_noise_of_a_person_does_not_depend_on_the_others():
@@ -130,7 +130,7 @@ def test_items_of_the_history_come_back_only_when_asked_for(trained):
     assert np.isneginf(rest.scores[0, 4:]).all()
 
 
-def test_who_has_nothing_gets_what_most_people_have(trained):
+def test_users_without_history_get_the_most_popular_items(trained):
     best = trained.recommend([[], ["d"]], k=3)
     assert best.item_ids[0].tolist() == ["a", "b", "c"]
     assert best.scores[0].tolist() == [9, 8, 7]
@@ -274,7 +274,7 @@ def test_a_step_does_without_a_share_of_the_features():
     whole = model._decode(code).numpy()
     first, again = (model._decode(code, training=True).numpy() for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    np.testing.assert_array_equal(first[0], first[1])  # the same for all people
+    np.testing.assert_array_equal(first[0], first[1])  # equal for all users
     # An item has its own score and that of its feature: 0, 1 or 2 of them stay.
     shares, counts = np.unique(np.round(first[0] / whole[0] * 1.4), return_counts=True)
     assert shares.tolist() == [0, 1, 2]

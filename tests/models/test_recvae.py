@@ -1,4 +1,4 @@
-"""RecVAE: its prior and weights by hand, whose turn it is, and what it finds."""
+"""RecVAE: prior and weights by hand, alternation, and recommendations."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def small(**arguments):
     return RecVAE(**{"item_ids": range(NUM_ITEMS)} | options | arguments)
 
 
-def people():
+def users():
     return tf.ragged.constant([[0, 1, 2], [3], [4, 5], [1, 5]], dtype=tf.int32)
 
 
@@ -58,7 +58,7 @@ def test_composite_prior_is_the_mixture_of_three_normals():
 
 
 def constant_model(**arguments):
-    """Its encoders ignore the person: posteriors N(1, 1) now, N(0, 4) before."""
+    """Its encoders ignore the user: posteriors N(1, 1) now, N(0, 4) before."""
     model = small(**arguments)
     model.compile()
     for encoder, bias in (
@@ -74,7 +74,7 @@ def test_the_loss_by_hand():
     model = constant_model()
     keys = tf.range(4, dtype=tf.int64)
     noise = kgen.nn.random.normal(keys, (2,)).numpy()
-    terms, mean = model._bound(people(), keys, dropout=0.0, training=False)
+    terms, mean = model._bound(users(), keys, dropout=0.0, training=False)
     np.testing.assert_array_equal(mean, np.ones([4, 2]))
     latents = 1.0 + noise
     prior = (
@@ -88,16 +88,16 @@ def test_the_loss_by_hand():
     np.testing.assert_allclose(terms["standard_kl"], [1.0] * 4, rtol=1e-6)
     kernel, bias = model.decoder.get_weights()
     logs = log_softmax(latents @ kernel + bias, axis=1)
-    lost = [-logs[row, items].sum() for row, items in enumerate(people().to_list())]
+    lost = [-logs[row, items].sum() for row, items in enumerate(users().to_list())]
     np.testing.assert_allclose(terms["reconstruction"], lost, rtol=1e-5)
     loss = np.array(lost) + 0.005 * np.array([3, 1, 2, 2]) * kl
     np.testing.assert_allclose(terms["loss"], loss, rtol=1e-5)
 
 
 def test_the_kl_weighs_by_the_items_or_alike():
-    weights = small(kl_weight_per_item=0.1)._kl_weights(people())
+    weights = small(kl_weight_per_item=0.1)._kl_weights(users())
     np.testing.assert_allclose(weights, [0.3, 0.1, 0.2, 0.2], rtol=1e-6)
-    assert small(kl_weight=0.4)._kl_weights(people()) == 0.4
+    assert small(kl_weight=0.4)._kl_weights(users()) == 0.4
 
 
 def test_dense_connections_add_all_outputs_before():
@@ -118,7 +118,7 @@ def test_dense_connections_add_all_outputs_before():
 
 
 def test_inputs_have_length_one_and_lose_a_share_of_their_items():
-    whole = normalized_multi_hot(people(), NUM_ITEMS).numpy()
+    whole = normalized_multi_hot(users(), NUM_ITEMS).numpy()
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, rtol=1e-6)
     assert {*np.flatnonzero(whole[2])} == {4, 5}
     many = tf.ragged.constant([[*range(NUM_ITEMS)]] * 2000, dtype=tf.int32)
@@ -139,7 +139,7 @@ def test_each_turn_moves_its_own_network_and_the_decoders_first_makes_the_copy()
     for _ in range(10):
         networks = model.encoder, model.decoder, model.old_encoder
         before = [weights_of(network) for network in networks]
-        model.train_on_batch(people())
+        model.train_on_batch(users())
         seen.append([moved(*pair) for pair in zip(networks, before, strict=True)])
     encoder, first, later = [1, 0, 0], [0, 1, 1], [0, 1, 0]
     np.testing.assert_array_equal(seen, [*[encoder] * 3, first, later] * 2)
@@ -153,7 +153,7 @@ def test_the_turn_goes_on_after_a_load(tmp_path):
     model = small(encoder_steps=3, decoder_steps=2)
     model.compile("sgd", "sgd")
     for _ in range(4):
-        model.train_on_batch(people())
+        model.train_on_batch(users())
     model.save(tmp_path / "recvae.keras")
     loaded = kgen.load(tmp_path / "recvae.keras")
     assert not moved(loaded.old_encoder, weights_of(model.old_encoder))
@@ -161,8 +161,8 @@ def test_the_turn_goes_on_after_a_load(tmp_path):
     turns = [(loaded.decoder, loaded.encoder), (loaded.encoder, loaded.decoder)]
     for learns, rests in turns:
         before = weights_of(learns), weights_of(rests)
-        loaded.train_on_batch(people())
-        model.train_on_batch(people())
+        loaded.train_on_batch(users())
+        model.train_on_batch(users())
         assert moved(learns, before[0])
         assert not moved(rests, before[1])
     for ours, theirs in zip(model.weights, loaded.weights, strict=True):
@@ -173,7 +173,7 @@ def test_the_turn_goes_on_after_a_load(tmp_path):
 
 
 def test_it_finds_the_rest_of_a_planted_group():
-    """Two groups of eight items; people have five or six of one."""
+    """Two groups of eight items; each user has five or six of one group."""
     rng = np.random.default_rng(0)
     rows = [rng.permutation(8)[: 5 + i % 2] + 8 * (i % 2) for i in range(64)]
     batch = tf.ragged.constant([row.tolist() for row in rows], dtype=tf.int32)
@@ -191,7 +191,7 @@ def test_validation_logs_the_ndcg_of_the_targets():
     model = small()
     model.compile()
     targets = tf.ragged.constant([[3], [], [0], [2]], dtype=tf.int32)
-    batch = {"items": people(), "targets": targets}
+    batch = {"items": users(), "targets": targets}
     logs = model.test_on_batch(batch, return_dict=True)
     again = model.test_on_batch(batch, return_dict=True)
     assert 0 < float(logs["ndcg"]) < 1

@@ -154,7 +154,7 @@ def test_a_model_with_code_inside_is_refused(tmp_path):
 
 
 def test_a_saved_file_holds_no_code(file):
-    """What Keras calls a Lambda, and pickles, would need safe_mode=False."""
+    """A Lambda layer, which Keras pickles, would need safe_mode=False."""
     with zipfile.ZipFile(file) as archive:
         config = archive.read("config.json").decode()
         names = archive.namelist()

@@ -1,4 +1,4 @@
-"""What a VAE is asked for: encode, decode, reconstruct, interpolate, generate."""
+"""The VAE's methods: encode, decode, reconstruct, interpolate, generate."""
 
 import numpy as np
 import pytest

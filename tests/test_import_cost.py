@@ -38,7 +38,7 @@ atexit.register(lambda: print(json.dumps([n for n in {HEAVY} if n in sys.modules
 
 
 def run(code: str) -> tuple[list[str], float]:
-    """Runs code in a fresh interpreter: the heavy packages it loaded, and seconds."""
+    """Runs code in a fresh interpreter; returns loaded heavy packages and seconds."""
     start = time.perf_counter()
     process = subprocess.run(
         [sys.executable, "-c", REPORT + code],

@@ -51,7 +51,7 @@ def build(kind: str, source: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy, so that a build leaves nothing behind in the checkout."""
+    """A copy of the source tree, so that a build leaves the checkout clean."""
     copy = tmp_path_factory.mktemp("source")
     for name in SOURCES:
         target = copy / name

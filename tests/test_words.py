@@ -27,17 +27,7 @@ DIALECT = {
     "users, clients, callers": r"\bwho(so)?ever\b",
 }
 # Files that are still to be mended.
-EXCUSED: set[str] = {
-    "kgen/models/bert.py",
-    "kgen/models/cfgan.py",
-    "kgen/models/gpt.py",
-    "kgen/models/multvae.py",
-    "kgen/models/recvae.py",
-    "kgen/models/shared/loading.py",
-    "kgen/models/shared/model.py",
-    "kgen/models/shared/recommender.py",
-    "kgen/models/shared/text_model.py",
-}
+EXCUSED: set[str] = {}
 
 
 def relative(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""BERT: a transformer that reads text whole, and guesses what was hidden of it."""
+"""BERT: a masked language model on a bidirectional transformer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
 from kgen.nn import random
 from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
 
-MASK = "[MASK]"  # in a text: the token to be guessed
-HIDDEN, REPLACED = 0.8, 0.1  # of the chosen tokens, as in the paper; the rest stays
+MASK = "[MASK]"  # in a text: the token to predict
+HIDDEN, REPLACED = 0.8, 0.1  # shares of the chosen tokens, as in the paper
 
 
 class Prediction(NamedTuple):
-    """What may stand in place of a mask.
+    """Candidate token for a mask.
 
     Attributes:
         token: Its id.
-        text: What it stands for; None where the model has no tokenizer.
+        text: Its text; None where the model has no tokenizer.
         probability: In [0, 1].
     """
 
@@ -35,15 +35,15 @@ class Prediction(NamedTuple):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class BERT(TextModelMixin, GenerativeModel):
-    """Masked language model: tokens that were hidden, given all others around them.
+    """Masked language model: predicts hidden tokens from the context on both sides.
 
     In training a share of each row's tokens, at least one, is chosen anew in each step.
     Of these 80 % are hidden, 10 % replaced by a random one, and 10 % left as they are;
     the loss of a row is the mean over them.
 
     Args:
-        tokenizer: What `config()` of one of `kgen.data`'s tokenizers returns: then the
-            model takes text. None: tokens alone.
+        tokenizer: `config()` of one of `kgen.data`'s tokenizers, for a model that takes
+            text. None: tokens alone.
         vocab_size: Number of tokens, without the mask, which has the next number; by
             default the tokenizer's.
         context: How many tokens a text may have.
@@ -151,7 +151,7 @@ class BERT(TextModelMixin, GenerativeModel):
         return {"loss": loss, "perplexity": loss, "accuracy": accuracy}
 
     def _hide(self, tokens, keys):
-        """Tokens of which some are hidden or replaced, and which those are."""
+        """Hides or replaces some tokens; returns the new tokens and the chosen ones."""
         choice, fate, other = (
             random.uniform_by_position(random.fold_in(keys, use), tf.shape(tokens)[1])
             for use in (1, 2, 3)
@@ -159,7 +159,7 @@ class BERT(TextModelMixin, GenerativeModel):
         can_be = (tokens >= 0) & (tokens < self.vocab_size)
         counts = tf.reduce_sum(tf.cast(can_be, tf.float32), axis=1, keepdims=True)
         counts = tf.maximum(tf.round(self.mask_rate * counts), 1.0)
-        # Those of the lowest noise; what cannot be chosen comes last.
+        # The tokens of the lowest noise; special ones and padding come last.
         choice = tf.where(can_be, choice, 2.0)
         last = tf.cast(counts, tf.int32) - 1
         limits = tf.gather(tf.sort(choice, axis=1), last, batch_dims=1)
@@ -172,7 +172,7 @@ class BERT(TextModelMixin, GenerativeModel):
     # -- the network ----------------------------------------------------------
 
     def _hidden(self, tokens, keys=None):
-        """The vector of each token, given all of its row: [batch, time, hidden_dim]."""
+        """Hidden states of tokens, given the whole row: [batch, time, hidden_dim]."""
         places = tf.range(tf.shape(tokens)[1])[None]
         hidden = apply_dropout(
             self.embedding(tf.maximum(tokens, 0)), keys, self.dropout
@@ -199,20 +199,20 @@ class BERT(TextModelMixin, GenerativeModel):
     # -- use ------------------------------------------------------------------
 
     def fill_mask(self, texts: Any, *, k: int = 5) -> Any:
-        """Guesses what stands at each mask.
+        """Predicts the token at each mask.
 
         Args:
             texts: A text or a list of texts, with one "[MASK]" or more in each; or
                 lists of tokens, with one `vocab_size` or more.
-            k: How many guesses to return for each.
+            k: Number of predictions for each mask.
 
         Returns:
             For each text a list with an item for each mask: the k likeliest tokens, a
             `Prediction` each, the likeliest first.
 
         Raises:
-            ValueError: A text has no mask, is longer than the context, or holds what
-                the tokenizer does not know.
+            ValueError: A text has no mask, is longer than the context, or holds
+                a character the tokenizer does not know.
         """
         if isinstance(texts, str):
             return self.fill_mask([texts], k=k)[0]

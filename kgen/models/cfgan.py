@@ -1,4 +1,4 @@
-"""CFGAN: recommendation by a generator of what people have, and a discriminator."""
+"""CFGAN: recommendation by an adversarial generator of interactions."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from kgen.nn.gradients import Adam, squared_weights
 from kgen.nn.interactions import multi_hot
 from kgen.nn.layers import layers_of_policy
 
-_CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator that tells nothing apart
+_CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator at chance
 
 
 @keras.saving.register_keras_serializable(package="kgen")
 class CFGAN(RecommenderMixin, GenerativeModel):
-    """Conditional adversarial network of people's items, without noise.
+    """Conditional GAN over the interactions of users, without noise.
 
-    A person is a row of ones and zeros: the items he or she has. The generator maps the
-    row to a score of each item; the discriminator, which sees the row too, tells these
-    scores from the row itself. That alone is solved by scores of 1, since it is shown
-    the scores of a person's own items only. So it is shown a drawn share of the others
-    as well (partial masking), and scores of another drawn share are pulled to 0 (zero
-    reconstruction), both drawn anew in each update.
+    A user is a multi-hot row over the items. The generator maps the row to a score of
+    each item; the discriminator, conditioned on the row, tells these scores from the
+    row itself. It sees the scores of the user's own items only, so scores of 1
+    everywhere would be optimal. Therefore it also sees the scores of a random share of
+    the other items (partial masking), and scores of another random share are pulled to
+    0 (zero reconstruction). Both shares are drawn anew in each update.
 
-    A generator that returns its input solves the game, too, and recommends nothing: it
-    has to be stopped before, at the best NDCG of a validation set.
+    The identity minimizes the adversarial loss, too, and recommends nothing: stop
+    before, at the best NDCG of a validation set.
 
     Args:
         item_ids: Original ids of the items, whole numbers or strings, in the order of
             their positions.
-        item_counts: People of the training data that have each item: the scores of
-            those without a history. None: all alike.
+        item_counts: Number of training users of each item: the scores for users
+            without a history. None: all alike.
         generator_units: Widths of the generator's hidden layers.
         discriminator_units: Likewise of the discriminator's.
-        zero_reconstruction: Share of the items a person has not whose squared scores,
-            summed, are added to the generator's loss, in [0, 1].
+        zero_reconstruction: Share of a user's other items whose squared scores, summed,
+            are added to the generator's loss, in [0, 1].
         zero_reconstruction_weight: Factor of that sum.
-        partial_masking: Share of the items a person has not whose scores the
-            discriminator is shown, in [0, 1].
+        partial_masking: Share of a user's other items whose scores the discriminator
+            sees, in [0, 1].
         generator_steps: Updates of the generator by one batch.
         discriminator_steps: Updates of the discriminator before them. Each update is by
             the whole batch, as the authors' program makes so many passes over the data:
@@ -74,14 +74,13 @@ class CFGAN(RecommenderMixin, GenerativeModel):
 
     Reference:
         Chae et al., 2018, CFGAN: A Generic Collaborative Filtering Framework based on
-        Generative Adversarial Networks. Each item is drawn for itself, so a share is
-        met on average. The generator's loss is the one that does not saturate, as in
-        the authors' program. Their item-based mode is this model with people in place
-        of items: a row is an item, and a score that of a person. It scores the people
-        it was trained on, and nobody else, by `score(rows).T`; `recommend` does not
-        serve it. Pérez Maurera et al., 2022, An Evaluation Study of Generative
-        Adversarial Networks for Collaborative Filtering, find the results not to be
-        competitive throughout.
+        Generative Adversarial Networks. Each item is drawn independently, so a share
+        holds in expectation. The generator's loss is the non-saturating one, as in the
+        authors' program. Their item-based mode is this model with users and items
+        exchanged: a row is an item, and its scores are of users. `score(rows).T` then
+        scores the training users alone; `recommend` does not serve this mode. Pérez
+        Maurera et al., 2022, An Evaluation Study of Generative Adversarial Networks for
+        Collaborative Filtering, find the results not to be competitive throughout.
     """
 
     def __init__(
@@ -221,16 +220,16 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         return loss + self.zero_reconstruction_weight * squares + decay, terms
 
     def _shown(self, scores, rows, keys):
-        """Scores of a person's own items and of a drawn share of the others."""
+        """Masks all scores but those of the user's items and a share of the others."""
         others = _draw_others(rows, random.fold_in(keys, 1), self.partial_masking)
         return scores * (rows + others)
 
     def _score_rows(self, rows, training=False):
-        """Scores of people by their rows of ones, [batch, num_items]."""
+        """Scores of all items from multi-hot rows: [batch, num_items]."""
         return self.generator(rows, training=training)
 
     def _real_logits(self, condition, rows, training):
-        """Logits that rows are real, given who they are of: [batch, 1]."""
+        """Logits that score rows are real, given the users' own rows: [batch, 1]."""
         inputs = tf.concat([condition, rows], axis=1)  # [batch, 2 * num_items]
         return tf.cast(self.discriminator(inputs, training=training), tf.float32)
 
@@ -241,7 +240,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         return (self.generator,)
 
     def health(self, logs: dict[str, float]) -> list[str]:
-        """Names a lost balance, and a generator that returns its input."""
+        """Warns of a lost balance, and of a generator that learned the identity."""
         warnings = []
         loss = logs.get("discriminator_loss", _CHANCE)
         distance = logs.get("distance", 1.0)
@@ -259,7 +258,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         if distance < 0.05:
             warnings.append(
                 f"the identity: all but {100 * distance:.1f} % of a row is in its "
-                "scores, so items that a person has not are hardly told apart. Stop "
+                "scores, so unseen items have nearly equal scores. Stop "
                 "earlier, or try partial_masking or generator_weight_decay."
             )
         return warnings
@@ -278,13 +277,13 @@ class CFGAN(RecommenderMixin, GenerativeModel):
 
 
 def _draw_others(rows, keys, share):
-    """Ones for a drawn share of the items that people have not: [batch, num_items]."""
+    """Random mask over a share of each user's other items: [batch, num_items]."""
     drawn = random.uniform(keys, (rows.shape[1],)) < share
     return (1.0 - rows) * tf.cast(drawn, tf.float32)
 
 
 def _relative_distance(scores, rows):
-    """Squared, of scores from the row, for each item of the row: [batch].
+    """Squared distance of scores from the row, per item of the row: [batch].
 
     0 for the identity, 1 for scores of 0 throughout.
     """
@@ -294,14 +293,14 @@ def _relative_distance(scores, rows):
 
 
 def _decay(network, factor):
-    """What the weights of a network add to its loss."""
+    """Weight decay term of a network's loss."""
     if not factor:
         return 0.0
     return factor * squared_weights(network.trainable_variables)
 
 
 def _joined(updates):
-    """The terms of several updates, one after the other, by name."""
+    """Terms of several updates, concatenated by name."""
     return {
         name: tf.concat([terms[name] for terms in updates], 0) for name in updates[0]
     }

@@ -26,7 +26,7 @@ TRUNCATION = InputSpec(low=0, above=True, default=NO_TRUNCATION)
 
 @keras.saving.register_keras_serializable(package="kgen")
 class GAN(GenerativeModel):
-    """Generative adversarial network: images that a discriminator takes for real.
+    """Generative adversarial network of images.
 
     The generator maps noise to images; the discriminator learns to tell them from real
     ones, and the generator to stop it. Any loss goes with any penalty.
@@ -188,7 +188,7 @@ class GAN(GenerativeModel):
         return self.log(terms, training=True)
 
     def _update_discriminator(self, real, fake, labels, keys):
-        """Takes a step of the discriminator; returns its logs, one for each image."""
+        """Takes a step of the discriminator; returns its logs per image."""
         with self.recording(
             self.discriminator, self.discriminator_optimizer
         ) as recording:
@@ -205,7 +205,7 @@ class GAN(GenerativeModel):
         return ADVERSARIAL_LOSSES[self.adversarial_loss](real_logits, fake_logits)[1]
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Scores held-out images against what `generate` makes, from fixed noise."""
+        """Evaluates the losses on held-out images and on images from fixed noise."""
         real, labels = self._images_and_labels(data)
         keys = self.noise_keys(real, random.STREAM_TEST)
         fake = self._make_images(self._generator_in_use, keys, labels)
@@ -214,7 +214,7 @@ class GAN(GenerativeModel):
         return self.log(terms, training=False)
 
     def _discriminator_loss(self, real, fake, labels, keys, training=True):
-        """Loss of each pair of images, and its terms: [batch]. Scores an image once."""
+        """Loss of each pair of images, and its terms: [batch]; scores an image once."""
         score = functools.partial(self._score, labels=labels, training=training)
 
         def penalized(images, weight):
@@ -261,7 +261,7 @@ class GAN(GenerativeModel):
         return tf.cast(generator(inputs, training=training), tf.float32)
 
     def _count(self, images):
-        """Moves the averaged generator, and counts the step and the images."""
+        """Updates the averaged generator, and counts the step and the images."""
         context = tf.distribute.get_replica_context()
         num_images = tf.shape(images, out_type=tf.int64)[0]
         num_images = context.all_reduce(tf.distribute.ReduceOp.SUM, num_images)
@@ -334,7 +334,7 @@ class GAN(GenerativeModel):
         ]
 
     def health(self, logs: dict[str, float]) -> list[str]:
-        """Names a lost balance, a collapse, and scores that grow without bound."""
+        """Warns of a lost balance, mode collapse, and divergence."""
         warnings = []
         accuracy = logs.get("discriminator_accuracy", 0.75)
         diversity = logs.get("val_diversity", logs.get("diversity", 1.0))

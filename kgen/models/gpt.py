@@ -1,4 +1,4 @@
-"""GPT: a transformer that writes text, one token after the other."""
+"""GPT: an autoregressive language model on a causal transformer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ POSITIONS = ("rotary", "learned")
 
 @keras.saving.register_keras_serializable(package="kgen")
 class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
-    """Language model: the probability of each token, given those before it.
+    """Language model: the probability of each token, given the tokens before it.
 
     Args:
-        tokenizer: What `config()` of one of `kgen.data`'s tokenizers returns: then the
-            model takes and makes text. None: tokens alone.
+        tokenizer: `config()` of one of `kgen.data`'s tokenizers, for a model that takes
+            and generates text. None: tokens alone.
         vocab_size: Number of tokens; by default the tokenizer's.
-        context: How many tokens, at most, a token is predicted from.
+        context: Largest number of tokens that a token is predicted from.
         num_layers: Blocks of attention and two dense layers.
         num_heads: Heads of each attention.
         hidden_dim: Length of the vector of a token: `num_heads` times an even number.
@@ -38,7 +38,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
 
     Shapes:
         tokens: whole numbers [batch, time + 1]: each but the first is predicted from
-        those before it; -1 is padding, at the end of a row
+        the tokens before it; -1 is padding, at the end of a row
         mask: bool [batch, time + 1], which tokens count in the loss; optional
 
     Raises:
@@ -119,7 +119,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
         return self._log(losses, weights, training=False)
 
     def _token_losses(self, batch, keys=None):
-        """Nats of each predicted token, and its weight: [batch, time]."""
+        """Negative log-likelihood of each token, and its weight: [batch, time]."""
         tokens = batch["tokens"]
         targets = tokens[:, 1:]
         weights = tf.cast(targets >= 0, tf.float32)
@@ -140,7 +140,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
     # -- the network ----------------------------------------------------------
 
     def _logits(self, tokens, keys=None):
-        """What follows each token: float32 [batch, time, vocab_size]."""
+        """Logits of the next token: float32 [batch, time, vocab_size]."""
         positions = tf.range(tf.shape(tokens)[1])[None]
         hidden = apply_dropout(self._embed(tokens, positions), keys, self.dropout)
         mask = self._can_attend(positions, positions)
@@ -150,7 +150,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
         return self._head(hidden)
 
     def _can_attend(self, positions, others):
-        """Which tokens see which: the last `context` ones, [.., positions, others]."""
+        """Causal mask over the last `context` tokens: [.., positions, others]."""
         distances = positions[..., None] - others[..., None, :]
         return (distances >= 0) & (distances < self.context)
 
@@ -163,7 +163,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
     def _head(self, hidden):
         return tied_logits(self.norm(hidden), self.embedding.embeddings)
 
-    # -- one token after the other --------------------------------------------
+    # -- prefill and decode ---------------------------------------------------
 
     def prefill(self, tokens: tf.Tensor) -> DecodingState:
         """Runs the network over prompts.
@@ -175,7 +175,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
         positions = tf.range(tf.shape(tokens)[1])[None]
         hidden = self._embed(tokens, positions)
         mask = self._can_attend(positions, positions)
-        # For each slot the last position that falls into it, as far as there is one.
+        # For each slot the last position that falls into it, if any.
         slots, last = tf.range(self.context)[None], lengths[:, None] - 1
         kept = slots + (last - slots) // self.context * self.context
         kept = tf.clip_by_value(kept, 0, tf.shape(tokens)[1] - 1)
@@ -189,7 +189,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
     def _within_reach(self, tokens):
         """Ends of rows, and their lengths: no logit depends on the tokens before.
 
-        Each block attends to `context` tokens, whose last attended to as many before.
+        Each block attends to `context` tokens, so the reach grows by that per block.
         """
         lengths = tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)
         reach = self.num_layers * (self.context - 1) + 1
@@ -239,8 +239,8 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
             texts: A list of texts, or of lists of tokens; none is empty.
 
         Raises:
-            ValueError: A text is empty, holds what the tokenizer does not know, or, for
-                "learned" positions, does not fit the context.
+            ValueError: A text is empty, holds an unknown character, or, for "learned"
+                positions, does not fit the context.
         """
         rows, _ = self.tokens_of(texts)
         longest = max(map(len, rows), default=0)

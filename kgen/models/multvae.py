@@ -1,4 +1,4 @@
-"""Mult-VAE and Mult-DAE: recommendation by an autoencoder of what people have."""
+"""Mult-VAE and Mult-DAE: recommendation by an autoencoder of interactions."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from kgen.nn.likelihoods import gaussian_kl, kl_warmup
 
 @keras.saving.register_keras_serializable(package="kgen")
 class MultVAE(RecommenderMixin, GenerativeModel):
-    """Variational autoencoder of people's items, with a multinomial likelihood.
+    """Variational autoencoder of interactions, with a multinomial likelihood.
 
-    A person is the set of items he or she has. The encoder sees it with some items left
-    out, and the decoder spreads one unit of probability over all items; the loss is
-    minus the log-probability of the items the person has, and the weighted KL, in nats
-    per person.
+    A user is a multi-hot row over the items. The encoder sees it after dropout, and the
+    decoder returns a softmax over all items; the loss is the negative log-likelihood of
+    the user's items plus the weighted KL, in nats per user.
 
     Args:
         item_ids: Original ids of the items, whole numbers or strings, in the order of
             their positions.
-        item_counts: People of the training data that have each item: the scores of
-            those without a history. None: all alike.
-        item_features: Names of what is known of each item, a list for each, such as
-            ["genre:Comedy", "year:1995"]: the encoder sees those of a person's items,
-            and the score of an item is its own and those of its features, summed. An
-            item with a count of 0 has none of its own, and no part in the loss: so are
-            items recommended that nobody has had yet. In memory they are a matrix,
-            float32 [num_items, num_features]. None: no features.
-        feature_dropout: Share of the features, and of the items' own scores, that a
-            training step does without, in [0, 1).
+        item_counts: Number of training users of each item: the scores for users
+            without a history. None: all alike.
+        item_features: Names of each item's features, a list for each, such as
+            ["genre:Comedy", "year:1995"]. The encoder sees the features of a user's
+            items, and an item's score is the sum of its own and its features' scores.
+            A cold-start item, with a count of 0, is scored by its features alone and
+            left out of the loss. In memory they are a matrix, float32 [num_items,
+            num_features]. None: no features.
+        feature_dropout: Share of the features, and of the items' own scores, dropped in
+            a training step, in [0, 1).
         hidden_units: Widths of the encoder's hidden layers; the decoder mirrors them.
         latent_dim: Length of a latent vector, at least 1.
         variational: False: Mult-DAE, a denoising autoencoder whose code is one more
             hidden layer, without noise and KL.
-        input_dropout: Share of a person's items that the encoder does not see, in [0,
+        input_dropout: Share of a user's items dropped from the encoder's input, in [0,
             1).
         kl_weight: Factor of the KL term: beta.
         kl_warmup_steps: Optimizer steps over which the factor rises from 0.
@@ -64,8 +63,8 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         >>> best = model.recommend([[10, 30]], k=2)  # item_ids, scores: [1, 2]
 
     Reference:
-        Liang et al., 2018, Variational Autoencoders for Collaborative Filtering. That
-        features stand in for an item's own weights where these are left out: Volkovs et
+        Liang et al., 2018, Variational Autoencoders for Collaborative Filtering.
+        Dropout of an item's own weights, so that its features replace them: Volkovs et
         al., 2017, DropoutNet: Addressing Cold Start in Recommender Systems.
     """
 
@@ -132,7 +131,7 @@ class MultVAE(RecommenderMixin, GenerativeModel):
     # -- the bound ----------------------------------------------------------
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
-        """Scores all items for a batch of people: logits [batch, num_items]."""
+        """Scores all items for a batch of users: logits [batch, num_items]."""
         items = self.read(data)["items"]
         return self._score_rows(multi_hot(items, self.catalogue.num_items))
 
@@ -159,7 +158,7 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         return self.log(terms, training=False, weights=batch.get("sample_weight"))
 
     def _bound(self, items, kl_weight, training):
-        """Loss and its parts, one number per person, and the logits."""
+        """Loss and its terms per user, and the logits."""
         num_items = self.catalogue.num_items
         if training:
             keys = self.noise_keys(items.row_lengths(), random.STREAM_TRAIN)
@@ -185,7 +184,7 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         return {"loss": loss, "reconstruction": reconstruction, "kl": kl}, logits
 
     def _score_rows(self, rows):
-        """Logits of people by their rows of ones, [batch, num_items]."""
+        """Logits of all items from multi-hot rows: [batch, num_items]."""
         code = self._encode(tf.math.l2_normalize(rows, axis=1))
         if self.variational:
             code = tf.split(code, 2, axis=1)[0]
@@ -200,7 +199,7 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         scores = tf.cast(self.decoder(code, training=training), tf.float32)
         if self._features is None:
             return scores
-        if training and self.feature_dropout:  # the same ones for all people of a step
+        if training and self.feature_dropout:  # the same ones for all users of a step
             key = random.keys(self.seed, random.STREAM_FEATURES, self.step.value)
             noise = random.uniform(key[None], (scores.shape[1],))
             kept = tf.cast(noise >= self.feature_dropout, tf.float32)
@@ -210,13 +209,13 @@ class MultVAE(RecommenderMixin, GenerativeModel):
 
     @property
     def _features(self):
-        """Ones where an item has a feature: [num_items, num_features]; or None."""
+        """Multi-hot features of the items: [num_items, num_features]; or None."""
         features = self.catalogue.features
         return None if features is None else tf.cast(tf.constant(features), tf.float32)
 
     @property
     def _is_known(self):
-        """1 for each item that somebody has had, 0 for the others: [num_items]."""
+        """1 for each item with a count above 0, 0 for the others: [num_items]."""
         counts = self.catalogue.item_counts
         return ((counts > 0) | (counts.max() == 0)).astype("float32")
 
@@ -232,11 +231,11 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         return (self.encoder, self.decoder)
 
     def health(self, logs: dict[str, float]) -> list[str]:
-        """Names posterior collapse: everybody is recommended the same."""
+        """Warns of posterior collapse: all users get the same recommendations."""
         if not self.variational or logs.get("kl", 1.0) > 0.1:
             return []
         return [
-            f"posterior collapse: the KL is {logs['kl']:.3f} nats, so everybody is "
+            f"posterior collapse: the KL is {logs['kl']:.3f} nats, so all users are "
             "recommended the same. Try a KL warm-up (kl_warmup_steps) or a smaller "
             "kl_weight."
         ]

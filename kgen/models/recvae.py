@@ -1,4 +1,4 @@
-"""RecVAE: recommendation by an autoencoder whose prior remembers its last posterior."""
+"""RecVAE: Mult-VAE with a composite prior and alternating updates."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ NORM_EPSILON = 0.1  # code
 
 @keras.saving.register_keras_serializable(package="kgen")
 class RecVAE(RecommenderMixin, GenerativeModel):
-    """Variational autoencoder of people's items, trained by turns, with its own prior.
+    """Variational autoencoder of interactions with a composite prior.
 
-    As in Mult-VAE, a person is the set of items he or she has, and the loss is minus
-    the log-probability of these items and the weighted KL, in nats per person. The
-    prior of a person's latents is a mixture that holds them near where the encoder of
-    the cycle before put them. Encoder and decoder learn by turns: the encoder for some
-    steps, from people with some items left out, and then the linear decoder, from all
-    of them.
+    As in Mult-VAE, a user is a multi-hot row over the items, and the loss is the
+    negative log-likelihood of these items plus the weighted KL, in nats per user. The
+    prior of a user's latents is a mixture that contains the posterior of the encoder of
+    the cycle before. Updates alternate: some steps of the encoder, with input dropout,
+    and then some of the linear decoder, without.
 
     Args:
         item_ids: Original ids of the items, whole numbers or strings, in the order of
             their positions.
-        item_counts: People of the training data that have each item: the scores of
-            those without a history. None: all alike.
+        item_counts: Number of training users of each item: the scores for users
+            without a history. None: all alike.
         hidden_dim: Width of each hidden layer of the encoder.
-        num_layers: How many there are; each gets the outputs of all before it.
+        num_layers: Number of hidden layers, densely connected.
         latent_dim: Length of a latent vector, at least 1.
-        input_dropout: Share of a person's items that the encoder does not see while it
-            learns, in [0, 1).
-        kl_weight_per_item: Factor of a person's KL term for each item that he or she
-            has: gamma.
-        kl_weight: The same factor for everybody instead, or None.
-        prior_weights: Shares of the prior's parts: the standard normal, the posterior
-            of the encoder of the cycle before, and a wide normal. They sum to 1.
+        input_dropout: Share of a user's items dropped from the encoder's input in its
+            updates, in [0, 1).
+        kl_weight_per_item: Factor of a user's KL term for each of the user's items:
+            gamma.
+        kl_weight: One factor for all users instead, or None.
+        prior_weights: Weights of the prior's components: the standard normal, the
+            posterior of the encoder of the cycle before, and a wide normal. Their sum
+            is 1.
         encoder_steps: Steps of the encoder in a cycle. In the paper, three epochs.
         decoder_steps: Steps of the decoder after them. In the paper, one epoch.
 
@@ -122,7 +122,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         self.built = True
 
     def _make_encoder(self, name):
-        """From rows of items to means and log-variances: densely connected layers."""
+        """Densely connected layers from multi-hot rows to means and log-variances."""
         rows = keras.Input((self.catalogue.num_items,))
         hidden, total = DeterministicSplit()(self._add_layer(rows))
         for _ in range(self.num_layers - 1):
@@ -134,7 +134,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         return keras.Model(rows, layers.Dense(2 * self.latent_dim)(hidden), name=name)
 
     def _add_layer(self, inputs, skipped=None):
-        """One hidden layer; what skips it joins before the activation."""
+        """Hidden layer; the skip connection is added before the activation."""
         hidden = layers.Dense(self.hidden_dim)(inputs)
         if skipped is not None:
             hidden = DeterministicAdd()([hidden, skipped])
@@ -144,12 +144,12 @@ class RecVAE(RecommenderMixin, GenerativeModel):
     # -- the bound ----------------------------------------------------------
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:
-        """Scores all items for a batch of people: logits [batch, num_items]."""
+        """Scores all items for a batch of users: logits [batch, num_items]."""
         items = self.read(data)["items"]
         return self._score_rows(multi_hot(items, self.catalogue.num_items))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Updates the encoder or the decoder, as the step says."""
+        """Updates the encoder or the decoder, depending on the step."""
         batch = self.read(data)
         items = batch["items"]
         weights = batch.get("sample_weight", tf.ones([items.nrows()]))
@@ -193,7 +193,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         return self.log(terms, training=False, weights=batch.get("sample_weight"))
 
     def _bound(self, items, keys, dropout, training):
-        """Loss and its parts, one number per person, and the posterior's mean."""
+        """Loss and its terms per user, and the posterior's mean."""
         num_items = self.catalogue.num_items
         rows = normalized_multi_hot(items, num_items, random.fold_in(keys, 1), dropout)
         mean, log_variance = self._encode(self.encoder, rows, training)
@@ -217,13 +217,13 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         return terms, mean
 
     def _kl_weights(self, items):
-        """Factor of each person's KL: [batch], or a number for all."""
+        """Factor of each user's KL: [batch], or a number for all."""
         if self.kl_weight is not None:
             return self.kl_weight
         return self.kl_weight_per_item * tf.cast(items.row_lengths(), tf.float32)
 
     def _score_rows(self, rows):
-        """Logits of people by their rows of ones, [batch, num_items]."""
+        """Logits of all items from multi-hot rows: [batch, num_items]."""
         mean, _ = self._encode(self.encoder, tf.math.l2_normalize(rows, axis=1))
         return self._decode(mean)
 
@@ -242,16 +242,16 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         return (self.encoder, self.decoder)
 
     def health(self, logs: dict[str, float]) -> list[str]:
-        """Names posterior collapse: everybody is recommended the same.
+        """Warns of posterior collapse: all users get the same recommendations.
 
-        By the KL to the standard normal: that to the prior, which holds a posterior
-        itself, is not near 0 then.
+        Uses the KL to the standard normal: the KL to the prior, which contains a
+        posterior, is not near 0 then.
         """
         if logs.get("standard_kl", 1.0) > 0.1:
             return []
         return [
             f"posterior collapse: the KL to the standard normal is "
-            f"{logs['standard_kl']:.3f} nats, so everybody is recommended the same. "
+            f"{logs['standard_kl']:.3f} nats, so all users are recommended the same. "
             "Try a smaller kl_weight_per_item (or kl_weight)."
         ]
 
@@ -278,9 +278,9 @@ def composite_log_density(
     """Log-density of each latent dimension under the composite prior.
 
     Args:
-        latents: Where.
-        old_mean: Of the posterior of the encoder of the cycle before.
-        old_log_variance: Likewise.
+        latents: Points to evaluate at.
+        old_mean: Mean of the posterior of the encoder of the cycle before.
+        old_log_variance: Its log-variance.
         weights: Shares of the standard normal, this posterior, and the wide normal.
 
     Shapes:

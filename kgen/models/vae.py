@@ -1,4 +1,4 @@
-"""The variational autoencoder, and with several importance samples the IWAE."""
+"""VAE, and IWAE with several importance samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPERATURE = InputSpec(low=0, default=1.0)
 
 @keras.saving.register_keras_serializable(package="kgen")
 class VAE(MarginalLikelihoodMixin, GenerativeModel):
-    """Models images as decoded latent vectors; an encoder learns to infer them.
+    """Variational autoencoder of images.
 
     The loss is the negative evidence lower bound: reconstruction plus weighted KL, in
     nats per image, sums over pixels.
@@ -291,7 +291,7 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
         num_steps: int = 8,
         labels: Any = None,
     ) -> np.ndarray:
-        """Walks straight from the posterior mean of one image to that of another.
+        """Interpolates linearly between the posterior means of two images.
 
         Returns:
             float32 [n, num_steps, height, width, channels]; both ends included.
@@ -383,8 +383,8 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
     def _example(self, specs, num_rows):
         """Images that the model makes, with their labels.
 
-        On noise a trained network is far outside of what it has learned, and so steep
-        that float32 itself is too coarse to compare two runtimes.
+        Noise is out of distribution for a trained network, which is so steep there that
+        float32 is too coarse to compare two runtimes.
         """
         rows = np.arange(num_rows)
         values = {"labels": rows % (self.num_classes or 1)}
@@ -468,7 +468,7 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
         )
 
     def health(self, logs: dict[str, float]) -> list[str]:
-        """Names posterior collapse: an encoder that tells the decoder nothing."""
+        """Warns of posterior collapse: latents that carry no information."""
         active = logs.get("active_units", self.latent_dim)
         if active > 0.05 * self.latent_dim:
             return []

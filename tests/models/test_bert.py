@@ -1,4 +1,4 @@
-"""BERT: what is hidden, what is guessed, and what texts become."""
+"""BERT: masking, mask filling, embeddings, errors."""
 
 import keras
 import numpy as np
@@ -102,7 +102,7 @@ def test_every_token_sees_all_others_and_no_padding():
 
 @pytest.fixture(scope="module")
 def reader():
-    """Has read one text until it knows it."""
+    """A BERT overfitted to one text."""
     model = make(
         tokenizer=CharTokenizer.of_text(TEXT).config(), context=50, hidden_dim=32
     )

@@ -1,4 +1,4 @@
-"""CFGAN: its masks, losses and step by hand, what it learns, and how it fails."""
+"""CFGAN: masks, losses and a step by hand, training, health, errors."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ ITEMS = tf.ragged.constant([[0, 1], [2], [1, 3, 4]])
 
 
 def small(num_items=5, **arguments):
-    """One whose networks are a matrix each, unless units are given."""
+    """A CFGAN whose networks are a matrix each, unless units are given."""
     keras.utils.set_random_seed(0)
     defaults = {"generator_units": (), "discriminator_units": ()}
     return CFGAN(item_ids=range(num_items), **defaults | arguments)
@@ -156,7 +156,7 @@ def test_one_step_of_sgd_by_hand(masking, zeros, output, eagerly):
     ):
         np.testing.assert_allclose(value, expected, atol=1e-6)
 
-    # The generator meets the discriminator that has learned.
+    # The generator is updated against the updated discriminator.
     slope_fake = -expit(-(inputs_fake @ kernel + bias)) / 3
     slope_scores = slope_fake * kernel[5:, 0] * mask
     slope_scores += 0.5 * zeros * (1 - ROWS) * 2 * scores / 3
@@ -187,7 +187,7 @@ def test_each_optimizer_moves_its_own_network_as_often_as_it_should(eagerly):
         assert int(model.step) == 1
 
 
-# -- what it learns --------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------
 
 
 def train(model, rows, num_steps):

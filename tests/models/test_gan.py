@@ -1,4 +1,4 @@
-"""The GAN: its losses and penalties by hand, its step, and networks of one's own."""
+"""GAN: losses, penalties and a step by hand, custom networks, health, errors."""
 
 import math
 

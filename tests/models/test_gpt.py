@@ -1,4 +1,4 @@
-"""GPT: loss, caches, what is written, and what is refused."""
+"""GPT: loss, KV cache, generation, text, errors."""
 
 import keras
 import numpy as np
@@ -127,7 +127,7 @@ def test_it_learns_a_text_by_heart():
     assert model.generate("to be or", temperature=0, max_new_tokens=33) == TEXT[8:]
 
 
-# -- one token after the other ---------------------------------------------------
+# -- prefill and decode ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
@@ -159,8 +159,8 @@ SETTINGS = {
 }
 
 
-def written_without_a_cache(model, prompt, seed, num_tokens, settings):
-    """The whole text is read anew for each token."""
+def generated_without_a_cache(model, prompt, seed, num_tokens, settings):
+    """Runs the network over the whole text for each token."""
     text = list(prompt)
     for index in range(num_tokens):
         logits = model({"tokens": tf.constant([text])})[:, -1]
@@ -175,7 +175,7 @@ def written_without_a_cache(model, prompt, seed, num_tokens, settings):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_what_is_written_is_what_is_written_without_a_cache(jit_compile):
+def test_what_is_written_is_what_is_generated_without_a_cache(jit_compile):
     model, rows = make(), prompts(2, 5, 12, 20)
     model.jit_compile = jit_compile
     limits = [CHUNK + 3, 3, 25, 1]
@@ -184,7 +184,7 @@ def test_what_is_written_is_what_is_written_without_a_cache(jit_compile):
     )
     for index, (row, seed) in enumerate(zip(rows, [4, 5, -6, 2**40], strict=True)):
         settings = {name: values[index] for name, values in SETTINGS.items()}
-        expected = written_without_a_cache(model, row, seed, limits[index], settings)
+        expected = generated_without_a_cache(model, row, seed, limits[index], settings)
         assert received[index].tolist() == expected
 
 
@@ -194,11 +194,11 @@ def test_a_row_depends_on_itself_alone():
     for index, row in enumerate(rows):
         [alone] = model.generate([row], max_new_tokens=15, seeds=7 + index, top_k=6)
         np.testing.assert_array_equal(alone, together[index])
-    # XLA is given a row more, that nobody asked for.
+    # XLA gets one row of padding more.
     model.jit_compile = True
     compiled = model.generate(rows[:3], max_new_tokens=15, seeds=[7, 8, 9], top_k=6)
     np.testing.assert_array_equal(compiled, together[:3])
-    # More of it is the same and goes on.
+    # A longer continuation begins with the shorter one.
     [longer] = model.generate(rows[:1], max_new_tokens=30, seeds=7, top_k=6)
     np.testing.assert_array_equal(longer[:15], together[0])
 
@@ -225,11 +225,11 @@ def test_of_a_long_prompt_the_end_is_read(monkeypatch):
         }.items()
     }
     one = {name: value[0] for name, value in values.items()}
-    assert received.tolist() == written_without_a_cache(model, long, 1, 10, one)
+    assert received.tolist() == generated_without_a_cache(model, long, 1, 10, one)
     [end] = model.generate([long[-reach:]], max_new_tokens=10, seeds=1, top_k=9)
     [whole] = model.generate([long], max_new_tokens=10, seeds=1, top_k=9)
     np.testing.assert_array_equal(end, whole)
-    # It is as long as it may be, for a prompt that no memory holds the square of.
+    # A prompt whose squared length would not fit in memory.
     assert len(model.generate([[3] * 300_000], max_new_tokens=2)[0]) == 2
 
 
@@ -332,7 +332,7 @@ def test_a_loaded_model_writes_the_same(writer, tmp_path):
     assert loaded.generate("to", seeds=2) == writer.generate("to", seeds=2)
 
 
-# -- what is refused ---------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Mult-VAE and Mult-DAE: the loss by hand, what is left out, and what comes out."""
+"""Mult-VAE and Mult-DAE: the loss by hand, dropout, recommendations, features."""
 
 import keras
 import numpy as np
@@ -75,7 +75,7 @@ def test_half_of_the_items_are_left_out_and_the_others_count_twice():
     assert len(np.unique(kept, axis=0)) == 20  # each user has their own noise
 
 
-def test_the_noise_of_a_person_does_not_depend_on_the_others():
+def test_the_noise_of_a_user_does_not_depend_on_the_others():
     model = make()
     whole = ragged([0, 1, 2], [3], [1, 4, 5])
     keys = model.noise_keys(whole.row_lengths(), random.STREAM_TRAIN)
@@ -236,7 +236,7 @@ FEATURES = [["x"], ["x", "new"], ["x"], ["y"], ["y", "new"], []]
 
 
 def test_scores_with_features_by_hand():
-    counts = [3, 2, 0, 5, 1, 4]  # nobody has item 2
+    counts = [3, 2, 0, 5, 1, 4]  # no user has item 2
     model = make(item_features=FEATURES, item_counts=counts, variational=False)
     rows = np.array([[1, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1.0]])
     features = np.array(  # new, x, y
@@ -254,7 +254,7 @@ def test_scores_with_features_by_hand():
     np.testing.assert_allclose(model.score(rows), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_an_item_nobody_has_had_takes_no_part_in_the_loss():
+def test_a_cold_start_item_takes_no_part_in_the_loss():
     options = {"item_features": FEATURES, "feature_dropout": 0.0, "input_dropout": 0.0}
     model = make(item_counts=[3, 2, 0, 5, 1, 4], **options)
     terms, logits = model._bound(ragged([0, 3]), 0.0, training=True)
@@ -283,8 +283,8 @@ def test_a_step_does_without_a_share_of_the_features():
     assert (model._decode(code, training=True).numpy() != first).any()
 
 
-def test_an_item_nobody_has_had_is_recommended_to_those_who_like_its_kind(tmp_path):
-    # The first three are x and the others y; nobody has had c and f.
+def test_a_cold_start_item_is_recommended_to_users_of_its_feature(tmp_path):
+    # The first three are x and the others y; no user has c and f.
     features = [["x"]] * 3 + [["y"]] * 3
     model = make(item_counts=[9, 9, 0, 9, 9, 0], item_features=features)
     model.compile(keras.optimizers.Adam(0.02))
@@ -293,7 +293,7 @@ def test_an_item_nobody_has_had_is_recommended_to_those_who_like_its_kind(tmp_pa
     model.fit(batches, steps_per_epoch=100, verbose=0)
     best = model.recommend([["a", "b"], ["e", "d"]], k=1)
     assert best.item_ids.tolist() == [["c"], ["f"]]
-    # So it is for who has such an item: the encoder knows its features.
+    # The same for a user of such an item: the encoder sees its features.
     best = model.recommend([["c"], ["f"]], k=2)
     assert [set(items) for items in best.item_ids.tolist()] == [{"a", "b"}, {"d", "e"}]
     model.save(tmp_path / "m.keras")
@@ -315,7 +315,7 @@ def test_an_item_twice_is_refused():
 def test_validation_ranks_the_candidates_alone(trained):
     shown, hidden = ragged([0], [3]), ragged([4], [1])
     batch = {"items": shown, "targets": hidden}
-    # To others than those of its kind, they come last.
+    # For users of the other group they come last.
     logs = trained.test_step(batch | {"candidates": ragged([1, 4], [1, 4])})
     assert float(logs["ndcg"]) == pytest.approx(1 / np.log2(3))
     trained.reset_metrics()

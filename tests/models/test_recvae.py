@@ -129,7 +129,7 @@ def test_inputs_have_length_one_and_lose_a_share_of_their_items():
     assert (rows > 0).mean() == pytest.approx(0.25, abs=0.016)
 
 
-# -- turns -------------------------------------------------------------------------
+# -- alternation -------------------------------------------------------------------
 
 
 def test_each_turn_moves_its_own_network_and_the_decoders_first_makes_the_copy():

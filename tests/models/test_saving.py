@@ -1,4 +1,4 @@
-"""Models as files: everything comes back, and what cannot be loaded says why."""
+"""Saving and loading of models: round trips, and errors of bad files."""
 
 import json
 import zipfile
@@ -29,7 +29,7 @@ def assert_equal(first, second):
 
 
 def as_json(config):
-    """As it is in a file: there a tuple and a list are the same."""
+    """A value after a round trip through JSON, where tuples become lists."""
     return json.loads(json.dumps(config))
 
 
@@ -93,7 +93,7 @@ def test_a_loaded_model_uses_what_was_loaded(trained, loaded, binary_images):
 
 
 def test_training_goes_on_as_if_never_saved(file, tmp_path, binary_images):
-    """One step, and a second one by the same model and by its copy from a file."""
+    """Takes one step, and a second one by the same model and by its loaded copy."""
     first = load(file)
     data = tf.data.Dataset.from_tensors(binary_images)
     first.fit(data, verbose=0)

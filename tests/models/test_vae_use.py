@@ -47,7 +47,7 @@ def flow_vae():
 
 @pytest.fixture(scope="module")
 def linear(make_linear_vae):
-    """Gaussian; two latents shown in the first two pixels, a tenth as large."""
+    """A Gaussian VAE whose first two pixels are its two latents, divided by ten."""
     decoder = np.zeros([2, 4])
     decoder[0, 0] = decoder[1, 1] = 0.1
     encoder = np.zeros([4, 4])

@@ -19,12 +19,12 @@ WEIGHTS = "sample_weight"
 
 
 def name_tensors(data: Any, specs: dict[str, InputSpec]) -> Batch:
-    """Returns a batch as a dict of the names of `specs`.
+    """Returns a batch as a dict by the names of `specs`.
 
     Args:
         data: A dict; or a tensor or array of the first name alone; or a tuple of the
             first, the second, and the sample weights, as Keras has them.
-        specs: By name: the first is what a model learns from.
+        specs: Specs by name: the first is the training data proper.
 
     Raises:
         ValueError: A name is missing or unknown.
@@ -81,7 +81,7 @@ def checked_data(
     batch_size: int | None = None,
     shuffle: bool = False,
 ) -> Any:
-    """Returns what `fit` was given in a form that holds valid batches alone.
+    """Returns the data given to `fit` in a form that holds valid batches alone.
 
     Arrays are checked at once, datasets by assertions in a `map`, the batches of a
     PyDataset or a generator one by one.
@@ -191,7 +191,7 @@ class _CheckedPyDataset(keras.utils.PyDataset):
 
 
 def _weighted(data, class_weight, specs):
-    """Adds the weights of rows by their labels to a batch, if there are any."""
+    """Adds row weights by class to a batch, if there are class weights."""
     if class_weight is None:
         return data
     batch = name_tensors(data, specs)
@@ -215,7 +215,7 @@ _SENTENCE = re.compile(
 
 @contextlib.contextmanager
 def assertions_as_value_errors() -> Iterator[None]:
-    """Turns errors of checks inside a dataset into a ValueError of their sentence."""
+    """Turns failed assertions inside a dataset into a ValueError with their message."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

@@ -27,7 +27,7 @@ SAMPLING: dict[str, InputSpec] = {
 SEEDS = InputSpec(dtype="int64")
 MAX_NEW_TOKENS = InputSpec(dtype="int32", low=1, high=MAX_TOKENS)
 CHUNK = 64  # tokens of one call of the decoding loop
-STREAM_CHUNK = 8  # tokens of one call where somebody waits, or where text may stop
+STREAM_CHUNK = 8  # tokens of one call with a waiting client, or with stop sequences
 
 
 class DecodingState(NamedTuple):
@@ -87,7 +87,7 @@ class TextGenerationMixin:
         return counts[:, : self.vocab_size] > 0
 
     def _decode(self, state, seeds, num_generated, max_tokens, sampling, chunk):
-        """Generates up to `chunk` tokens for each row, and `max_tokens` in all.
+        """Generates up to `chunk` tokens for each row, and at most `max_tokens` in all.
 
         Args:
             state: A `DecodingState`.

@@ -1,4 +1,4 @@
-"""Models from files."""
+"""Load models from .keras files and run folders."""
 
 import json
 import pathlib
@@ -79,7 +79,7 @@ def _belongs(name: str) -> bool:
 
 
 def _unknown_classes(config: Any) -> set[str]:
-    """What a configuration names that is neither Keras's, kgen's nor registered."""
+    """Classes in a configuration that neither Keras nor kgen defines or registers."""
     if isinstance(config, list):
         return set().union(*map(_unknown_classes, config))
     if not isinstance(config, dict):

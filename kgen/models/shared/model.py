@@ -1,4 +1,4 @@
-"""The one class between `keras.Model` and every model of kgen."""
+"""Base class of all models: steps, noise, metrics, signatures, serialization."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from kgen.nn import gradients, random
 
 
 class GenerativeModel(keras.Model):
-    """What every model of kgen shares: its step, its noise, its metrics.
+    """Base class of all models: training step, noise keys, metrics, signatures.
 
     A subclass defines `train_step`, `test_step` and `signatures`, keeps each argument
     of its constructor under its own name, and adds one metric for each key of its logs
     with `add_log_metrics`.
 
     Attributes:
-        batch_specs: Spec of each tensor of a batch, by its standard name: the one to
-            learn from first.
+        batch_specs: Spec of each tensor of a batch, by its standard name: the
+            training data proper first.
         compatibility_arguments: Arguments that must be equal for weights to be
             transferable, such as the vocabulary or the item ids.
     """
@@ -167,7 +167,7 @@ class GenerativeModel(keras.Model):
         """Compiles with what `get_compile_config` returned."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    # Batches are checked here, at the door, and not inside a step.
+    # Batches are checked before the step, not inside it.
     fit = batches.checked(keras.Model.fit)
     evaluate = batches.checked(keras.Model.evaluate)
     predict = batches.checked(keras.Model.predict)
@@ -225,7 +225,7 @@ class GenerativeModel(keras.Model):
         return logs
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """The logs of the pass so far, over all replicas: what `log` was given.
+        """The logs of the pass so far, aggregated over all replicas.
 
         Keras takes these for an epoch's logs where the names are those of the steps.
         """
@@ -245,7 +245,7 @@ class GenerativeModel(keras.Model):
             self._non_finite[metric.name] = keras.metrics.Sum()
 
     def first_non_finite(self) -> tuple[str, int] | None:
-        """Name and step of the logged value that was the first to be NaN or infinite.
+        """Name and step of the first logged value that was NaN or infinite.
 
         Every step counts for each value whether it was finite, which costs nothing and
         works inside a compiled loop of many steps: the highest count began first.
@@ -261,7 +261,7 @@ class GenerativeModel(keras.Model):
     # -- signatures -----------------------------------------------------------
 
     def signatures(self) -> list[Signature]:
-        """Returns what an export of this model offers, the default one first."""
+        """Returns the signatures of this model, the default one first."""
         raise NotImplementedError(f"{type(self).__name__} defines no signatures.")
 
     def signature(self, name: str, *inputs: str) -> Signature:
@@ -328,14 +328,16 @@ class GenerativeModel(keras.Model):
         return random.keys(self.seed, stream, step, position)
 
     def _first_row(self, known_num_rows: int | None, num_rows: tf.Tensor) -> tf.Tensor:
-        """Rows that the replicas before this one have: a scalar, int64."""
+        """Number of rows on the replicas before this one: a scalar, int64."""
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group
         if context.num_replicas_in_sync == 1 or known_num_rows is not None:
             return tf.cast(replica, tf.int64) * num_rows  # all have the same
-        # The last batch of a pass may be dealt unevenly.
+        # The last batch of a pass may be split unevenly.
         replicas = tf.range(context.num_replicas_in_sync)
-        own = tf.where(replicas > replica, num_rows, 0)  # for those after this one
+        own = tf.where(
+            replicas > replica, num_rows, 0
+        )  # for the replicas after this one
         return context.all_reduce(tf.distribute.ReduceOp.SUM, own)[replica]
 
     def recording(
@@ -370,13 +372,13 @@ class GenerativeModel(keras.Model):
         return clone
 
     def check_argument(self, name: str, kept: bool, rule: str) -> None:
-        """Raises a ValueError that says what the argument must do, and was."""
+        """Raises a ValueError with the argument's rule and the received value."""
         if not kept:
             received = getattr(self, name)
             raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
 
     def check_at_least(self, low: int, *names: str) -> None:
-        """Raises a ValueError unless these arguments, or all in them, are from `low`.
+        """Raises a ValueError unless these arguments, or their elements, are >= `low`.
 
         None passes: it stands for a default.
         """
@@ -427,7 +429,7 @@ class GenerativeModel(keras.Model):
         }
         frozen = values.pop("frozen_layers", ())
         model = cls(**values)
-        # From the outside in: a layer passes `trainable` on to those inside it.
+        # From the outside in: a layer passes `trainable` on to its sublayers.
         for index, layer in enumerate(model._flatten_layers(include_self=False)):
             if layer.trainable == (index in frozen):
                 layer.trainable = index not in frozen
@@ -447,7 +449,7 @@ class GenerativeModel(keras.Model):
         super().save(filepath, *args, **kwargs)
 
     def health(self, logs: dict[str, float]) -> list[str]:
-        """Reads an epoch's logs; returns one warning for each thing that went wrong."""
+        """Returns warnings of failures that an epoch's logs show."""
         return []
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:

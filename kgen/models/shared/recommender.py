@@ -1,4 +1,4 @@
-"""The items of a recommender: original ids in, original ids out."""
+"""Base of recommenders: item catalogue, top-k recommendation, item scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import BoolSpec, InputSpec, ItemSpec
 from kgen.nn.interactions import batch_ndcg, multi_hot, multi_hot_from_padded, top_items
 
-EXPORTED_ITEMS = 100  # so many items, at most, come out of the signature `recommend`
+EXPORTED_ITEMS = 100  # largest k of the signature `recommend`
 
 REMOVE_SEEN = BoolSpec(default=True)
 
@@ -24,11 +24,11 @@ ScoreRows = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Recommendations(NamedTuple):
-    """Items for people, the best first.
+    """Top-k items of users, the best first.
 
     Attributes:
-        item_ids: Original ids, [people, k]; "" or -1 where no unseen item is left.
-        scores: float32 [people, k]; minus infinity there.
+        item_ids: Original ids, [users, k]; "" or -1 where no unseen item is left.
+        scores: float32 [users, k]; minus infinity there.
     """
 
     item_ids: np.ndarray
@@ -40,10 +40,9 @@ class ItemCatalogue:
 
     Args:
         item_ids: Whole numbers or strings, each once.
-        item_counts: How many people of the training data have each item: what people
-            without a history are recommended by. None: all alike.
-        item_features: Names of what is known of each item, a list for each. None:
-            nothing.
+        item_counts: Number of training users of each item: the scores for users
+            without a history. None: all alike.
+        item_features: Names of each item's features, a list for each. None: none.
 
     Attributes:
         features: 1 where an item has a feature, the features in the order of their
@@ -81,7 +80,7 @@ class ItemCatalogue:
         counts = np.zeros(len(ids)) if item_counts is None else np.asarray(item_counts)
         if counts.shape != ids.shape or (counts < 0).any():
             raise ValueError(
-                "`item_counts` must be a number of people for each item, 0 or more. "
+                "`item_counts` must be a number of users for each item, 0 or more. "
                 f"Received: shape {counts.shape} for {len(ids)} items."
             )
         self.num_items = len(ids)
@@ -105,7 +104,7 @@ class ItemCatalogue:
         ]
 
     def positions(self, histories: Sequence[Sequence[Any]]) -> np.ndarray:
-        """Maps original ids to positions, padded with -1: int64 [people, longest].
+        """Maps original ids to positions, padded with -1: int64 [users, longest].
 
         Raises:
             ValueError: If an id is unknown, or `histories` is not a list of lists.
@@ -115,7 +114,7 @@ class ItemCatalogue:
             if isinstance(history, (str, bytes)) or np.ndim(history) != 1:
                 raise ValueError(
                     "`histories` must be a list of lists of item ids, one list for "
-                    f"each person. Received: {history!r} in it."
+                    f"each user. Received: {history!r} in it."
                 )
             items = np.asarray(history).tolist()
             unknown = [item for item in items if item not in self._positions]
@@ -233,10 +232,10 @@ class ItemCatalogue:
 
 
 class RecommenderMixin:
-    """What every model that recommends items has, beside `GenerativeModel`.
+    """Methods of recommenders, to be mixed in with `GenerativeModel`.
 
-    The model has a `catalogue`, and defines `_score_rows`: rows of ones, [batch,
-    num_items], to scores of the same shape.
+    The model has a `catalogue`, and defines `_score_rows`: multi-hot rows,
+    [batch, num_items], to scores of the same shape.
     """
 
     compatibility_arguments: tuple[str, ...] = ("item_ids",)
@@ -254,7 +253,7 @@ class RecommenderMixin:
 
     @property
     def item_counts(self) -> list[float]:
-        """People of the training data that have each item."""
+        """Number of training users of each item."""
         return self.catalogue.item_counts.tolist()
 
     def declare_batches(self, has_row_losses: bool) -> None:
@@ -276,17 +275,18 @@ class RecommenderMixin:
     def recommend(
         self, histories: Sequence[Sequence[Any]], k: int = 10, remove_seen: bool = True
     ) -> Recommendations:
-        """Finds the best items for people, whom the model need not have seen before.
+        """Recommends the top-k items for users by their histories.
 
         Args:
-            histories: The original ids of the items of each person. Who has none gets
-                the items with the highest `item_counts`, which are then the scores.
-            k: How many for each.
+            histories: The original item ids of each user, not necessarily a training
+                user. An empty history gets the items with the highest `item_counts`,
+                which are then the scores.
+            k: Number of items for each user.
             remove_seen: Whether items of the history are left out.
 
         Returns:
-            Ids and scores, [people, k], the best first: a score compares the items of
-            one person and nothing else. Where no unseen item is left, the id is -1 (or
+            Ids and scores, [users, k], the best first: scores are comparable within
+            one user only. Where no unseen item is left, the id is -1 (or
             "") and the score minus infinity.
 
         Raises:
@@ -319,7 +319,7 @@ class RecommenderMixin:
 
 
 class IdSpec(InputSpec):
-    """Item ids, or positions, in rows of any length: unknown ones are passed over."""
+    """Item ids, or positions, in rows of any length: unknown ones are ignored."""
 
     def takes(self, dtype: tf.DType) -> bool:
         """Whether this is the type of the ids."""
@@ -333,7 +333,7 @@ class IdSpec(InputSpec):
 def _feature_rows(
     item_features: Sequence[Sequence[str]], num_items: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Ones at each item's features, and the features' names."""
+    """Multi-hot features of each item, and the features' names."""
     lists = [list(features) for features in item_features]
     names = sorted({name for features in lists for name in features})
     text = not any(isinstance(features, str) for features in item_features)
@@ -351,7 +351,7 @@ def _feature_rows(
 
 
 def _position_table(item_ids: np.ndarray) -> tf.lookup.StaticHashTable:
-    """A table from original ids to positions; -1 for what it does not know."""
+    """Lookup table from original ids to positions; -1 for unknown ids."""
     positions = tf.range(len(item_ids), dtype=tf.int64)
     pairs = tf.lookup.KeyValueTensorInitializer(tf.constant(item_ids), positions)
     table = tf.lookup.StaticHashTable(pairs, default_value=-1)

@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """One function of a model, with all that is known of its inputs and outputs.
+    """Function of a model, with the specs of its inputs and kinds of its outputs.
 
     The model's own verbs, SavedModel, ONNX, the server, the command line and the
     conformance suite are made from these records and from nothing else.
@@ -85,7 +85,7 @@ class Signature:
         }
 
     def example(self, num_rows: int) -> Arrays:
-        """Valid inputs of so many rows, always the same ones."""
+        """Valid inputs of this number of rows, always the same ones."""
         if self.examples:
             return self.examples[0](num_rows)
         rng = np.random.default_rng(num_rows)

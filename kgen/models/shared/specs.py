@@ -237,7 +237,7 @@ class ClassSpec(InputSpec):
         return f"classes, {super().rule}, not one-hot"
 
     def assert_in_graph(self, name: str, tensor: Any) -> Any:
-        """Returns labels behind the assertion; those that nothing reads as they are."""
+        """Returns labels behind the assertion; unused labels as they are."""
         return tensor if self.high is None else super().assert_in_graph(name, tensor)
 
     def to_network(self, tensor: tf.Tensor) -> tf.Tensor | None:
@@ -295,7 +295,7 @@ class TokenSpec(InputSpec):
 
 @dataclasses.dataclass(frozen=True)
 class TextSpec(InputSpec):
-    """Texts, whose tokens the graph makes.
+    """Texts that the graph tokenizes.
 
     Attributes:
         min_tokens: Fewest tokens of a text.
@@ -362,7 +362,7 @@ class StateSpec(InputSpec):
 
 
 class MaskSpec(InputSpec):
-    """Marks of positions that count, bool, or numbers from 0 to 1: optional."""
+    """Loss mask of positions, bool, or numbers from 0 to 1: optional."""
 
     def __init__(self) -> None:
         super().__init__((None,), low=0, high=1, optional=True)
@@ -452,7 +452,7 @@ class BoolSpec(InputSpec):
         return tensor
 
     def example(self, rng: np.random.Generator, num_rows: int) -> np.ndarray:
-        """Both values in turn."""
+        """Alternates between both values."""
         return np.arange(num_rows) % 2 == 0
 
 
@@ -469,5 +469,5 @@ def _extremes(array: np.ndarray) -> tuple[Any, Any]:
 
 
 def assertion(valid: Any, sentence: str, received: Any = ()) -> tf.Operation:
-    """Returns an operation that fails with a sentence, formatted with tensors."""
+    """Returns an assertion with a message formatted with tensors."""
     return tf.debugging.Assert(valid, [tf.strings.format(sentence, received)])

@@ -1,4 +1,4 @@
-"""What models of text share: their tokenizer, and the tokens they are given."""
+"""Base of text models: tokenizer, transformer layers, checks of tokens."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TOKENS = tf.TensorSpec([None, None], tf.int32)
 
 
 class TextModelMixin:
-    """What every model of text has, beside `GenerativeModel`.
+    """Methods of text models, to be mixed in with `GenerativeModel`.
 
     Attributes:
         text: The tokenizer, or None: the model takes tokens alone.
         vocab_size: Number of tokens.
-        highest_token: Of what the model may be given.
+        highest_token: Highest token of valid inputs.
     """
 
     compatibility_arguments: tuple[str, ...] = ("tokenizer",)
@@ -46,7 +46,7 @@ class TextModelMixin:
     def take_tokenizer(
         self, tokenizer: dict[str, Any] | None, vocab_size: int | None
     ) -> None:
-        """Keeps the tokenizer, and the number of tokens, which follows from it."""
+        """Sets the tokenizer and the vocabulary size, which follows from it."""
         if tokenizer is not None and not isinstance(tokenizer, dict):
             raise TypeError(
                 "`tokenizer` must be what a tokenizer's config() returns, such as "
@@ -60,7 +60,7 @@ class TextModelMixin:
         self.vocab_size = vocab_size
 
     def check_transformer_arguments(self) -> None:
-        """Checks what all of them take.
+        """Checks the arguments that all transformers take.
 
         Raises:
             ValueError: An argument is out of its range.
@@ -79,7 +79,7 @@ class TextModelMixin:
         check("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
 
     def declare_batches(self, has_mask: bool) -> None:
-        """Declares tokens, an optional mask of those that count, and row weights."""
+        """Declares tokens, an optional loss mask, and row weights."""
         self.batch_specs = {"tokens": TokenSpec(high=self.highest_token)}
         if has_mask:
             self.batch_specs["mask"] = MaskSpec()
@@ -128,7 +128,7 @@ class TextModelMixin:
         """The tokens of a text: int32 [time].
 
         Raises:
-            ValueError: The model has no tokenizer, or that does not know a character.
+            ValueError: The model has no tokenizer, or a character is unknown to it.
         """
         if self.text is None:
             raise ValueError(
@@ -150,7 +150,7 @@ class TextModelMixin:
         """The tokens of one row: int32 [time].
 
         Raises:
-            ValueError: There are none, or one that the model does not know.
+            ValueError: The row is empty, or a token is unknown to the model.
         """
         row = np.asarray(tokens)
         if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):

@@ -26,8 +26,6 @@ DIALECT = {
     "users with items": r"\b(people|persons?) (who )?(has|have|had)\b",
     "users, clients, callers": r"\bwho(so)?ever\b",
 }
-# Files that are still to be mended.
-EXCUSED: set[str] = {}
 
 
 def relative(path: Path) -> str:
@@ -54,12 +52,7 @@ def dialect(source: str) -> list[str]:
     ]
 
 
-def excuse(path: Path):
-    known = pytest.mark.xfail(relative(path) in EXCUSED, reason="to be mended")
-    return pytest.param(path, id=relative(path), marks=known)
-
-
-@pytest.mark.parametrize("path", [excuse(path) for path in FILES])
+@pytest.mark.parametrize("path", FILES, ids=relative)
 def test_words_are_standard_english(path):
     source = path.read_text()
     assert ast.get_docstring(ast.parse(source)), "a module says what it is for"

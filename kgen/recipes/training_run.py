@@ -237,6 +237,7 @@ def _plan(recipe, data, pipeline, model, strategy, shrunk) -> list[str]:
     count, processes = strategy.num_replicas_in_sync, num_processes(strategy)
     devices = f"one {kind}" if count == 1 else f"{count} replicas on {kind}"
     devices += f", in {processes} processes" if processes > 1 else ""
+    devices += ", without XLA" if recipe.jit_compile and not model.jit_compile else ""
     steps = pipeline.steps_per_epoch
     trainable = sum(int(np.prod(one.shape)) for one in model.trainable_variables)
     few = f" instead of {recipe.default_batch_size}, for {pipeline.num_rows} rows"

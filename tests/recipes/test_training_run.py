@@ -38,6 +38,12 @@ def test_the_plan_counts_trainable_parameters(tmp_path):
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+def test_the_plan_says_that_a_strategy_excludes_xla(tmp_path):
+    for strategy, device in (("none", "one CPU"), ("mirrored", "one CPU, without XLA")):
+        text = plan(small(tmp_path, jit_compile=True, strategy=strategy))
+        assert f"\ndevice     {device}\n" in text
+
+
 def test_a_moving_average_is_not_counted(tmp_path):
     plans = [
         plan(GANRecipe(base_channels=4, latent_dim=4, ema_half_life=half_life))

@@ -220,12 +220,52 @@ def compiles_under_xla(trial):
     return within("weights", largest_difference(*weights), 1e-5)
 
 
-@check("precision", "float32: loss of the first and the fourth epoch, SGD")
+@check("precision", "float32: loss before and after four epochs of SGD, the same noise")
 def float32(trial):
     batches = trial.row.pipeline(4 * BATCH_SIZE).dataset()
-    loss = trial.model().fit(batches, epochs=4, verbose=0).history[trial.row.loss]
-    require(loss[-1] < loss[0], f"the loss did not fall: {loss}")
-    return f"{loss[0]:.1f} to {loss[-1]:.1f}"
+    model, losses = trial.model(), []
+    for epochs in (0, 4):
+        model.fit(batches, epochs=epochs, verbose=0)
+        logs = model.evaluate(batches, verbose=0, return_dict=True)
+        losses.append(logs[trial.row.loss])
+    require(losses[1] < losses[0], f"the loss did not fall: {losses}")
+    return f"{losses[0]:.1f} to {losses[1]:.1f}"
+
+
+@check(
+    "precision",
+    "float32: by a short step of SGD the loss falls by rate x |gradient|^2: their "
+    "ratio, 1 +- 0.1, where all variables share one loss",
+)
+def gradient_of_the_loss(trial):
+    row = trial.row
+    if row.loss != "loss" or "gradient_clip_norm" in row.options:
+        return "-"
+    model, rate, losses = trial.model(), row.learning_rate / 30, []
+    for optimizer in model.optimizers:
+        optimizer.learning_rate = rate
+    batch = row.pipeline(BATCH_SIZE).dataset()
+    before = trainable(model)
+    for _ in range(2):
+        losses.append(model.fit(batch, verbose=0).history["loss"][0])
+        if len(losses) == 1:
+            after = trainable(model)
+            model.step.assign(0)  # The same noise again.
+    moved = sum(np.sum((a - b) ** 2) for a, b in zip(after, before, strict=True))
+    ratio = (losses[0] - losses[1]) * rate / moved
+    require(abs(ratio - 1) < 0.1, f"the gradient is 1 / {ratio:.2f} of the loss's")
+    return f"{ratio:.3f}"
+
+
+def trainable(model: kgen.models.GenerativeModel) -> list[np.ndarray]:
+    """By optimizer: all values of its variables, float64."""
+    return [
+        np.concatenate([np.ravel(variable) for variable in group], dtype="float64")
+        for group in (
+            getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables
+            for optimizer in model.optimizers
+        )
+    ]
 
 
 # How far from float32's the weights may end, as a share of how far those have moved.
@@ -259,17 +299,9 @@ def follows_float32(trial: Trial, policy: str) -> str:
 
 def displacement(model: kgen.models.GenerativeModel, row: Row) -> list[np.ndarray]:
     """By optimizer: the difference that four steps make to its variables."""
-    groups = [
-        getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables
-        for optimizer in model.optimizers
-    ]
-
-    def values():
-        return [np.concatenate([np.ravel(v) for v in group]) for group in groups]
-
-    before = values()
+    before = trainable(model)
     model.fit(row.pipeline(4 * BATCH_SIZE).dataset(), verbose=0)
-    return [a - b for a, b in zip(values(), before, strict=True)]
+    return [a - b for a, b in zip(trainable(model), before, strict=True)]
 
 
 @check(

@@ -35,6 +35,7 @@ class Row:
         optimizers: The arguments of `compile` that take an optimizer each.
         options: Further arguments of `compile`.
         learning_rate: For plain SGD.
+        sample_weights: Whether its batches can have them; they are uneven.
         features: What else the checks may treat differently, such as "ragged rows".
         slow: Whether it is tested with `-m slow` only: another row of its class runs
             always, and this one whenever the table is written.
@@ -51,6 +52,7 @@ class Row:
     optimizers: tuple[str, ...] = ("optimizer",)
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     learning_rate: float = 1e-3
+    sample_weights: bool = True
     features: tuple[str, ...] = ()
     slow: bool = False
 
@@ -77,8 +79,11 @@ class Row:
     def pipeline(
         self, num_rows: int, batch_size: int = BATCH_SIZE, **options: Any
     ) -> data.Pipeline:
-        """Batches of the training data."""
+        """Batches of the training data, with weights that no two replicas share."""
         arrays = self.make_rows(num_rows)
+        if self.sample_weights:
+            weights = np.where(np.arange(num_rows) % 2, 0.25, 1.0)
+            arrays = {**arrays, "sample_weight": weights.astype(np.float32)}
 
         def read(rows, epoch, places):
             return {name: tf.gather(array, rows) for name, array in arrays.items()}
@@ -160,7 +165,7 @@ class ReaderRow(Row):
     def generate(self, model: GenerativeModel, rows: Sequence[int]) -> np.ndarray:
         """The vectors of these of the eight rows."""
         tokens = self.make_rows(len(SEEDS))["tokens"]
-        return model.embed([tokens[row, : 3 + row] for row in rows])
+        return model.embed([tokens[row][tokens[row] >= 0] for row in rows])
 
     def wrong_calls(self, model: GenerativeModel) -> dict[str, Callable[[], Any]]:
         """Calls that must be refused, by what is wrong with them."""
@@ -177,16 +182,20 @@ LETTERS = "abcdefgh"
 
 
 def windows(num_rows: int) -> dict[str, np.ndarray]:
-    """Letters that count up or down by one or two, nine in a row."""
+    """Letters that count up or down by one or two, nine in a row, or three in others.
+
+    Replicas with a row less of the long ones have far fewer tokens than their partners.
+    """
     rows = np.arange(num_rows)[:, None]
     steps = np.array([1, 2, -1])[rows % 3] * np.arange(9)
-    return {"tokens": ((rows + steps) % len(LETTERS)).astype(np.int32)}
+    tokens = ((rows + steps) % len(LETTERS)).astype(np.int32)
+    return {"tokens": np.where((rows % 2 == 0) | (np.arange(9) < 3), tokens, -1)}
 
 
 def evaluate_language_model(model, arrays):
     """On the last tenth of the rows, as one text."""
     tokenizer = data.CharTokenizer(LETTERS)
-    text = tokenizer.decode(arrays["tokens"].ravel())
+    text = tokenizer.decode(arrays["tokens"][arrays["tokens"] >= 0])
     text_set = data.open_text([text], tokenizer=tokenizer, context=8)
     return evaluation.evaluate_language_model(model, text_set, limit=3)
 
@@ -194,7 +203,7 @@ def evaluate_language_model(model, arrays):
 def evaluate_masked_language_model(model, arrays):
     """On the last tenth of the rows, as one text."""
     tokenizer = data.CharTokenizer(LETTERS)
-    text = tokenizer.decode(arrays["tokens"].ravel())
+    text = tokenizer.decode(arrays["tokens"][arrays["tokens"] >= 0])
     text_set = data.open_text([text], tokenizer=tokenizer, context=8)
     return evaluation.evaluate_masked_language_model(model, text_set)
 
@@ -269,6 +278,7 @@ def gan_row(
         loss="discriminator_loss",
         optimizers=("generator_optimizer", "discriminator_optimizer"),
         learning_rate=learning_rate,
+        sample_weights=False,
         features=("averaged weights", *features),
         slow=slow,
     )
@@ -406,6 +416,7 @@ ROWS = [
         evaluate=evaluate_recommender,
         loss="distance",
         optimizers=("generator_optimizer", "discriminator_optimizer"),
+        sample_weights=False,
         features=(
             "ragged rows",
             "several steps",

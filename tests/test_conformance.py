@@ -12,13 +12,14 @@ import processes
 from conformance import (
     CHECKS,
     TABLE,
-    follows_float32,
+    gradient_of_the_loss,
     largest_difference,
+    mixed_bfloat16,
     rows_stand_alone,
     same_weights,
     within,
 )
-from conformance_processes import Trial, row_named
+from conformance_processes import KINDS, Trial, row_named
 from conformance_rows import COVERING_ROWS, ROWS
 
 
@@ -115,14 +116,24 @@ def test_a_model_whose_rows_depend_on_their_batch_fails():
         rows_stand_alone(NothingTrained())
 
 
-def test_a_gradient_that_is_half_too_long_fails(tmp_path):
-    class Longer(Trial):
-        def model(self, kind="sgd"):
-            model = super().model(kind)
-            if kind == "mixed_bfloat16":
-                model.optimizer.learning_rate = 1.5 * self.row.learning_rate
-            return model
+class LongerSGD(keras.optimizers.SGD):
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(1.5 * gradient, variable, learning_rate)
 
-    trial = Longer(row_named("VAE: mlp"), tmp_path)
-    with pytest.raises(AssertionError, match=r"share of the displacement: 0\.[45]"):
-        follows_float32(trial, "mixed_bfloat16")
+
+@pytest.mark.parametrize(
+    ("kind", "check", "message"),
+    [
+        ("sgd", gradient_of_the_loss, r"1 / 0\.6"),
+        ("mixed_bfloat16", mixed_bfloat16, r"share of the displacement: 0\.[45]"),
+    ],
+    ids=["float32", "bfloat16"],
+)
+def test_a_gradient_that_is_half_too_long_fails(
+    kind, check, message, tmp_path, monkeypatch
+):
+    row = row_named("VAE: mlp")
+    longer = {"optimizer": lambda: LongerSGD(row.learning_rate)}
+    monkeypatch.setitem(KINDS, kind, KINDS[kind] | longer)
+    with pytest.raises(AssertionError, match=message):
+        check(Trial(row, tmp_path))

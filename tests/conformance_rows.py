@@ -59,8 +59,12 @@ class Row:
     @property
     def capabilities(self) -> set[str]:
         """Capabilities that the costly checks must cover in at least one row."""
-        optimizers = f"{len(self.optimizers)} optimizers"
-        return {type(self).__name__, optimizers, *self.conditions, *self.features}
+        return {
+            f"{len(self.optimizers)} optimizers",
+            *self.conditions,
+            *self.features,
+            "sample weights" if self.sample_weights else "no weights",
+        }
 
     def model(
         self,

@@ -109,7 +109,7 @@ def linear_networks():
 def test_any_penalty_of_a_linear_discriminator_is_known(loss, weights, factor):
     # The gradient of a linear score is its kernel, whatever the image.
     model = small(adversarial_loss=loss, **weights, **linear_networks())
-    model.compile()
+    model.compile(run_eagerly=True)
     norm = np.linalg.norm(model.discriminator.get_weights()[0])
     logs = model.train_on_batch({"images": images()}, return_dict=True)
     assert float(logs["penalty"]) == pytest.approx(factor(norm), rel=1e-5)

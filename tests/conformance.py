@@ -234,8 +234,8 @@ def float32(trial):
 
 @check(
     "precision",
-    "float32: by a short step of SGD the loss falls by rate x |gradient|^2: their "
-    "ratio, 1 +- 0.1, where all variables share one loss",
+    "float32: by a short step of SGD the loss falls by rate x squared gradient: "
+    "their ratio, 1 +- 0.1, where all variables share one loss",
 )
 def gradient_of_the_loss(trial):
     row = trial.row

@@ -140,3 +140,10 @@ def test_a_command_succeeds(words, in_folder, capsys):
 def test_a_block_of_python_runs(block, in_folder):
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(tiny(block), "block", "exec"), {"__name__": "__main__"})
+
+
+def test_the_site_is_built_with_what_the_extra_installs():
+    extra = re.search(r'"docs": \[(.*?)\]', (ROOT / "setup.py").read_text(), re.DOTALL)
+    section = (ROOT / "tox.ini").read_text().partition("[testenv:docs]")[2]
+    listed = section.partition("deps =\n")[2].partition("set_env")[0]
+    assert re.findall(r'"(.+)"', extra[1]) == listed.split()

@@ -144,7 +144,8 @@ def main():
     version = max(versions, key=lambda path: int(path.name))
     about = json.loads((version / "assets.extra" / "kgen.json").read_text())
     kind = "labelled images" if record.get("class_names") else "images"
-    kind = "tokens" if "write" in about["outputs"] else kind
+    is_text = {"prefill", "decode"} <= about["signatures"].keys()
+    kind = "tokens" if is_text else kind
     each = options.each
     if options.in_process:
         in_process(str(version), options.seconds, kind, each)

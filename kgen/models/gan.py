@@ -296,10 +296,8 @@ class GAN(GenerativeModel):
         Returns:
             float32 [n, height, width, channels] in [0, 1].
         """
-        outputs = self.run(
-            "generate", seeds=seeds, labels=labels, truncation=truncation
-        )
-        return outputs["images"]
+        inputs = {"seeds": seeds, "labels": labels, "truncation": truncation}
+        return self.run("generate", **inputs)["images"]
 
     def decode(self, latents: Any, labels: Any = None) -> np.ndarray:
         """Maps latents to images: [n, height, width, channels]."""
@@ -388,15 +386,8 @@ class GAN(GenerativeModel):
         self.check_one_of("discriminator_normalization", NORMALIZATIONS)
         self.check_at_least(1, "latent_dim", "base_channels", "discriminator_steps")
         self.check_at_least(2, "num_classes")
-        self.check_at_least(
-            0,
-            "r1_weight",
-            "r2_weight",
-            "gradient_penalty_weight",
-            "final_penalty",
-            "penalty_decay_images",
-            "ema_half_life",
-        )
+        self.check_at_least(0, "r1_weight", "r2_weight", "gradient_penalty_weight")
+        self.check_at_least(0, "final_penalty", "penalty_decay_images", "ema_half_life")
         if makes_generator or makes_discriminator:
             check(
                 "image_shape",

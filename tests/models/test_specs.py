@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 from kgen.models.shared.batches import assertions_as_value_errors
+from kgen.models.shared.recommender import BoolSpec
 from kgen.models.shared.signatures import Signature, with_short_forms
 from kgen.models.shared.specs import (
-    BoolSpec,
     ClassSpec,
     ImageSpec,
     InputSpec,

@@ -93,8 +93,7 @@ class GenerativeModel(keras.Model):
             **named: Optimizers by the names of `optimizer_slots`.
 
         Raises:
-            TypeError: An argument that `compile` does not take, such as a loss.
-            ValueError: An argument is out of its range.
+            TypeError, ValueError: An unknown argument, such as a loss; a wrong one.
         """
         slots = self.optimizer_slots
         given = dict(zip(slots, optimizers, strict=False)) | named

@@ -13,14 +13,48 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.models.shared.signatures import Signature
-from kgen.models.shared.specs import BoolSpec, InputSpec, ItemSpec
+from kgen.models.shared.specs import InputSpec, ItemSpec
 from kgen.nn.interactions import batch_ndcg, multi_hot, multi_hot_from_padded, top_items
 
 EXPORTED_ITEMS = 100  # largest k of the signature `recommend`
 
-REMOVE_SEEN = BoolSpec(default=True)
 
 ScoreRows = Callable[[tf.Tensor], tf.Tensor]
+
+
+class BoolSpec(InputSpec):
+    """True or false for each row.
+
+    Args:
+        default: Value of each row where a call gives none; None: it must be given.
+    """
+
+    def __init__(self, default: bool | None = None):
+        super().__init__(dtype="bool", default=default)
+
+    @property
+    def rule(self) -> str:
+        """Values and shape in words."""
+        return "true or false, of the shape [rows]"
+
+    def takes(self, dtype: tf.DType) -> bool:
+        """Whether this is bool."""
+        return dtype.is_bool
+
+    def is_valid(self, values: Any) -> Any:
+        """Every bool is valid."""
+        return True
+
+    def assert_in_graph(self, name: str, tensor: Any) -> Any:
+        """Returns the values as they are: the type says all."""
+        return tensor
+
+    def example(self, rng: np.random.Generator, num_rows: int) -> np.ndarray:
+        """Alternates between both values."""
+        return np.arange(num_rows) % 2 == 0
+
+
+REMOVE_SEEN = BoolSpec(default=True)
 
 
 class Recommendations(NamedTuple):

@@ -424,38 +424,6 @@ class ItemSpec(InputSpec):
             self.refuse(name, f"{type(values).__name__} {getattr(values, 'shape', '')}")
 
 
-class BoolSpec(InputSpec):
-    """True or false for each row.
-
-    Args:
-        default: Value of each row where a call gives none; None: it must be given.
-    """
-
-    def __init__(self, default: bool | None = None):
-        super().__init__(dtype="bool", default=default)
-
-    @property
-    def rule(self) -> str:
-        """Values and shape in words."""
-        return "true or false, of the shape [rows]"
-
-    def takes(self, dtype: tf.DType) -> bool:
-        """Whether this is bool."""
-        return dtype.is_bool
-
-    def is_valid(self, values: Any) -> Any:
-        """Every bool is valid."""
-        return True
-
-    def assert_in_graph(self, name: str, tensor: Any) -> Any:
-        """Returns the values as they are: the type says all."""
-        return tensor
-
-    def example(self, rng: np.random.Generator, num_rows: int) -> np.ndarray:
-        """Alternates between both values."""
-        return np.arange(num_rows) % 2 == 0
-
-
 def _all_different(items: tf.RaggedTensor) -> tf.Tensor:
     """Whether no row holds an item twice."""
     values = tf.cast(items.values, tf.int64)

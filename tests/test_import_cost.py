@@ -1,9 +1,9 @@
 """Modules that `import kgen` and `--help` load, and their time."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -22,7 +22,7 @@ HEAVY = (
     "onnxruntime",
     "tokenizers",
 )
-LIMIT = 0.5  # Seconds, the interpreter's own start included.
+LIMIT = 0.5  # Seconds of the processor, the interpreter's start included.
 COMMANDS = [
     ["--help"],
     ["--version"],
@@ -39,7 +39,7 @@ atexit.register(lambda: print(json.dumps([n for n in {HEAVY} if n in sys.modules
 
 def run(code: str) -> tuple[list[str], float]:
     """Runs code in a fresh interpreter; returns loaded heavy packages and seconds."""
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.run(
         [sys.executable, "-c", REPORT + code],
         capture_output=True,
@@ -47,7 +47,9 @@ def run(code: str) -> tuple[list[str], float]:
         timeout=60,
         check=True,
     )
-    seconds = time.perf_counter() - start
+    # Processor time: on a busy machine the rest is waiting for other tests.
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return json.loads(process.stdout.splitlines()[-1]), seconds
 
 

@@ -107,4 +107,4 @@ def test_a_run_killed_at_random_steps_ends_as_if_never_stopped(tmp_path):
     assert [row.split(",")[0] for row in history[1:]] == list("123456")
     # Nothing half-written is left.
     left = {p.name for p in killed.rglob("*") if p.name.startswith(".")}
-    assert all(name.endswith(".tmp") for name in left)
+    assert all(name == ".lock" or name.endswith(".tmp") for name in left)

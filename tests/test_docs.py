@@ -104,6 +104,15 @@ def test_a_recipe_can_be_planned(words, in_folder, capsys):
     assert capsys.readouterr().out
 
 
+def test_the_readme_shows_what_a_first_run_prints(in_folder, capsys):
+    shown, shown_later = code_blocks("README.md", "text")[:2]
+    assert run(["fit", "vae", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert shown[: len(plan)] == plan
+    assert run(["generate", "vae"]) == 0
+    assert capsys.readouterr().out == shown_later
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", words_of("fit"))
 def test_a_recipe_trains(words, in_folder, request):

@@ -32,15 +32,18 @@ QUICK = {
 }
 
 
+def is_slow(words):
+    """Whether a command takes seconds: exports, and the longer of two evaluations."""
+    exports = words[0] == "export" and "--check" not in words
+    return exports or words == ("evaluate", "vae")
+
+
 def words_of(*verbs):
-    """Each command of the pages with one of these verbs, once; exports are slow."""
+    """Each command of the pages with one of these verbs, once."""
     found = {tuple(words): page for page in PAGES for words in commands(page)}
     return [
         pytest.param(
-            words,
-            id=" ".join(words),
-            marks=[pytest.mark.slow]
-            * (words[0] == "export" and "--check" not in words),
+            words, id=" ".join(words), marks=[pytest.mark.slow] * is_slow(words)
         )
         for words in found
         if words[0] in verbs

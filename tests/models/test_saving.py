@@ -212,3 +212,15 @@ def test_a_mixed_model_comes_back_mixed(tmp_path, policy):
         policy.removeprefix("mixed_")
     }
     assert_equal(numbers(loaded.optimizer.variables), numbers(vae.optimizer.variables))
+
+
+def test_a_compiled_network_inside_a_model_is_saved_without_its_optimizer(tmp_path):
+    """Keras would warn of the optimizer's variables, and warnings are errors here."""
+    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
+    encoder = keras.Sequential(layers)
+    encoder.compile("adam", "mse")
+    vae = VAE(image_shape=(4, 4, 1), latent_dim=2, hidden_units=(3,), encoder=encoder)
+    vae.save(tmp_path / "vae.keras")
+    loaded = keras.saving.load_model(tmp_path / "vae.keras")
+    images = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
+    np.testing.assert_array_equal(loaded.encode(images), vae.encode(images))

@@ -11,9 +11,9 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
-# CPU time of the checks that a row of the conformance suite costs the default tests:
-# about 7 seconds on a quiet machine, and 20 for the rows that the costly checks run on.
-ROW_LIMIT_SECONDS, COVERING_ROW_LIMIT_SECONDS = 15.0, 45.0
+# CPU time of the checks that a row of the conformance suite costs the default tests. The
+# rows that the costly checks run on took 27 to 50 seconds beside other work.
+ROW_LIMIT_SECONDS, COVERING_ROW_LIMIT_SECONDS = 15.0, 90.0
 
 
 @pytest.fixture(scope="session")

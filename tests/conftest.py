@@ -11,9 +11,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
-# CPU time of the checks that a row of the conformance suite costs the default tests: the
-# others take 12 seconds on a quiet machine and up to 19 on a busy one; the rows that the
-# costly checks run on took 33 to 65 on a busy one.
+# CPU seconds that the checks of a row may cost the default tests. RecVAE's and BERT's take
+# 12 on a quiet machine and 19 on a busy one; rows of the costly checks 33 to 65.
 ROW_LIMIT_SECONDS, COVERING_ROW_LIMIT_SECONDS = 25.0, 150.0
 
 

@@ -11,8 +11,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
-# CPU seconds that the checks of a row may cost the default tests. RecVAE's and BERT's take
-# 12 on a quiet machine and 19 on a busy one; rows of the costly checks 33 to 65.
+# CPU seconds that the checks of a row may cost the default tests. RecVAE and BERT take
+# 12 on a quiet machine and 19 on a busy one; rows of the costly checks take 33 to 65.
 ROW_LIMIT_SECONDS, COVERING_ROW_LIMIT_SECONDS = 25.0, 150.0
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,7 +126,7 @@ def verify(
     for index in range(max(max(len(one.examples), 1) for one in signatures)):
         # Each size of example is a job; a signature without any has that of its specs.
         chosen = [
-            dataclasses.replace(one, examples=one.examples[index : index + 1])
+            replace(one, examples=one.examples[index : index + 1])
             for one in signatures
             if index < max(len(one.examples), 1)
         ]

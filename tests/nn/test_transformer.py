@@ -99,14 +99,7 @@ def block_by_hand(block, inputs, mask):
 
     by_layer = {
         name: [np.float64(w) for w in getattr(block, name).get_weights()]
-        for name in (
-            "first_norm",
-            "qkv",
-            "attention_output",
-            "second_norm",
-            "mlp_up",
-            "mlp_down",
-        )
+        for name in LAYERS
     }
     assert sum(len(w) for w in by_layer.values()) == len(block.weights)
     time, hidden_dim = inputs.shape

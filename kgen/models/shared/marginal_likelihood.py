@@ -66,14 +66,15 @@ class MarginalLikelihoodMixin:
             raise ValueError(
                 f"`num_samples` must be at least 1. Received: num_samples={num_samples}"
             )
-        arrays = self.signature("encode").check(images=images, labels=labels)
+        encode = self.signature("encode")
+        arrays = encode.check(images=images, labels=labels)
         images, labels = arrays["images"], arrays.get("labels")
         chunk = max(1, min(num_samples, 10_000 // batch_size))
         number = tf.TensorSpec([], tf.int64)
         graph = self.graph(
             f"log_weights/{chunk}",
             functools.partial(self._log_weight_sum, chunk),
-            **self.signature("encode").tensor_specs(),
+            **encode.tensor_specs(),
             seed=number,
             first=number,
             num_samples=number,

@@ -334,9 +334,7 @@ class GenerativeModel(keras.Model):
             return tf.cast(replica, tf.int64) * num_rows  # all have the same
         # The last batch of a pass may be split unevenly.
         replicas = tf.range(context.num_replicas_in_sync)
-        own = tf.where(
-            replicas > replica, num_rows, 0
-        )  # for the replicas after this one
+        own = tf.where(replicas > replica, num_rows, 0)  # counts for later replicas
         return context.all_reduce(tf.distribute.ReduceOp.SUM, own)[replica]
 
     def recording(

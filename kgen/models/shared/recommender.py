@@ -18,7 +18,6 @@ from kgen.nn.interactions import batch_ndcg, multi_hot, multi_hot_from_padded, t
 
 EXPORTED_ITEMS = 100  # largest k of the signature `recommend`
 
-
 ScoreRows = Callable[[tf.Tensor], tf.Tensor]
 
 

@@ -84,7 +84,8 @@ class InputSpec:
                 array = array.astype(self.dtype, copy=False)  # Its own limits count.
         if array.size and not np.all(self.is_valid(array)):
             low, high = (
-                f"{one:g}" if self.is_float else one for one in _extremes(array)
+                f"{one:g}" if self.is_float else one
+                for one in (array.min(), array.max())
             )
             self.refuse(name, f"values from {low} to {high}")
         return array
@@ -430,10 +431,6 @@ def _all_different(items: tf.RaggedTensor) -> tf.Tensor:
     rows = tf.cast(items.value_rowids(), tf.int64)
     pairs = rows * (tf.reduce_max(values) + 1) + values
     return tf.size(tf.unique(pairs)[0]) == tf.size(pairs)
-
-
-def _extremes(array: np.ndarray) -> tuple[Any, Any]:
-    return array.min(), array.max()
 
 
 def assertion(valid: Any, sentence: str, received: Any = ()) -> tf.Operation:

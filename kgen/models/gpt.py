@@ -9,18 +9,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.generation import DecodingState, TextGenerationMixin
+from kgen.models.shared.generation import TextGenerationMixin
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
-from kgen.models.shared.text_model import TOKENS, TextModelMixin, padded
+from kgen.models.shared.text_model import TOKENS, padded
 from kgen.nn import random
+from kgen.nn.decoding import DecodingState, multi_hot_tokens
 from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
 
 POSITIONS = ("rotary", "learned")
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
+class GPT(TextGenerationMixin, GenerativeModel):
     """Language model: the probability of each token, given the tokens before it.
 
     Args:
@@ -170,7 +171,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
 
         A token at position p is in slot p % context of the KV cache.
         """
-        seen_tokens = self.multi_hot_tokens(tokens)
+        seen_tokens = multi_hot_tokens(tokens, self.vocab_size)
         tokens, lengths = self._within_reach(tokens)
         positions = tf.range(tf.shape(tokens)[1])[None]
         hidden = self._embed(tokens, positions)
@@ -260,7 +261,7 @@ class GPT(TextGenerationMixin, TextModelMixin, GenerativeModel):
         return -tf.reduce_sum(losses * weights, axis=1)
 
     def signatures(self) -> list[Signature]:
-        """Returns `generate`, and its two halves `prefill` and `decode`."""
+        """Returns `generate`, `beam_search`, `prefill` and `decode`."""
         return self.generation_signatures()
 
     def _check_arguments(self) -> None:

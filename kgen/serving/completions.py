@@ -11,6 +11,7 @@ import numpy as np
 
 from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
 from kgen.data.tokenizers import Tokenizer
+from kgen.nn.decoding import STREAM_CHUNK
 from kgen.serving.batching import BadRequest, Batcher, Busy
 from kgen.serving.versions import Arrays, Version
 
@@ -152,6 +153,7 @@ class CompletionEngine:
         values = request.sampling | {
             "seeds": request.seed + index,
             "max_new_tokens": request.max_tokens,
+            "chunk_size": STREAM_CHUNK,
         }
         tokens, num_shown = np.zeros(0, np.int32), 0
         finish_reason = None

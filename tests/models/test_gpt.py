@@ -10,6 +10,7 @@ from kgen.data.tokenizers import CharTokenizer
 from kgen.models import GPT
 from kgen.models.shared.generation import CHUNK
 from kgen.nn import random
+from kgen.nn.decoding import DecodingState, beam_search
 from kgen.nn.sampling import next_tokens
 
 TEXT = "to be or not to be, that is the question."
@@ -57,13 +58,13 @@ def test_parameters_are_counted_to_the_last(options, expected):
     assert sum(np.prod(v.shape) for v in model.trainable_variables) == expected
 
 
-def test_no_two_layers_begin_alike():
+def test_no_two_layers_have_the_same_initial_values():
     matrices = [w.numpy() for w in make(positions="learned").weights if w.ndim == 2]
     starts = {tuple(matrix.ravel()[:4]) for matrix in matrices}
     assert len(starts) == len(matrices)
 
 
-def test_the_loss_is_the_mean_over_what_counts():
+def test_the_loss_is_the_mean_over_unmasked_tokens():
     model = make()
     tokens = tf.constant([[1, 2, 3, 4, 5], [6, 7, 8, -1, -1]])
     mask = tf.constant([[True, True, False, True, True], [True] * 5])
@@ -82,20 +83,22 @@ def test_the_loss_is_the_mean_over_what_counts():
     )
 
 
-def test_a_token_does_not_see_what_follows_nor_beyond_the_context():
+def test_attention_is_causal_and_ends_at_the_context():
     model = make(context=4, num_layers=1)
     tokens = np.array(prompts(10))
     before = model({"tokens": tokens}).numpy()
-    for place in range(10):
+    for position in range(10):
         changed = tokens.copy()
-        changed[0, place] = (changed[0, place] + 1) % 17
+        changed[0, position] = (changed[0, position] + 1) % 17
         after = model({"tokens": changed}).numpy()
         differs = np.abs(after - before)[0].max(axis=1) > 1e-6
         # One layer sees four tokens, its own among them.
-        assert differs.nonzero()[0].tolist() == list(range(place, min(place + 4, 10)))
+        assert differs.nonzero()[0].tolist() == list(
+            range(position, min(position + 4, 10))
+        )
 
 
-def test_weight_decay_leaves_out_norms_and_biases():
+def test_weight_decay_excludes_norms_and_biases():
     model = make()
     model.compile(keras.optimizers.AdamW(1e-9, weight_decay=1e8))
     before = [variable.numpy() for variable in model.trainable_variables]
@@ -118,7 +121,7 @@ def test_dropout_is_keyed_by_seed_step_and_row():
     assert abs(model._logits(batch["tokens"], keys) - first).numpy().max() > 1e-2
 
 
-def test_it_learns_a_text_by_heart():
+def test_it_overfits_one_text():
     model = make(tokenizer=CharTokenizer.of_text(TEXT).config(), hidden_dim=32)
     model.compile(keras.optimizers.Adam(3e-3))
     tokens = tf.constant([model.text.encode(TEXT)])
@@ -131,21 +134,21 @@ def test_it_learns_a_text_by_heart():
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_caches_give_the_logits_of_the_whole_text(positions):
+def test_the_kv_cache_gives_the_logits_of_the_whole_text(positions):
     model = make(positions=positions)
     lengths = (1, 3, 7) if positions == "learned" else (1, 3, 7, 12, 13, 30)
     rows = prompts(*lengths)
     longest = max(lengths)
     padded = tf.constant([row + [-1] * (longest - len(row)) for row in rows])
-    caches, logits, places, _ = model.prefill(padded)
+    cache, logits, next_positions, _ = model.prefill(padded)
     texts = [list(row) for row in rows]
     for token in range(5 if positions == "learned" else 30):
         for index, text in enumerate(texts):
             whole = model({"tokens": tf.constant([text])})[0, -1]
             np.testing.assert_allclose(logits[index], whole, atol=1e-4)
         new = [(token + index) % 17 for index in range(len(rows))]
-        caches, logits = model.decode_step(caches, tf.constant(new), places)
-        places += 1
+        cache, logits = model.decode_step(cache, tf.constant(new), next_positions)
+        next_positions += 1
         for text, one in zip(texts, new, strict=True):
             text.append(one)
 
@@ -164,18 +167,18 @@ def generated_without_a_cache(model, prompt, seed, num_tokens, settings):
     text = list(prompt)
     for index in range(num_tokens):
         logits = model({"tokens": tf.constant([text])})[:, -1]
-        held = tf.constant([[token in text for token in range(17)]])
+        seen = tf.constant([[token in text for token in range(17)]])
         keys = random.keys(seed, random.STREAM_GENERATE, index)
-        knobs = {
+        sampling = {
             name: tf.constant([value], "int32" if name == "top_k" else "float32")
             for name, value in settings.items()
         }
-        text.append(int(next_tokens(logits, held, keys[None], knobs)[0][0]))
+        text.append(int(next_tokens(logits, seen, keys[None], sampling)[0][0]))
     return text[len(prompt) :]
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_what_is_written_is_what_is_generated_without_a_cache(jit_compile):
+def test_generation_equals_generation_without_a_cache(jit_compile):
     model, rows = make(), prompts(2, 5, 12, 20)
     model.jit_compile = jit_compile
     limits = [CHUNK + 3, 3, 25, 1]
@@ -203,14 +206,14 @@ def test_a_row_depends_on_itself_alone():
     np.testing.assert_array_equal(longer[:15], together[0])
 
 
-def test_of_a_long_prompt_the_end_is_read(monkeypatch):
+def test_prefill_of_a_long_prompt_takes_its_end(monkeypatch):
     model = make()
     reach = 2 * 11 + 1
     [long] = prompts(5 * reach)
     lengths = []
-    read = model.prefill
+    prefill = model.prefill
     monkeypatch.setattr(
-        model, "prefill", lambda tokens: lengths.append(tokens.shape) or read(tokens)
+        model, "prefill", lambda tokens: lengths.append(tokens.shape) or prefill(tokens)
     )
     settings = {"repetition_penalty": 5.0, "top_k": 9}
     [received] = model.generate([long], max_new_tokens=10, seeds=1, **settings)
@@ -256,7 +259,7 @@ def test_nothing_is_traced_twice(monkeypatch, jit_compile):
     assert len(traces) == num_traces
 
 
-def test_a_beam_search_finds_what_trying_everything_finds():
+def test_beam_search_equals_a_search_by_hand():
     model = make(vocab_size=5)
     prompt = [1, 3]
     texts = [[a, b, c] for a in range(5) for b in range(5) for c in range(5)]
@@ -277,59 +280,91 @@ def test_a_beam_search_finds_what_trying_everything_finds():
     assert both[1].tolist() == [int(np.argmax(model({"tokens": tf.constant([[2]])})))]
 
 
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_beams_of_a_row_do_not_depend_on_those_of_others(positions):
+    model, rows = make(positions=positions, vocab_size=9), [[1], [3, 4], [5], [2] * 4]
+    beams, limits = [1, 5, 2, 3], [8, 3, 7, 5]
+    together = model.generate(rows, max_new_tokens=limits, num_beams=beams)
+    for row, found, num_beams, limit in zip(rows, together, beams, limits, strict=True):
+        [alone] = model.generate(
+            [row] * 2, max_new_tokens=limit, num_beams=[num_beams, 2]
+        )[:1]
+        assert found.tolist() == alone.tolist() and len(found) == limit
+    [greedy] = model.generate(rows[:1], max_new_tokens=8, temperature=0)
+    assert together[0].tolist() == greedy.tolist()
+
+
+def test_a_margin_of_beams_is_that_of_the_closest_choice():
+    """Two beams of a language without memory, whose next tokens are known."""
+    logits = tf.math.log([[0.5, 0.3, 0.2]])
+
+    def step(cache, tokens, positions):
+        return cache, tf.repeat(logits, tf.shape(tokens)[0], axis=0)
+
+    state = DecodingState((), logits, tf.constant([1]), None)
+    found, margins = beam_search(
+        step, state, max_tokens=tf.constant([2]), num_beams=tf.constant([2])
+    )
+    assert found.numpy().tolist() == [[0, 0]]
+    # Of the first token's beams 0.3 is kept before 0.2; of the last's 0.25 before 0.15.
+    np.testing.assert_allclose(margins, [[np.log(0.3 / 0.2)]], rtol=1e-5)
+
+
 # -- text ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def writer():
+def text_model():
     return make(tokenizer=CharTokenizer.of_text(TEXT).config(), hidden_dim=16)
 
 
-def test_text_comes_back_as_it_was_given(writer):
-    text = writer.generate("to be", max_new_tokens=20, seeds=3)
+def test_a_text_gives_a_text_and_a_list_a_list(text_model):
+    text = text_model.generate("to be", max_new_tokens=20, seeds=3)
     assert isinstance(text, str) and len(text) == 20
-    assert writer.generate(["to be"], max_new_tokens=20, seeds=3) == [text]
-    [tokens] = writer.generate(
-        [writer.text.encode("to be")], max_new_tokens=20, seeds=3
+    assert text_model.generate(["to be"], max_new_tokens=20, seeds=3) == [text]
+    [tokens] = text_model.generate(
+        [text_model.text.encode("to be")], max_new_tokens=20, seeds=3
     )
-    assert tokens.dtype == np.int32 and writer.text.decode(tokens) == text
-    assert writer.generate([]) == []
+    assert tokens.dtype == np.int32 and text_model.text.decode(tokens) == text
+    assert text_model.generate([]) == []
 
 
-def test_a_stop_ends_the_text_before_it(writer):
-    whole = writer.generate("to be", max_new_tokens=60, seeds=3)
+def test_a_text_ends_before_its_stop_sequence(text_model):
+    whole = text_model.generate("to be", max_new_tokens=60, seeds=3)
     stop = whole[21:23]
-    short = writer.generate("to be", max_new_tokens=60, seeds=3, stop=stop)
+    short = text_model.generate("to be", max_new_tokens=60, seeds=3, stop=stop)
     assert short == whole[: whole.find(stop)]
-    other = writer.generate(
+    other = text_model.generate(
         ["to be", "or"], max_new_tokens=60, seeds=[3, 4], stop=[stop, "que"]
     )
     assert other[0] == short
 
 
-def test_pieces_are_what_is_generated(writer):
-    whole = writer.generate("not", max_new_tokens=50, seeds=1, top_k=5)
-    pieces = list(writer.stream("not", max_new_tokens=50, seed=1, top_k=5))
-    assert "".join(pieces) == whole and len(pieces) > 3
+def test_streamed_chunks_make_the_generated_text(text_model):
+    whole = text_model.generate("not", max_new_tokens=50, seeds=1, top_k=5)
+    chunks = list(text_model.stream("not", max_new_tokens=50, seed=1, top_k=5))
+    assert "".join(chunks) == whole and len(chunks) > 3
     stop = whole[30:33]
-    pieces = list(writer.stream("not", max_new_tokens=50, seed=1, top_k=5, stop=stop))
-    assert "".join(pieces) == whole[: whole.find(stop)]
+    chunks = list(
+        text_model.stream("not", max_new_tokens=50, seed=1, top_k=5, stop=stop)
+    )
+    assert "".join(chunks) == whole[: whole.find(stop)]
 
 
-def test_scores_are_sums_of_log_probabilities(writer):
+def test_scores_are_sums_of_log_probabilities(text_model):
     texts = ["to be", "or not to be", "t"]
-    received = writer.score(texts)
+    received = text_model.score(texts)
     for text, score in zip(texts, received, strict=True):
-        tokens = tf.constant([writer.text.encode(text)])
-        log_probs = tf.nn.log_softmax(writer({"tokens": tokens}))[0].numpy()
+        tokens = tf.constant([text_model.text.encode(text)])
+        log_probs = tf.nn.log_softmax(text_model({"tokens": tokens}))[0].numpy()
         picked = [log_probs[i, int(t)] for i, t in enumerate(tokens[0, 1:])]
         assert score == pytest.approx(sum(picked), rel=1e-5, abs=1e-6)
 
 
-def test_a_loaded_model_writes_the_same(writer, tmp_path):
-    writer.save(tmp_path / "m.keras")
+def test_a_loaded_model_generates_the_same(text_model, tmp_path):
+    text_model.save(tmp_path / "m.keras")
     loaded = kgen.load(tmp_path / "m.keras")
-    assert loaded.generate("to", seeds=2) == writer.generate("to", seeds=2)
+    assert loaded.generate("to", seeds=2) == text_model.generate("to", seeds=2)
 
 
 # -- errors ------------------------------------------------------------------------
@@ -372,35 +407,35 @@ def test_arguments_out_of_range_are_refused(options, message):
         ({"repetition_penalty": 1e40}, "`repetition_penalty` .*from inf"),
         ({"repetition_penalty": 1e-46}, "`repetition_penalty` .*above 0 .*from 0"),
         ({"max_new_tokens": 10**11}, "`max_new_tokens` .*from 100000000000"),
-        ({"num_beams": 2.0}, "num_beams=2.0"),
-        ({"num_beams": 0}, "num_beams=0"),
+        ({"num_beams": 2.0}, "`num_beams` must be integers in .1, 15."),
+        ({"num_beams": 0}, "`num_beams` .*values from 0"),
         ({"num_beams": 2, "top_k": 3}, "no sampling parameters"),
         ({"stop": ""}, "`stop` must not be empty"),
         ({"stop": "Z"}, "'Z'"),
     ],
 )
-def test_settings_out_of_range_are_refused(writer, options, message):
+def test_sampling_parameters_out_of_range_are_refused(text_model, options, message):
     with pytest.raises(ValueError, match=message):
-        writer.generate("to", **options)
+        text_model.generate("to", **options)
 
 
-def test_prompts_that_cannot_be_read_are_refused(writer):
+def test_invalid_prompts_are_refused(text_model):
     with pytest.raises(ValueError, match="a token at least"):
-        writer.generate("")
+        text_model.generate("")
     with pytest.raises(ValueError, match="'Z'"):
-        writer.generate("Zebra")
+        text_model.generate("Zebra")
     with pytest.raises(ValueError, match="must lie in"):
-        writer.generate([[99]])
+        text_model.generate([[99]])
     for one in ([1, 2, 3], b"abc"):
         with pytest.raises(ValueError, match="One row alone is a list in a list"):
-            writer.generate(one)
+            text_model.generate(one)
     with pytest.raises(ValueError, match="float64"):
-        writer.generate([[1.5, 2]])
+        text_model.generate([[1.5, 2]])
     for number in (2**32 + 1, 2**40):
         with pytest.raises(ValueError, match=f"from {number} to {number}"):
-            writer.generate(np.array([[number]]))
+            text_model.generate(np.array([[number]]))
     with pytest.raises(TypeError, match="continues one text.*Received: list"):
-        next(writer.stream(["to"]))
+        next(text_model.stream(["to"]))
     with pytest.raises(TypeError, match="a model that has a tokenizer"):
         next(make().stream([1, 2]))
     with pytest.raises(ValueError, match="at most context . 1 tokens, 13"):

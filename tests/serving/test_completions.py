@@ -30,6 +30,7 @@ STATE = {
 NUMBERS = {
     "seeds": tf.int64,
     "num_generated": tf.int32,
+    "chunk_size": tf.int32,
     "max_new_tokens": tf.int32,
     "top_k": tf.int32,
     "temperature": tf.float32,

@@ -1,11 +1,12 @@
-"""Text generation: prefill, decoding in chunks, sampling, beam search, streaming."""
+"""Text generation: the verbs of a language model, and their signatures."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,9 +14,10 @@ import tensorflow as tf
 from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import InputSpec, StateSpec, TextSpec, TokenSpec
-from kgen.models.shared.text_model import ROWS_AT_A_TIME, TOKENS, padded
-from kgen.nn import random
-from kgen.nn.sampling import DEFAULT_SAMPLING, MAX_TOKENS, next_tokens
+from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
+from kgen.nn import decoding
+from kgen.nn.decoding import STREAM_CHUNK, DecodingState
+from kgen.nn.sampling import DEFAULT_SAMPLING, MAX_TOKENS
 
 SAMPLING: dict[str, InputSpec] = {
     "temperature": InputSpec(low=0),
@@ -26,28 +28,12 @@ SAMPLING: dict[str, InputSpec] = {
 }
 SEEDS = InputSpec(dtype="int64")
 MAX_NEW_TOKENS = InputSpec(dtype="int32", low=1, high=MAX_TOKENS)
-CHUNK = 64  # tokens of one call of the decoding loop
-STREAM_CHUNK = 8  # tokens of one call with a waiting client, or with stop sequences
+MAX_BEAMS = 64
+CHUNK = 64  # most tokens of one call of `decode`
 
 
-class DecodingState(NamedTuple):
-    """State between two steps of decoding, one row for each text.
-
-    Attributes:
-        cache: Keys and values of each block, [batch, heads, context, dim].
-        logits: Logits of the next token, float32 [batch, vocab_size].
-        positions: Position of the next token, int32 [batch].
-        seen_tokens: Tokens that the text holds so far, bool [batch, vocab_size].
-    """
-
-    cache: Any
-    logits: Any
-    positions: Any
-    seen_tokens: Any
-
-
-class TextGenerationMixin:
-    """Generation for a `TextModelMixin` that defines `prefill` and `decode_step`.
+class TextGenerationMixin(TextModelMixin):
+    """Generation for a text model that defines `prefill` and `decode_step`.
 
     `prefill(tokens)` runs the network over prompts and returns a `DecodingState`.
     `decode_step(cache, tokens, positions)` appends a token to each row and returns the
@@ -55,113 +41,14 @@ class TextGenerationMixin:
     than the context.
     """
 
-    text: Any
-    vocab_size: Any
-    context: int
-    hidden_dim: int
-    num_heads: int
-    num_layers: int
     is_endless: Any
     jit_compile: bool
     compute_dtype: Any
     prefill: Any
     decode_step: Any
     graph: Any
-    check_tokens: Any
-    encode: Any
-    tokenizer_files: Any
-    transformer_layers: Any
-
-    # -- the decoding loop ----------------------------------------------------
-
-    def multi_hot_tokens(self, tokens):
-        """The tokens that each row holds: bool [batch, vocab_size]."""
-        num_rows = tf.shape(tokens)[0]
-        rows = tf.range(num_rows)[:, None] + tf.zeros_like(tokens)
-        columns = tf.where(tokens < 0, self.vocab_size, tokens)  # one for the padding
-        counts = tf.tensor_scatter_nd_update(
-            tf.zeros([num_rows, self.vocab_size + 1], tf.int32),
-            tf.stack([rows, columns], axis=2),
-            tf.ones_like(tokens),
-        )
-        return counts[:, : self.vocab_size] > 0
-
-    def _decode(self, state, seeds, num_generated, max_tokens, sampling, chunk):
-        """Generates up to `chunk` tokens for each row, and at most `max_tokens` in all.
-
-        Args:
-            state: A `DecodingState`.
-            seeds: int64 [batch].
-            num_generated: Tokens generated for each row before, int32 [batch].
-            max_tokens: Tokens to generate for each row in all, int32 [batch].
-            sampling: Sampling parameters: see `next_tokens`.
-            chunk: A scalar; for XLA no tensor.
-
-        Returns:
-            Tokens, int32 [batch, chunk], -1 after the last of a row; their margins over
-            the second-best candidates, float32; and the next state.
-        """
-        columns = tf.range(chunk)[None]
-        noise_keys = random.keys(seeds, random.STREAM_GENERATE)
-
-        def step(column, tokens, margins, state):
-            keys = random.fold_in(noise_keys, num_generated + column)
-            new, margin = next_tokens(state.logits, state.seen_tokens, keys, sampling)
-            active = num_generated + column < max_tokens
-            new = tf.where(active, new, -1)
-            margin = tf.where(active, margin, math.inf)
-            is_here = columns == column
-            tokens = tf.where(is_here, new[:, None], tokens)
-            margins = tf.where(is_here, margin[:, None], margins)
-            seen_tokens = state.seen_tokens | self.multi_hot_tokens(new[:, None])
-            cache, logits = self.decode_step(state.cache, new, state.positions)
-            state = DecodingState(cache, logits, state.positions + 1, seen_tokens)
-            return column + 1, tokens, margins, state
-
-        shape = [tf.shape(state.logits)[0], chunk]
-        _, tokens, margins, state = tf.while_loop(
-            lambda column, *_: tf.reduce_any(num_generated + column < max_tokens),
-            step,
-            (0, tf.fill(shape, -1), tf.fill(shape, math.inf), state),
-            maximum_iterations=2**31 - 1,  # a constant: ONNX has no loop without one
-        )
-        return tokens, margins, state
-
-    def _beam_search(self, tokens, max_tokens, chunk, num_beams):
-        """The likeliest continuations of a beam search: int32 [batch, chunk]."""
-        state = self.prefill(tokens)
-        num_rows, vocab_size = tf.shape(tokens)[0], self.vocab_size
-        cache, logits, positions = tf.nest.map_structure(
-            lambda one: tf.repeat(one, num_beams, axis=0), state[:3]
-        )
-        first = tf.range(num_rows)[:, None] * num_beams  # of the beams of each row
-        beams = tf.range(num_beams)[None]
-
-        def step(column, found, scores, cache, logits, positions):
-            log_probs = tf.nn.log_softmax(logits)
-            log_probs = tf.reshape(log_probs, [num_rows, -1, vocab_size])
-            totals = tf.reshape(scores[..., None] + log_probs, [num_rows, -1])
-            totals, best = tf.math.top_k(totals, num_beams)
-            active = (column < max_tokens)[:, None]
-            tokens = tf.where(active, best % vocab_size, -1)
-            parents = tf.where(active, best // vocab_size, beams)
-            scores = tf.where(active, totals, scores)
-            order = tf.reshape(first + parents, [-1])
-            found = tf.gather(found, parents, batch_dims=1)
-            found = tf.where(tf.range(chunk) == column, tokens[..., None], found)
-            cache = tuple(tf.gather(one, order) for one in cache)
-            cache, logits = self.decode_step(cache, tf.reshape(tokens, [-1]), positions)
-            return column + 1, found, scores, cache, logits, positions + 1
-
-        found = tf.fill([num_rows, num_beams, chunk], -1)
-        # All beams are equal at first: only one takes part in the first choice.
-        scores = tf.where(beams == 0, 0.0, -1e9) + tf.zeros([num_rows, 1])
-        _, found, *_ = tf.while_loop(
-            lambda column, *_: column < chunk,
-            step,
-            (0, found, scores, cache, logits, positions),
-        )
-        return found[:, 0]
+    run: Any
+    signature: Any
 
     # -- use ------------------------------------------------------------------
 
@@ -172,7 +59,7 @@ class TextGenerationMixin:
         max_new_tokens: Any = 100,
         seeds: Any = 0,
         stop: str | Sequence[str] = (),
-        num_beams: int = 1,
+        num_beams: Any = 1,
         **sampling: Any,
     ) -> Any:
         """Continues prompts; each row depends on its own prompt, seed and parameters.
@@ -190,7 +77,7 @@ class TextGenerationMixin:
                 is that of the first row, and the next rows have the next integers.
             stop: Stop sequences: a row ends before the first of them.
             num_beams: Above 1: the likeliest text that a beam search finds, without
-                noise and sampling parameters.
+                noise and sampling parameters; at most 64, and the number of tokens.
             **sampling: `temperature` (default 1; 0: always the likeliest token),
                 `top_k` (0: all), `top_p` (1), `min_p` (0), `repetition_penalty` (1):
                 see `kgen.nn.sampling.next_tokens`.
@@ -205,14 +92,28 @@ class TextGenerationMixin:
         """
         rows, is_text = self.tokens_of(prompts)
         stops = self._stop_sequences(stop)
-        arrays = self._parameters(rows, max_new_tokens, seeds, sampling)
-        self._check_beams(num_beams, sampling)
+        arrays = self._parameters(
+            rows, seeds, max_new_tokens=max_new_tokens, num_beams=num_beams, **sampling
+        )
+        beams = arrays.pop("num_beams")
+        is_search = bool((beams > 1).any())
+        if is_search and sampling:
+            raise ValueError(
+                "A beam search has no noise, and so no sampling parameters. Received: "
+                f"num_beams={num_beams} and {', '.join(sampling)}."
+            )
         generated: list[np.ndarray] = []
         for start in range(0, len(rows), ROWS_AT_A_TIME):
             part = slice(start, start + ROWS_AT_A_TIME)
             some = {name: values[part] for name, values in arrays.items()}
-            if num_beams > 1:
-                generated += self._search(rows[part], some["max_new_tokens"], num_beams)
+            if is_search:
+                found = self.run(
+                    "beam_search",
+                    tokens=padded(rows[part]),
+                    max_new_tokens=some["max_new_tokens"],
+                    num_beams=beams[part],
+                )["generated"]
+                generated += [row[row >= 0] for row in found]
             else:
                 *_, tokens = self._chunks(rows[part], some, stops)
                 generated += tokens
@@ -249,7 +150,7 @@ class TextGenerationMixin:
             )
         rows, _ = self.tokens_of([prompt])
         stops = self._stop_sequences(stop)
-        arrays = self._parameters(rows, max_new_tokens, seed, sampling)
+        arrays = self._parameters(rows, seed, max_new_tokens=max_new_tokens, **sampling)
         [max_tokens], num_shown = arrays["max_new_tokens"], 0
         for (tokens,) in self._chunks(rows, arrays, stops, STREAM_CHUNK):
             is_whole = len(tokens) == max_tokens
@@ -279,9 +180,16 @@ class TextGenerationMixin:
             self.text.encode(text)  # Refuses a text that can never be generated.
         return stops
 
-    def _parameters(self, rows, max_new_tokens, seeds, sampling):
+    def _parameters(self, rows, seeds, **values):
         """Limits, seeds and sampling parameters: an array of each, a value per row."""
-        unknown = sorted(sampling.keys() - SAMPLING.keys())
+        # Exports limit the tokens of a request. Python does not.
+        specs = {
+            **SAMPLING,
+            "max_new_tokens": dataclasses.replace(MAX_NEW_TOKENS, high=None),
+            "num_beams": self._num_beams,
+            "seeds": SEEDS,
+        }
+        unknown = sorted(values.keys() - specs.keys())
         if unknown:
             raise ValueError(
                 f"Sampling parameters are {', '.join(SAMPLING)}. "
@@ -290,15 +198,10 @@ class TextGenerationMixin:
         seeds = SEEDS.check("seeds", np.atleast_1d(np.asarray(seeds)))
         if len(seeds) == 1:
             seeds = seeds + np.arange(len(rows))
-        values = DEFAULT_SAMPLING | sampling
-        values |= {"max_new_tokens": max_new_tokens, "seeds": seeds}
-        limit = dataclasses.replace(MAX_NEW_TOKENS, high=None)
-        specs = {**SAMPLING, "max_new_tokens": limit, "seeds": SEEDS}
         arrays = {}
-        for name, spec in specs.items():
-            value = values[name]
+        for name, value in (DEFAULT_SAMPLING | values | {"seeds": seeds}).items():
             value = np.full(len(rows), value) if np.ndim(value) == 0 else value
-            arrays[name] = spec.cast(spec.check(name, value, len(rows)))
+            arrays[name] = specs[name].cast(specs[name].check(name, value, len(rows)))
         lengths = zip(rows, arrays["max_new_tokens"], strict=True)
         longest = max((len(row) + most for row, most in lengths), default=0)
         if not self.is_endless and longest > self.context:
@@ -310,218 +213,198 @@ class TextGenerationMixin:
             )
         return arrays
 
-    def _check_beams(self, num_beams, sampling):
-        is_integer = isinstance(num_beams, int | np.integer)
-        if not is_integer or not 1 <= num_beams <= self.vocab_size:
-            raise ValueError(
-                f"`num_beams` must be in [1, {self.vocab_size}], the number of tokens. "
-                f"Received: num_beams={num_beams}"
-            )
-        if num_beams > 1 and sampling:
-            raise ValueError(
-                "A beam search has no noise, and so no sampling parameters. Received: "
-                f"num_beams={num_beams} and {', '.join(sampling)}."
-            )
-
     def _chunks(self, rows, arrays, stops, chunk=None):
         """Yields all tokens of each row so far, chunk by chunk, until all end."""
-        cache = tf.TensorSpec(
-            [None, self.num_heads, self.context, self.hidden_dim // self.num_heads],
-            self.compute_dtype,
-        )
-        state_spec = DecodingState(
-            (cache,) * (2 * self.num_layers),
-            tf.TensorSpec([None, self.vocab_size], tf.float32),
-            tf.TensorSpec([None], tf.int32),
-            tf.TensorSpec([None, self.vocab_size], tf.bool),
-        )
-        prefill = self.graph("prefill", self.prefill, tokens=TOKENS)
-        decode = self.graph(
-            "decode",
-            lambda **values: self._decode(**values, chunk=CHUNK),
-            jit_compile=self.jit_compile,
-            state=state_spec,
-            seeds=tf.TensorSpec([None], tf.int64),
-            num_generated=tf.TensorSpec([None], tf.int32),
-            max_tokens=tf.TensorSpec([None], tf.int32),
-            sampling={name: spec.tensor_spec() for name, spec in SAMPLING.items()},
-        )
+        prefill = self._traced("prefill")
+        decode = self._traced("decode", self.jit_compile)
         num_rows = len(rows)
         if self.jit_compile:
             # XLA compiles for each number of rows: padding leaves few numbers.
             spare = (0, 2 ** math.ceil(math.log2(num_rows)) - num_rows)
             rows = rows + rows[:1] * spare[1]
             arrays = {name: np.pad(values, spare) for name, values in arrays.items()}
-        max_tokens, num_generated = arrays["max_new_tokens"].copy(), 0
-        seeds = tf.constant(arrays["seeds"])
-        sampling = {name: tf.constant(arrays[name]) for name in SAMPLING}
+        request = {name: tf.constant(values) for name, values in arrays.items()}
+        max_tokens, num_generated = arrays["max_new_tokens"], 0
         state = prefill(tokens=tf.constant(padded(rows)))
         tokens = np.zeros((num_rows, 0), np.int32)
         chunk = chunk or (STREAM_CHUNK if stops else CHUNK)
         while num_generated < max(max_tokens):
-            size = min(chunk, max(max_tokens) - num_generated)
-            new, _, state = decode(
-                state=state,
-                seeds=seeds,
+            outputs = decode(
+                **request | {"max_new_tokens": tf.constant(max_tokens)} | state,
                 num_generated=tf.fill([len(rows)], num_generated),
-                max_tokens=tf.constant(np.minimum(max_tokens, num_generated + size)),
-                sampling=sampling,
+                chunk_size=tf.fill([len(rows)], chunk),
             )
+            state = {name: outputs[name] for name in state}
+            size = min(chunk, max(max_tokens) - num_generated)
+            new = outputs["tokens"].numpy()[:num_rows, :size]
+            tokens = np.concatenate([tokens, new], axis=1)
             num_generated += int(size)
-            tokens = np.concatenate([tokens, new.numpy()[:num_rows, :size]], axis=1)
             found = [row[row >= 0] for row in tokens]
-            for index, row in enumerate(found):
-                text = self.text.decode(row) if stops else ""
-                if truncate_at_stop(text, stops) != text:
-                    max_tokens[index] = 0  # It has ended.
+            texts = [self.text.decode(row) for row in found] if stops else []
+            ended = [truncate_at_stop(text, stops) != text for text in texts]
+            ended += [False] * (len(rows) - len(ended))
+            max_tokens = np.where(ended, 0, max_tokens)
             yield found
 
-    def _search(self, rows, max_tokens, num_beams):
-        graph = self.graph(
-            f"search/{num_beams}",
-            lambda **values: self._beam_search(**values, num_beams=num_beams),
-            tokens=TOKENS,
-            max_tokens=tf.TensorSpec([None], tf.int32),
-            chunk=tf.TensorSpec([], tf.int32),
-        )
-        found = graph(
-            tokens=tf.constant(padded(rows)),
-            max_tokens=tf.constant(max_tokens),
-            chunk=tf.constant(max(max_tokens)),
-        ).numpy()
-        return [row[row >= 0] for row in found]
+    def _traced(self, name, jit_compile=False):
+        signature = self.signature(name, "tokens")
+        specs = signature.tensor_specs()
+        return self.graph(name, signature.function, jit_compile=jit_compile, **specs)
 
     # -- signatures -----------------------------------------------------------
 
     def generation_signatures(self) -> list[Signature]:
-        """Returns `generate`, from prompts to continuations; and `prefill`, `decode`.
+        """Returns `generate`, `beam_search`, and the halves `prefill` and `decode`.
 
         Prompts are text in SavedModel where the tokenizer runs in a graph, and else
         tokens. Sampling parameters are inputs, one value for each row. With "learned"
         positions a text ends where the context does.
 
         `prefill` turns prompts into a state; `decode` takes it and returns the next
-        tokens, -1 after the last, whether there are more to generate, and the next
-        state, zeros at the end: so a server streams many texts at once.
+        `chunk_size` tokens, -1 after the last, whether there are more to generate, and
+        the next state, zeros at the end: so a server streams many texts at once.
         """
-        limit = None if self.is_endless else self.context - 1
-        in_graph = self.text is not None and self.text.in_graph
-        texts = TextSpec(max_tokens=limit)
-        rows = TokenSpec(high=self.vocab_size - 1, min_tokens=1, max_tokens=limit)
-        prompt: dict[str, InputSpec] = {"tokens": rows}
-        if in_graph:
-            prompt = {"prompts": texts}
+        tokens = {
+            "tokens": TokenSpec(
+                high=self.vocab_size - 1, min_tokens=1, max_tokens=self._longest_prompt
+            )
+        }
         request = {"seeds": SEEDS, "max_new_tokens": MAX_NEW_TOKENS, **SAMPLING}
+        search = {"max_new_tokens": MAX_NEW_TOKENS, "num_beams": self._num_beams}
         cache = (2 * self.num_layers, self.num_heads, self.context)
         state = {
-            "cache": StateSpec((*cache, self.hidden_dim // self.num_heads)),
+            "cache": StateSpec(
+                (*cache, self.hidden_dim // self.num_heads), self.compute_dtype
+            ),
             "logits": StateSpec((self.vocab_size,)),
             "positions": StateSpec(dtype="int32"),
             "seen_tokens": StateSpec((self.vocab_size,), "bool"),
         }
+        progress = {
+            "num_generated": InputSpec(dtype="int32", low=0),
+            "chunk_size": InputSpec(dtype="int32", low=1, high=CHUNK),
+        }
+        kinds = dict.fromkeys(state, "state")
 
-        def tokens_in(prompts=None, tokens=None):
-            if prompts is None:
-                return tokens
+        def signature(name, function, inputs, outputs, **options):
+            return Signature(
+                name,
+                lambda **inputs: function(**inputs)[0],
+                inputs,
+                outputs,
+                layers=self.transformer_layers(),
+                examples=(functools.partial(self._example, inputs),),
+                files=self.tokenizer_files(),
+                max_rows=ROWS_AT_A_TIME,
+                margins=lambda **inputs: function(**inputs)[1],
+                **options,
+            )
+
+        half = {"runtimes": ("saved_model",), "tolerance": 1e-4, "verified_rows": 8}
+        generated = {"generated": "tokens"}
+        of_prompts = [
+            signature("generate", self._sample, {**tokens, **request}, generated),
+            signature("beam_search", self._search, {**tokens, **search}, generated),
+            signature("prefill", self._prefill, tokens, kinds, role="prefill", **half),
+        ]
+        decode = signature(
+            "decode",
+            self._decode,
+            {**state, **progress, **request},
+            {"tokens": "tokens", "active": "state", **kinds},
+            role="decode",
+            **half,
+        )
+        if self.text is None or not self.text.in_graph:
+            return [*of_prompts, decode]
+        of_texts = [self._of_text(one) for one in of_prompts]
+        others = [
+            dataclasses.replace(one, runtimes=one.runtimes[1:]) for one in of_prompts
+        ]
+        return [*of_texts, decode, *others]
+
+    def _of_text(self, signature):
+        """The signature in SavedModel, from texts and to texts instead of tokens."""
+        texts = TextSpec(max_tokens=self._longest_prompt)
+        inputs = {"prompts": texts, **signature.inputs}
+        del inputs["tokens"]
+
+        def encoded(prompts):
             return texts.encode("prompts", prompts, self.text)
 
-        def generate(seeds, max_new_tokens, prompts=None, tokens=None, **sampling):
-            state = self.prefill(tokens_in(prompts, tokens))
-            num_generated = tf.zeros_like(max_new_tokens)
-            limits = self._max_tokens(max_new_tokens, num_generated, state.positions)
-            chunk = tf.maximum(tf.reduce_max(limits), 0)  # There may be no rows.
-            return self._decode(state, seeds, num_generated, limits, sampling, chunk)
+        def function(prompts, **inputs):
+            outputs = signature.function(tokens=encoded(prompts), **inputs)
+            if "generated" not in outputs:
+                return outputs
+            return {"text": self.text.decode_ids(outputs["generated"])}
 
-        def generate_text(**inputs):
-            return {"text": self.text.decode_ids(generate(**inputs)[0])}
+        def margins(prompts, **inputs):
+            return signature.margins(tokens=encoded(prompts), **inputs)
 
-        def generate_tokens(**inputs):
-            return {"generated": generate(**inputs)[0]}
+        is_state = signature.role == "prefill"
+        return dataclasses.replace(
+            signature,
+            function=function,
+            inputs=inputs,
+            outputs=signature.outputs if is_state else {"text": "text"},
+            runtimes=("saved_model",),
+            examples=(functools.partial(self._example, inputs),),
+            margins=margins,
+        )
 
-        def prefill(**prompt):
-            return _packed(self.prefill(tokens_in(**prompt)))
+    @property
+    def _longest_prompt(self):
+        return None if self.is_endless else self.context - 1
 
-        def decode_chunk(seeds, max_new_tokens, num_generated, **inputs):
-            state = DecodingState(*(inputs.pop(name) for name in DecodingState._fields))
-            state = state._replace(cache=tuple(tf.unstack(state.cache, axis=1)))
-            limits = self._max_tokens(max_new_tokens, num_generated, state.positions)
-            end = tf.minimum(limits, num_generated + STREAM_CHUNK)
-            tokens, margins, state = self._decode(
-                state, seeds, num_generated, end, inputs, STREAM_CHUNK
-            )
-            active = num_generated + STREAM_CHUNK < limits
-            return {
-                "tokens": tokens,
-                "active": active,
-                **_packed(state, active),
-            }, margins
+    @property
+    def _num_beams(self):
+        return InputSpec(dtype="int32", low=1, high=min(self.vocab_size, MAX_BEAMS))
 
-        def example(num_rows):
-            values = self._example(num_rows)
-            if in_graph:
-                tokens = values.pop("tokens")
-                values["prompts"] = [self.text.decode(row).encode() for row in tokens]
-            return values
+    def _sample(self, tokens, seeds, max_new_tokens, **sampling):
+        state = self.prefill(tokens)
+        num_generated = tf.zeros_like(max_new_tokens)
+        max_tokens = self._max_tokens(max_new_tokens, num_generated, state.positions)
+        generated, margins, _ = decoding.sample(
+            self.decode_step,
+            state,
+            seeds=seeds,
+            num_generated=num_generated,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            width=tf.maximum(tf.reduce_max(max_tokens), 0),  # There may be no rows.
+        )
+        return {"generated": generated}, margins
 
-        def example_of_prefill(num_rows):
-            values = example(num_rows)
-            return {name: values[name] for name in prompt}
+    def _search(self, tokens, max_new_tokens, num_beams):
+        state = self.prefill(tokens)
+        generated, margins = decoding.beam_search(
+            self.decode_step,
+            state,
+            max_tokens=self._max_tokens(max_new_tokens, 0, state.positions),
+            num_beams=num_beams,
+        )
+        return {"generated": generated}, margins
 
-        def example_of_decode(num_rows):
-            values = self._example(num_rows)
-            state = _packed(self.prefill(tf.constant(values.pop("tokens"))))
-            state = {name: value.numpy() for name, value in state.items()}
-            num_generated = np.arange(num_rows, dtype=np.int32) % 5
-            return {**state, "num_generated": num_generated, **values}
+    def _prefill(self, tokens):
+        no_ties = tf.fill([tf.shape(tokens)[0], 1], math.inf)
+        return _packed(self.prefill(tokens)), no_ties
 
-        kinds = dict.fromkeys(state, "state")
-        shared: dict[str, Any] = {
-            "layers": self.transformer_layers(),
-            "runtimes": ("saved_model",),
-            "files": self.tokenizer_files(),
-            "max_rows": ROWS_AT_A_TIME,
-        }
-        halves = shared | {"tolerance": 1e-4, "verified_rows": 8}
-        written = {"num_generated": InputSpec(dtype="int32", low=0)}
-        return [
-            Signature(
-                "generate",
-                generate_text if in_graph else generate_tokens,
-                {**prompt, **request},
-                {"text": "text"} if in_graph else {"generated": "tokens"},
-                examples=(example,),
-                margins=lambda **inputs: generate(**inputs)[1],
-                **shared,
-            ),
-            Signature(
-                "prefill",
-                prefill,
-                prompt,
-                kinds,
-                examples=(example_of_prefill,),
-                role="prefill",
-                **halves,
-            ),
-            Signature(
-                "decode",
-                lambda **inputs: decode_chunk(**inputs)[0],
-                {**state, **written, **request},
-                {"tokens": "tokens", "active": "state", **kinds},
-                examples=(example_of_decode,),
-                role="decode",
-                margins=lambda **inputs: decode_chunk(**inputs)[1],
-                **halves,
-            ),
-            Signature(
-                "generate",
-                generate_tokens,
-                {"tokens": rows, **request},
-                {"generated": "tokens"},
-                examples=(self._example,),
-                margins=lambda **inputs: generate(**inputs)[1],
-                **shared | {"runtimes": ("onnx",)},
-            ),
-        ]
+    def _decode(self, num_generated, chunk_size, seeds, max_new_tokens, **inputs):
+        state = DecodingState(*(inputs.pop(name) for name in DecodingState._fields))
+        state = state._replace(cache=tuple(tf.unstack(state.cache, axis=1)))
+        max_tokens = self._max_tokens(max_new_tokens, num_generated, state.positions)
+        end = num_generated + chunk_size
+        tokens, margins, state = decoding.sample(
+            self.decode_step,
+            state,
+            seeds=seeds,
+            num_generated=num_generated,
+            max_tokens=tf.minimum(max_tokens, end),
+            sampling=inputs,
+            width=CHUNK,
+        )
+        active = end < max_tokens
+        return {"tokens": tokens, "active": active, **_packed(state, active)}, margins
 
     def _max_tokens(self, max_new_tokens, num_generated, positions):
         """Tokens to generate for each row in all, int32 [batch]."""
@@ -529,8 +412,8 @@ class TextGenerationMixin:
             return max_new_tokens
         return tf.minimum(max_new_tokens, num_generated + self.context - positions)
 
-    def _example(self, num_rows):
-        """Prompts of several lengths, with sampling parameters of all kinds."""
+    def _example(self, names, num_rows):
+        """Inputs of these names, with prompts of several lengths."""
         rng, rows = np.random.default_rng(0), np.arange(num_rows)
         half = max(self.context // 2, 1)
         most = min(half, STREAM_CHUNK + 4)
@@ -539,16 +422,26 @@ class TextGenerationMixin:
         tokens = rng.integers(0, self.vocab_size, (num_rows, longest), np.int32)
         # The first row has the most, so that all batches are as wide.
         limits = np.where(rows == 0, most, rng.integers(1, most + 1, num_rows))
-        return {
+        values = {
             "tokens": np.where(np.arange(longest) < lengths[:, None], tokens, -1),
             "seeds": rows,
             "max_new_tokens": limits.astype(np.int32),
+            "num_beams": np.minimum(1 + rows % 3, self.vocab_size).astype(np.int32),
+            "num_generated": (rows % 5).astype(np.int32),
+            "chunk_size": np.full(num_rows, STREAM_CHUNK, np.int32),
             "temperature": np.array([0, 0.7, 1], np.float32)[rows % 3],
             "top_k": np.array([0, 5], np.int32)[rows % 2],
             "top_p": np.array([1, 0.9], np.float32)[rows // 2 % 2],
             "min_p": np.array([0, 0.02], np.float32)[rows // 4 % 2],
             "repetition_penalty": np.array([1, 1.2], np.float32)[rows // 8 % 2],
         }
+        if "prompts" in names:
+            texts = [self.text.decode(row) for row in values["tokens"]]
+            values["prompts"] = [text.encode() for text in texts]
+        if "cache" in names:
+            state, _ = self._prefill(tf.constant(values["tokens"]))
+            values |= {name: value.numpy() for name, value in state.items()}
+        return {name: values[name] for name in names}
 
 
 def _packed(state: DecodingState, active: Any = None) -> dict[str, tf.Tensor]:

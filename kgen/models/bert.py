@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
-from kgen.models.shared.specs import TextSpec, TokenSpec
+from kgen.models.shared.specs import InputSpec, TokenSpec
 from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
 from kgen.nn import random
 from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
@@ -289,56 +289,32 @@ class BERT(TextModelMixin, GenerativeModel):
         The mask is the token `vocab_size`. Text in SavedModel, where the tokenizer runs
         in a graph; tokens in ONNX.
         """
-        limits: dict[str, Any] = {"min_tokens": 1, "max_tokens": self.context}
-        rows = TokenSpec(high=self.highest_token, **limits)
-        text_spec = TextSpec(**limits)
-        in_graph = self.text is not None and self.text.in_graph
-        both: dict[str, Any] = {
-            "layers": self.transformer_layers(),
-            "max_rows": ROWS_AT_A_TIME,
+        inputs: dict[str, InputSpec] = {
+            "tokens": TokenSpec(
+                high=self.highest_token, min_tokens=1, max_tokens=self.context
+            )
         }
-        of_tokens = both | {
+        shared: dict[str, Any] = {
+            "layers": self.transformer_layers(),
             "examples": (self._example,),
             "files": self.tokenizer_files(),
+            "max_rows": ROWS_AT_A_TIME,
         }
-
-        def embed_text(texts):
-            tokens = text_spec.encode("texts", texts, self.text)
-            return {"embeddings": self._embeddings(tokens)}
-
-        def example_texts(num_rows):
-            tokens = np.minimum(self._example(num_rows)["tokens"], self.vocab_size - 1)
-            return {"texts": [self.text.decode(row) for row in tokens]}
-
-        signatures = [
-            Signature(
-                "embed",
-                lambda tokens: {"embeddings": self._embeddings(tokens)},
-                {"tokens": rows},
-                {"embeddings": "latent"},
-                runtimes=("onnx",) if in_graph else ("saved_model", "onnx"),
-                **of_tokens,
-            ),
-            Signature(
-                "fill",
-                lambda tokens: {"log_probabilities": self._log_probabilities(tokens)},
-                {"tokens": rows},
-                {"log_probabilities": "latent"},
-                **of_tokens,
-            ),
-        ]
-        if in_graph:
-            of_text = Signature(
-                "embed",
-                embed_text,
-                {"texts": text_spec},
-                {"embeddings": "latent"},
-                examples=(example_texts,),
-                runtimes=("saved_model",),
-                **both,
-            )
-            signatures.insert(0, of_text)
-        return signatures
+        embed = Signature(
+            "embed",
+            lambda tokens: {"embeddings": self._embeddings(tokens)},
+            inputs,
+            {"embeddings": "latent"},
+            **shared,
+        )
+        fill = Signature(
+            "fill",
+            lambda tokens: {"log_probabilities": self._log_probabilities(tokens)},
+            inputs,
+            {"log_probabilities": "latent"},
+            **shared,
+        )
+        return [*self.text_forms("texts", [embed]), fill]
 
     def _example(self, num_rows):
         """Rows of several lengths, with masks in them."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
 from kgen.models.shared.signatures import Signature
-from kgen.models.shared.specs import InputSpec, StateSpec, TextSpec, TokenSpec
+from kgen.models.shared.specs import InputSpec, StateSpec, TokenSpec
 from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
 from kgen.nn import decoding
 from kgen.nn.decoding import STREAM_CHUNK, DecodingState
@@ -264,9 +264,10 @@ class TextGenerationMixin(TextModelMixin):
         `chunk_size` tokens, -1 after the last, whether there are more to generate, and
         the next state, zeros at the end: so a server streams many texts at once.
         """
+        longest = None if self.is_endless else self.context - 1
         tokens = {
             "tokens": TokenSpec(
-                high=self.vocab_size - 1, min_tokens=1, max_tokens=self._longest_prompt
+                high=self.vocab_size - 1, min_tokens=1, max_tokens=longest
             )
         }
         request = {"seeds": SEEDS, "max_new_tokens": MAX_NEW_TOKENS, **SAMPLING}
@@ -315,46 +316,7 @@ class TextGenerationMixin(TextModelMixin):
             role="decode",
             **half,
         )
-        if self.text is None or not self.text.in_graph:
-            return [*of_prompts, decode]
-        of_texts = [self._of_text(one) for one in of_prompts]
-        others = [
-            dataclasses.replace(one, runtimes=one.runtimes[1:]) for one in of_prompts
-        ]
-        return [*of_texts, decode, *others]
-
-    def _of_text(self, signature):
-        """The signature in SavedModel, from texts and to texts instead of tokens."""
-        texts = TextSpec(max_tokens=self._longest_prompt)
-        inputs = {"prompts": texts, **signature.inputs}
-        del inputs["tokens"]
-
-        def encoded(prompts):
-            return texts.encode("prompts", prompts, self.text)
-
-        def function(prompts, **inputs):
-            outputs = signature.function(tokens=encoded(prompts), **inputs)
-            if "generated" not in outputs:
-                return outputs
-            return {"text": self.text.decode_ids(outputs["generated"])}
-
-        def margins(prompts, **inputs):
-            return signature.margins(tokens=encoded(prompts), **inputs)
-
-        is_state = signature.role == "prefill"
-        return dataclasses.replace(
-            signature,
-            function=function,
-            inputs=inputs,
-            outputs=signature.outputs if is_state else {"text": "text"},
-            runtimes=("saved_model",),
-            examples=(functools.partial(self._example, inputs),),
-            margins=margins,
-        )
-
-    @property
-    def _longest_prompt(self):
-        return None if self.is_endless else self.context - 1
+        return [*self.text_forms("prompts", of_prompts), decode]
 
     @property
     def _num_beams(self):
@@ -435,9 +397,6 @@ class TextGenerationMixin(TextModelMixin):
             "min_p": np.array([0, 0.02], np.float32)[rows // 4 % 2],
             "repetition_penalty": np.array([1, 1.2], np.float32)[rows // 8 % 2],
         }
-        if "prompts" in names:
-            texts = [self.text.decode(row) for row in values["tokens"]]
-            values["prompts"] = [text.encode() for text in texts]
         if "cache" in names:
             state, _ = self._prefill(tf.constant(values["tokens"]))
             values |= {name: value.numpy() for name, value in state.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.tokenizers import tokenizer_from_config
-from kgen.models.shared.specs import InputSpec, MaskSpec, TokenSpec
+from kgen.models.shared.signatures import Signature
+from kgen.models.shared.specs import InputSpec, MaskSpec, TextSpec, TokenSpec
 from kgen.nn.layers import layers_of_policy
 from kgen.nn.transformer import TransformerBlock
 
@@ -145,6 +147,57 @@ class TextModelMixin:
     def tokenizer_files(self) -> dict[str, str]:
         """Files that users of an export need to tokenize text: {file name: content}."""
         return {} if self.text is None else {"tokenizer.json": self.text.to_json()}
+
+    def text_forms(self, name: str, signatures: list[Signature]) -> list[Signature]:
+        """Returns signatures, in SavedModel with text in the place of tokens.
+
+        That is where the tokenizer runs in a graph. Generated tokens become text, too.
+
+        Args:
+            name: Name of the input of texts.
+            signatures: Signatures with an input "tokens".
+        """
+        if self.text is None or not self.text.in_graph:
+            return signatures
+        forms = []
+        for one in signatures:
+            others = tuple(other for other in one.runtimes if other != "saved_model")
+            of_tokens = dataclasses.replace(one, runtimes=others)
+            forms += [self._text_form(name, one), of_tokens]
+        return forms
+
+    def _text_form(self, name, signature):
+        inputs = dict(signature.inputs)
+        tokens = inputs.pop("tokens")
+        spec = TextSpec(min_tokens=tokens.min_tokens, max_tokens=tokens.max_tokens)
+
+        def encoded(inputs):
+            tokens = spec.encode(name, inputs.pop(name), self.text)
+            return {"tokens": tokens, **inputs}
+
+        def function(**inputs):
+            outputs = signature.function(**encoded(inputs))
+            if "generated" not in outputs:
+                return outputs
+            return {"text": self.text.decode_ids(outputs["generated"])}
+
+        def example(num_rows):
+            values = signature.example(num_rows)
+            # The mask of a BERT has no text.
+            tokens = np.minimum(values.pop("tokens"), self.vocab_size - 1)
+            return {name: [self.text.decode(row).encode() for row in tokens], **values}
+
+        margins = signature.margins
+        is_generated = "generated" in signature.outputs
+        return dataclasses.replace(
+            signature,
+            function=function,
+            inputs={name: spec, **inputs},
+            outputs={"text": "text"} if is_generated else signature.outputs,
+            runtimes=("saved_model",),
+            examples=(example,),
+            margins=margins and (lambda **inputs: margins(**encoded(inputs))),
+        )
 
     def check_tokens(self, tokens: Any) -> np.ndarray:
         """The tokens of one row: int32 [time].

@@ -109,66 +109,134 @@ def sample(
     return tokens, margins, state
 
 
-def beam_search(
-    step: Step, state: DecodingState, *, max_tokens: tf.Tensor, num_beams: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Searches the likeliest continuation of each row.
+class BeamResults(NamedTuple):
+    """Results of a beam search, the best of each row first.
 
-    After each token the `num_beams` likeliest continuations of a row are kept: its
-    beams. A row with fewer beams than another has the same result as alone.
+    Attributes:
+        tokens: int32 [batch, beams, longest], -1 from the end token on.
+        scores: log p / ((5 + n) / 6) ** length_penalty of n tokens, the end token among
+            them: float32 [batch, beams]. Beyond the beams of a row: -1e9.
+        margins: Smallest difference of score between what was kept and what was not,
+            and between two results: float32 [batch, 1]. Where it is small, another
+            runtime may find other results.
+    """
+
+    tokens: tf.Tensor
+    scores: tf.Tensor
+    margins: tf.Tensor
+
+
+def beam_search(
+    step: Step,
+    state: DecodingState,
+    *,
+    max_tokens: tf.Tensor,
+    num_beams: tf.Tensor,
+    length_penalty: tf.Tensor,
+    end_token: int = -1,
+) -> BeamResults:
+    """Searches the likeliest continuations of each row.
+
+    After each token the `num_beams` likeliest live beams of a row are kept, and as many
+    of those that have ended, at the end token or at the limit of tokens. The search of
+    a row stops when its best live beam cannot reach the worst of these results. A row
+    has the same results alone and beside rows of more beams.
 
     Args:
         step: See the module.
         state: State before the first token.
         max_tokens: Tokens to generate for each row, int32 [batch].
         num_beams: Beams of each row, int32 [batch], in [1, vocab_size].
+        length_penalty: Exponent of the length, 0 or more: float32 [batch]. 0 compares
+            likelihoods; larger values favour longer texts.
+        end_token: Token that ends a text; -1: none does.
 
-    Returns:
-        Tokens, int32 [batch, longest], -1 after the last of a row; and margins, float32
-        [batch, 1]: the smallest difference of log-likelihood between what was kept and
-        what was not. Where it is small, another runtime may find another continuation.
+    Reference:
+        Wu et al., 2016, Google's Neural Machine Translation System (the penalty).
     """
     num_rows, vocab_size = tf.shape(state.logits)[0], state.logits.shape[1]
     longest = tf.reduce_max(tf.concat([max_tokens, [0]], 0))  # There may be no rows.
     most = tf.reduce_max(tf.concat([num_beams, [1]], 0))
-    ranks = tf.range(most)[None]
-    first = tf.range(num_rows)[:, None] * most  # of the beams of each row
+    ranks, columns = tf.range(most)[None], tf.range(longest)
     is_beam = ranks < num_beams[:, None]
-    columns = tf.range(longest)
+    first = tf.range(num_rows)[:, None] * most  # of the beams of each row
+    # Among twice as many candidates as beams there are enough live ones, even if each
+    # beam can end; one more shows the margin.
+    num_candidates = 2 * most + 1
+    is_candidate = tf.range(num_candidates)[None] < 2 * num_beams[:, None]
+    is_seen = tf.range(num_candidates)[None] <= 2 * num_beams[:, None]
 
-    def body(column, found, scores, margins, cache, logits, positions):
-        log_probs = tf.reshape(tf.nn.log_softmax(logits), [num_rows, most, vocab_size])
-        totals = tf.reshape(scores[..., None] + log_probs, [num_rows, -1])
-        best, indices = tf.math.top_k(totals, most + 1)
-        active = column < max_tokens
-        # Of the last token's beams the best alone counts.
-        num_kept = tf.where(column + 1 < max_tokens, num_beams, 1)[:, None]
-        last_kept = tf.gather(best, num_kept - 1, batch_dims=1)
-        margin = last_kept - tf.gather(best, num_kept, batch_dims=1)
-        margins = tf.where(active[:, None], tf.minimum(margins, margin), margins)
+    def is_possible(scores):
+        return scores > NEVER / 2
 
-        is_new, indices = active[:, None], indices[:, :most]
-        tokens = tf.where(is_new, indices % vocab_size, -1)
-        parents = tf.where(is_new, indices // vocab_size, ranks)
-        scores = tf.where(is_new, tf.where(is_beam, best[:, :most], NEVER), scores)
-        found = tf.gather(found, parents, batch_dims=1)
-        found = tf.where(columns == column, tokens[..., None], found)
-        order = tf.reshape(first + parents, [-1])
-        cache = tf.nest.map_structure(lambda one: tf.gather(one, order), cache)
-        cache, logits = step(cache, tf.reshape(tokens, [-1]), positions)
-        return column + 1, found, scores, margins, cache, logits, positions + 1
+    def penalised(scores, num_tokens):
+        lengths = (5.0 + tf.cast(num_tokens, tf.float32)) / 6.0
+        return scores / tf.pow(lengths, length_penalty[:, None])
 
-    cache, logits, positions = tf.nest.map_structure(
-        lambda one: tf.repeat(one, most, axis=0), state[:3]
-    )
-    found = tf.fill([num_rows, most, longest], -1)
+    def best_of(scores, tokens):
+        """The beams of the highest scores, and the gap to the next one."""
+        best, order = tf.math.top_k(scores, most + 1)
+        ends = tf.stack([num_beams - 1, num_beams], axis=1)
+        last, after = tf.unstack(tf.gather(best, ends, batch_dims=1), axis=1)
+        order = order[:, :most]
+        tokens = tf.gather(tokens, order, batch_dims=1)
+        best = tf.where(is_beam, best[:, :most], NEVER)
+        gap = tf.where(is_possible(last), last - after, math.inf)
+        return best, tokens, order, last, gap
+
+    def body(column, active, live, results, margins, cache, logits, positions):
+        log_probs = tf.nn.log_softmax(logits)
+        log_probs = tf.reshape(log_probs, [num_rows, most, vocab_size])
+        totals = tf.reshape(live[0][..., None] + log_probs, [num_rows, -1])
+        totals = tf.pad(totals, [[0, 0], [0, 1]], constant_values=NEVER)
+        totals, index = tf.math.top_k(totals, num_candidates)
+        parents = tf.minimum(index // vocab_size, most - 1)  # The padding has any.
+        new = index % vocab_size
+        is_end = new == end_token
+        is_last = (column + 1 == max_tokens)[:, None]
+        kept = tf.where(is_end, -1, new)[..., None]
+        tokens = tf.gather(live[1], parents, batch_dims=1)
+        tokens = tf.where(columns == column, kept, tokens)
+
+        ended = penalised(totals, column + 1)
+        has_ended = is_candidate & is_possible(totals) & (is_end | is_last)
+        ended = tf.where(has_ended, ended, NEVER)
+        ended, ended_tokens, _, worst, ended_margin = best_of(
+            tf.concat([results[0], ended], 1), tf.concat([results[1], tokens], 1)
+        )
+        going = tf.where(is_seen & ~is_end, totals, NEVER)
+        *live, order, _, live_margin = best_of(going, tokens)
+        bound = penalised(live[0][:, :1], max_tokens[:, None])[:, 0]
+        still_active = active & ~is_last[:, 0] & (worst < bound)
+        margin = tf.where(
+            still_active, tf.minimum(live_margin, ended_margin), ended_margin
+        )
+        margin = tf.where(active, margin, math.inf)[:, None]
+        margins = tf.minimum(margins, margin)
+        results = (
+            tf.where(active[:, None], ended, results[0]),
+            tf.where(active[:, None, None], ended_tokens, results[1]),
+        )
+
+        beams = tf.reshape(first + tf.gather(parents, order, batch_dims=1), [-1])
+        cache = tf.nest.map_structure(lambda one: tf.gather(one, beams), cache)
+        new = tf.reshape(tf.gather(new, order, batch_dims=1), [-1])
+        cache, logits = step(cache, new, positions)
+        state = (cache, logits, positions + 1)
+        return column + 1, still_active, tuple(live), results, margins, *state
+
+    state = tf.nest.map_structure(lambda one: tf.repeat(one, most, axis=0), state[:3])
+    nothing = tf.fill([num_rows, most, longest], -1)
     # All beams are equal at first: only one takes part in the first choice.
     scores = tf.where(ranks == 0, 0.0, NEVER) + tf.zeros([num_rows, 1])
+    none = tf.fill([num_rows, most], NEVER)
     margins = tf.fill([num_rows, 1], math.inf)
-    _, found, _, margins, *_ = tf.while_loop(
-        lambda column, *_: column < longest,
+    _, _, _, (scores, tokens), margins, *_ = tf.while_loop(
+        lambda _, active, *__: tf.reduce_any(active),
         body,
-        (0, found, scores, margins, cache, logits, positions),
+        (0, max_tokens > 0, (scores, nothing), (none, nothing), margins, *state),
         maximum_iterations=MAX_STEPS,
     )
-    return found[:, 0], margins
+    gaps = tf.where(is_beam[:, 1:], scores[:, :-1] - scores[:, 1:], math.inf)
+    margins = tf.reduce_min(tf.concat([margins, gaps], 1), axis=1, keepdims=True)
+    return BeamResults(tokens, scores, margins)

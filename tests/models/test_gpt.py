@@ -10,7 +10,6 @@ from kgen.data.tokenizers import CharTokenizer
 from kgen.models import GPT
 from kgen.models.shared.generation import CHUNK
 from kgen.nn import random
-from kgen.nn.decoding import DecodingState, beam_search
 from kgen.nn.sampling import next_tokens
 
 TEXT = "to be or not to be, that is the question."
@@ -292,22 +291,6 @@ def test_beams_of_a_row_do_not_depend_on_those_of_others(positions):
         assert found.tolist() == alone.tolist() and len(found) == limit
     [greedy] = model.generate(rows[:1], max_new_tokens=8, temperature=0)
     assert together[0].tolist() == greedy.tolist()
-
-
-def test_a_margin_of_beams_is_that_of_the_closest_choice():
-    """Two beams of a language without memory, whose next tokens are known."""
-    logits = tf.math.log([[0.5, 0.3, 0.2]])
-
-    def step(cache, tokens, positions):
-        return cache, tf.repeat(logits, tf.shape(tokens)[0], axis=0)
-
-    state = DecodingState((), logits, tf.constant([1]), None)
-    found, margins = beam_search(
-        step, state, max_tokens=tf.constant([2]), num_beams=tf.constant([2])
-    )
-    assert found.numpy().tolist() == [[0, 0]]
-    # Of the first token's beams 0.3 is kept before 0.2; of the last's 0.25 before 0.15.
-    np.testing.assert_allclose(margins, [[np.log(0.3 / 0.2)]], rtol=1e-5)
 
 
 # -- text ------------------------------------------------------------------------

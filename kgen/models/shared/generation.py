@@ -339,13 +339,14 @@ class TextGenerationMixin(TextModelMixin):
 
     def _search(self, tokens, max_new_tokens, num_beams):
         state = self.prefill(tokens)
-        generated, margins = decoding.beam_search(
+        results = decoding.beam_search(
             self.decode_step,
             state,
             max_tokens=self._max_tokens(max_new_tokens, 0, state.positions),
             num_beams=num_beams,
+            length_penalty=tf.zeros(tf.shape(num_beams)),  # All have the same length.
         )
-        return {"generated": generated}, margins
+        return {"generated": results.tokens[:, 0]}, results.margins
 
     def _prefill(self, tokens):
         no_ties = tf.fill([tf.shape(tokens)[0], 1], math.inf)

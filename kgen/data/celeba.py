@@ -11,11 +11,10 @@ from kgen.data.dataset import SPLITS
 from kgen.data.image_folders import (
     ClassedFiles,
     FoundFiles,
-    ImageFile,
     not_read,
     walk,
 )
-from kgen.data.zip_files import open_root, visible
+from kgen.data.source_files import SourceFile, open_root, visible
 
 _IMAGES = ("img_align_celeba", "img_align_celeba.zip")
 _PARTITION = "list_eval_partition.txt"
@@ -85,7 +84,7 @@ def _read_partition(path: Path) -> dict[str, str]:
     return splits
 
 
-def _split_by_number(file: ImageFile) -> str | None:
+def _split_by_number(file: SourceFile) -> str | None:
     number = int(file.stem) if re.fullmatch("[0-9]{6}", file.stem) else 0
     if not 1 <= number <= _LAST_NUMBERS[-1]:
         return None

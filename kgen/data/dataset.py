@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from kgen.data.pipeline import Pipeline, Read, check_seed
+from kgen.data.pipeline import Pipeline, Read, check_option, check_seed
 
 SPLITS = ("train", "validation", "test")
+
+_BATCH_OPTIONS = ("batch_size", "seed", "shuffle", "drop_remainder")
 
 
 class DataSet:
@@ -120,7 +122,7 @@ class DataSet:
                 training.
             drop_remainder: Whether a last, smaller batch is left out. By default only
                 in training.
-            **options: See `pipeline`.
+            **options: seed, and further options of the class; see `pipeline`.
 
         Raises:
             ValueError: See `pipeline`.
@@ -151,8 +153,10 @@ class DataSet:
         raise NotImplementedError
 
     def _check_split(self, split: str) -> None:
-        if split not in self.splits:
-            raise ValueError(
-                f"`split` must be one of {', '.join(self.splits)}. Received: "
-                f"split={split!r}{self._split_hint}"
-            )
+        rule = f"be one of {', '.join(self.splits)}"
+        check_option(split in self.splits, "split", split, rule, self._split_hint)
+
+
+def take_batch_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Removes the options of `DataSet.batches` from the others, and returns them."""
+    return {name: options.pop(name) for name in _BATCH_OPTIONS if name in options}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import importlib.util
 import itertools
 import math
@@ -18,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from kgen.data.dataset import SPLITS
-from kgen.data.image_rows import Size, Source, Split, fit_image
+from kgen.data.image_rows import ImageFormat, Source, Split, fit_image
+from kgen.data.source_files import read_unpacked
 
 # Keys of the images and labels of a split in an .npz or a dict: our own names, the
 # names of the Keras data sets, and the names of MedMNIST.
@@ -49,22 +49,20 @@ class Named(NamedTuple):
 def source_from_arrays(
     name: str,
     found: Mapping[str, tuple[Named, Named | None]],
-    size: Size | None,
-    channels: int | None,
+    wanted: ImageFormat,
 ) -> Source:
     """Makes a source of the images and labels of each split.
 
     Args:
         name: Name of the data set.
         found: For each split the images and the labels, if it has labels.
-        size: Height and width of the result, or None.
-        channels: 1 or 3, or None to keep them.
+        wanted: The format of the result.
     """
     splits: dict[str, Split] = {}
     num_classes = 0
     first: Named | None = None
     for split, (images, labels) in found.items():
-        pixels = _resized(as_uint8_images(*images), size, channels, images.origin)
+        pixels = _fitted(as_uint8_images(*images), wanted, images.origin)
         first = first or Named(pixels, images.origin)
         if pixels.shape[1:] != first.array.shape[1:]:
             raise ValueError(
@@ -167,19 +165,19 @@ def as_labels(array: Any, origin: str, num_rows: int) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _resized(
-    images: np.ndarray, size: Size | None, channels: int | None, origin: str
-) -> np.ndarray:
+def _fitted(images: np.ndarray, wanted: ImageFormat, origin: str) -> np.ndarray:
     _, height, width, depth = images.shape
-    if size in (None, (height, width)) and channels in (None, depth):
+    if wanted.size in (None, (height, width)) and wanted.channels in (None, depth):
         return images
-    pixels = images[..., 0] if depth == 1 else images
-    return np.stack(
-        [fit_image(Image.fromarray(row), size, channels, origin) for row in pixels]
-    )
+    return np.stack([fit_image(as_pillow(row), wanted, origin) for row in images])
 
 
-def open_digits(size: Size | None, channels: int | None) -> Source:
+def as_pillow(pixels: np.ndarray) -> Image.Image:
+    """Returns the image of uint8 [height, width, 1 or 3]."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def open_digits(wanted: ImageFormat) -> Source:
     """Opens the 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
     spec = importlib.util.find_spec("sklearn")
     path = Path(spec.origin if spec and spec.origin else "").parent
@@ -194,10 +192,10 @@ def open_digits(size: Size | None, channels: int | None) -> Source:
     # Pixels are 0 to 16: 0 becomes 0, 8 becomes 128 (127.5, to even), 16 becomes 255.
     images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     named = Named(images, "digits"), Named(labels, "the labels of digits")
-    return source_from_arrays("digits", {"train": named}, size, channels)
+    return source_from_arrays("digits", {"train": named}, wanted)
 
 
-def open_python_arrays(source: Any, size: Size | None, channels: int | None) -> Source:
+def open_python_arrays(source: Any, wanted: ImageFormat) -> Source:
     """Opens an array, a pair (images, labels), or a dict with the keys of an .npz."""
     if isinstance(source, tuple):
         if len(source) != 2:
@@ -208,10 +206,10 @@ def open_python_arrays(source: Any, size: Size | None, channels: int | None) -> 
         source = {"images": source[0], "labels": source[1]}
     elif not isinstance(source, Mapping):
         source = {"images": source}
-    return _open_keys("array", source, "", size, channels)
+    return _open_keys("array", source, "", wanted)
 
 
-def open_npz(path: Path, size: Size | None, channels: int | None) -> Source:
+def open_npz(path: Path, wanted: ImageFormat) -> Source:
     """Opens an .npz file; see `ARRAY_KEYS` for its keys."""
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
@@ -234,15 +232,11 @@ def open_npz(path: Path, size: Size | None, channels: int | None) -> Source:
                 # MedMNIST keeps labels in a column.
                 column = array.ndim == 2 and array.shape[1] == 1
                 arrays[key] = array[:, 0] if column else array
-    return _open_keys(path.stem, arrays, f" in {path}", size, channels)
+    return _open_keys(path.stem, arrays, f" in {path}", wanted)
 
 
 def _open_keys(
-    name: str,
-    arrays: Mapping[str, Any],
-    place: str,
-    size: Size | None,
-    channels: int | None,
+    name: str, arrays: Mapping[str, Any], place: str, wanted: ImageFormat
 ) -> Source:
     found: dict[str, tuple[Named, Named | None]] = {}
     used = set()
@@ -270,7 +264,7 @@ def _open_keys(
             f"One of the keys {', '.join(ARRAY_KEYS['train'][0])} must hold the "
             f"images. Received: {', '.join(arrays) or 'no keys'}{place}."
         )
-    source = source_from_arrays(name, found, size, channels)
+    source = source_from_arrays(name, found, wanted)
     unused = [key for key in arrays if key not in used]
     notes = (f"not read: {', '.join(unused)}",) if unused else ()
     return dataclasses.replace(source, notes=notes)
@@ -293,7 +287,7 @@ def find_idx_files(folder: Path) -> dict[tuple[str, str], Path]:
     return files
 
 
-def open_idx_folder(folder: Path, size: Size | None, channels: int | None) -> Source:
+def open_idx_folder(folder: Path, wanted: ImageFormat) -> Source:
     """Opens a folder of IDX files with MNIST's file names."""
     files = find_idx_files(folder)
     if ("train", "images") not in files:
@@ -310,7 +304,7 @@ def open_idx_folder(folder: Path, size: Size | None, channels: int | None) -> So
                 Named(read_idx(images), str(images)),
                 Named(read_idx(labels), str(labels)) if labels else None,
             )
-    return source_from_arrays(folder.resolve().name, found, size, channels)
+    return source_from_arrays(folder.resolve().name, found, wanted)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -322,11 +316,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         ValueError: The file is no IDX file of uint8, or not complete.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
+    content = read_unpacked(path)
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or not content[3]:
         raise ValueError(
             "An IDX file of uint8 begins with the bytes 00 00 08. Received: "

@@ -18,16 +18,16 @@ from PIL import Image, ImageOps
 from kgen.data.dataset import SPLITS
 from kgen.data.image_rows import (
     MEMORY_LIMIT,
+    ImageFormat,
     ImageRows,
     Shape,
-    Size,
     Source,
     Split,
     fit_image,
     keep_rows,
     size_text,
 )
-from kgen.data.zip_files import ZipEntry, files_below, visible
+from kgen.data.source_files import SourceFile, ZipEntry, files_below, visible
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SPLIT_FOLDERS = dict(zip(SPLITS, SPLITS, strict=True))
@@ -41,8 +41,7 @@ _CHANNELS = {
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _CHUNK_ROWS = 1024
 
-ImageFile = Path | ZipEntry  # or a folder of them
-ClassedFiles = list[tuple[ImageFile, str]]  # each with its class, "" without one
+ClassedFiles = list[tuple[SourceFile, str]]  # each with its class, "" without one
 
 
 class FoundFiles(NamedTuple):
@@ -60,16 +59,12 @@ class FoundFiles(NamedTuple):
 
 
 def open_image_files(
-    path: Path,
-    found: FoundFiles,
-    image_size: Size | None,
-    channels: int | None,
-    cache: str,
+    path: Path, found: FoundFiles, wanted: ImageFormat, cache: str
 ) -> Source:
     """Opens the image files of a path; see `open_images`."""
     files, class_names, notes = found
     readers = {
-        split: ImageFiles([file for file, _ in classed], image_size, channels)
+        split: ImageFiles([file for file, _ in classed], wanted)
         for split, classed in files.items()
     }
     first = readers["train"]
@@ -79,7 +74,7 @@ def open_image_files(
     splits = {}
     for split, reader in readers.items():
         reader.expect(first)
-        if cache != "memory" and (image_size is None or channels is None):
+        if cache != "memory" and None in wanted:
             reader.check_all()  # in memory, every file is decoded and so checked
         images: ImageRows = reader
         if cache != "none":
@@ -98,7 +93,7 @@ def open_image_files(
     )
 
 
-def find_image_files(folder: ImageFile) -> FoundFiles:
+def find_image_files(folder: SourceFile) -> FoundFiles:
     """Finds the image files of a folder.
 
     Raises:
@@ -106,7 +101,7 @@ def find_image_files(folder: ImageFile) -> FoundFiles:
         ValueError: The layout is ambiguous.
     """
     children = visible(folder)
-    by_split: dict[str, ImageFile] = {}
+    by_split: dict[str, SourceFile] = {}
     for child in children:
         split = SPLIT_FOLDERS.get(child.name.lower())
         if split is None or not child.is_dir():
@@ -159,9 +154,9 @@ def _class_names(files: dict[str, ClassedFiles]) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _classed_files(folder: ImageFile, others: Counter[str]) -> ClassedFiles:
+def _classed_files(folder: SourceFile, others: Counter[str]) -> ClassedFiles:
     """Returns the image files of one split; a subfolder with images is a class."""
-    loose: list[ImageFile] = []
+    loose: list[SourceFile] = []
     classed: ClassedFiles = []
     for child in visible(folder):
         images = walk(child, others)
@@ -178,7 +173,7 @@ def _classed_files(folder: ImageFile, others: Counter[str]) -> ClassedFiles:
     return classed or [(path, "") for path in loose]
 
 
-def walk(path: ImageFile, others: Counter[str]) -> list[ImageFile]:
+def walk(path: SourceFile, others: Counter[str]) -> list[SourceFile]:
     """Returns all image files at or below a path, by name; counts the others."""
     files = list(files_below(path))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
@@ -201,16 +196,12 @@ class ImageFiles:
 
     Args:
         files: The files, one row each; at least one.
-        image_size: Height and width of the result, or None.
-        channels: 1 or 3, or None for the channels of the first file.
+        wanted: The format of the result; as the first file's where it is None.
     """
 
-    def __init__(
-        self, files: Sequence[ImageFile], image_size: Size | None, channels: int | None
-    ):
+    def __init__(self, files: Sequence[SourceFile], wanted: ImageFormat):
         self._files = files
-        self._image_size = image_size
-        self._channels = channels
+        self._wanted = wanted
         self._first = files[0]
         self._image_shape = self._probe(files[0])
 
@@ -257,24 +248,22 @@ class ImageFiles:
             lines.append(f"{name} {status.st_size} {status.st_mtime_ns}")
         return "\n".join(lines)
 
-    def _probe(self, file: ImageFile) -> Shape:
+    def _probe(self, file: SourceFile) -> Shape:
         """Returns the shape an image will have, from the header of its file."""
         with _opened(file) as image:
             height, width = image.height, image.width
             if image.getexif().get(0x0112) in _TURNED:
                 height, width = width, height
-            height, width = self._image_size or (height, width)
-            return height, width, self._channels or _CHANNELS[image.mode]
+            height, width = self._wanted.size or (height, width)
+            return height, width, self._wanted.channels or _CHANNELS[image.mode]
 
-    def _decode(self, file: ImageFile) -> np.ndarray:
-        pixels = fit_image(
-            decode_image(file), self._image_size, self._channels, str(file)
-        )
+    def _decode(self, file: SourceFile) -> np.ndarray:
+        pixels = fit_image(decode_image(file), self._wanted, str(file))
         height, width, channels = pixels.shape
         self._check(file, (height, width, channels))
         return pixels
 
-    def _check(self, file: ImageFile, shape: Shape) -> None:
+    def _check(self, file: SourceFile, shape: Shape) -> None:
         if shape[2] != self._image_shape[2]:
             kinds = {1: "grey", 3: "RGB"}
             raise ValueError(
@@ -300,7 +289,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 @contextlib.contextmanager
-def _opened(file: ImageFile) -> Iterator[Image.Image]:
+def _opened(file: SourceFile) -> Iterator[Image.Image]:
     """Opens the image of a file; an error of Pillow becomes one that names the file.
 
     Raises:
@@ -326,7 +315,7 @@ def _opened(file: ImageFile) -> Iterator[Image.Image]:
         )
 
 
-def decode_image(file: ImageFile) -> Image.Image:
+def decode_image(file: SourceFile) -> Image.Image:
     """Returns the image of a file, upright, as 8-bit grey ("L") or "RGB".
 
     16-bit grey is scaled to 8 bits; transparency is blended over white.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,6 +20,18 @@ MEMORY_LIMIT = 2 * 2**30
 
 Size = tuple[int, int]  # height, width
 Shape = tuple[int, int, int]  # height, width, channels
+
+
+class ImageFormat(NamedTuple):
+    """The format that images are brought to.
+
+    Attributes:
+        size: Height and width, or None to keep them.
+        channels: 1 (grey) or 3 (RGB), or None to keep them.
+    """
+
+    size: Size | None = None
+    channels: int | None = None
 
 
 class ImageRows(Protocol):
@@ -87,37 +99,34 @@ def is_in_memory(images: ImageRows) -> TypeGuard[np.ndarray]:
     return isinstance(images, np.ndarray) and not isinstance(images, np.memmap)
 
 
-def fit_image(
-    image: Image.Image, image_size: Size | None, channels: int | None, origin: str
-) -> np.ndarray:
-    """Returns one image in the requested size and channels.
+def fit_image(image: Image.Image, wanted: ImageFormat, origin: str) -> np.ndarray:
+    """Returns one image in the wanted format.
 
-    The image is scaled, antialiased, until it just covers `image_size`, and cropped at
-    the centre. RGB becomes grey by the luma of ITU-R 601, grey becomes RGB by
-    repetition.
+    The image is scaled, antialiased, until it just covers the size, and cropped at the
+    centre. RGB becomes grey by the luma of ITU-R 601, grey becomes RGB by repetition.
 
     Args:
         image: A Pillow image of mode "L" or "RGB".
-        image_size: Height and width, or None to keep the size.
-        channels: 1, 3, or None to keep them.
+        wanted: The format of the result.
         origin: Name of the image in an error.
 
     Returns:
         uint8 [height, width, channels].
 
     Raises:
-        ValueError: The image is smaller than `image_size`.
+        ValueError: The image is smaller than the wanted size.
     """
-    if channels is not None:
-        image = image.convert("L" if channels == 1 else "RGB")
-    if image_size is not None and image_size != (image.height, image.width):
-        height, width = image_size
+    if wanted.channels is not None:
+        image = image.convert("L" if wanted.channels == 1 else "RGB")
+    own_size = (image.height, image.width)
+    if wanted.size is not None and wanted.size != own_size:
+        height, width = wanted.size
         if image.height < height or image.width < width:
             raise ValueError(
                 "`image_size` must not exceed the size of any image: images are not "
-                f"enlarged. Received: image_size={size_text(image_size)}, and {origin} "
-                f"is {size_text((image.height, image.width))}. Try "
-                f"image_size={min(image.height, image.width)} or less."
+                f"enlarged. Received: image_size={size_text(wanted.size)}, and "
+                f"{origin} is {size_text(own_size)}. Try image_size={min(own_size)} or "
+                "less."
             )
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.celeba import find_celeba_files
-from kgen.data.dataset import SPLITS, DataSet
+from kgen.data.dataset import SPLITS, DataSet, take_batch_options
 from kgen.data.image_arrays import (
     find_idx_files,
     open_digits,
@@ -22,12 +22,19 @@ from kgen.data.image_arrays import (
     open_python_arrays,
 )
 from kgen.data.image_folders import find_image_files, open_image_files
-from kgen.data.image_rows import Size, Source, Split, is_in_memory, size_text
-from kgen.data.named_builders import NAME
+from kgen.data.image_rows import (
+    ImageFormat,
+    Size,
+    Source,
+    Split,
+    is_in_memory,
+    size_text,
+)
+from kgen.data.named_builders import NAME, DataDir
 from kgen.data.named_images import open_named_images
-from kgen.data.pipeline import SPLIT_STREAM, Batch, Read, permutation
+from kgen.data.pipeline import SPLIT_STREAM, Batch, Read, check_option, permutation
+from kgen.data.source_files import open_root
 from kgen.data.stacked_images import stack_channels
-from kgen.data.zip_files import open_root
 from kgen.nn import random
 
 SPLIT_LIMIT = 5000  # 5,000 rows estimate a mean error rate of 2 % to 0.2 %
@@ -44,15 +51,7 @@ Binarization = Literal["dynamic", "static"] | None
 
 
 def images(
-    source: Any,
-    *,
-    split: str = "train",
-    batch_size: int | None = None,
-    binarize: Binarization = None,
-    seed: int = 0,
-    shuffle: bool | None = None,
-    drop_remainder: bool | None = None,
-    **options: Any,
+    source: Any, *, split: str = "train", binarize: Binarization = None, **options: Any
 ) -> tf.data.Dataset:
     """Returns batches of images from a name, a path or an array.
 
@@ -62,15 +61,10 @@ def images(
     Args:
         source: See `open_images`.
         split: "train", "validation" or "test".
-        batch_size: Images in a batch. None: 128, lowered with a warning where there are
-            fewer images to train on.
         binarize: None, "dynamic" or "static"; see `ImageSet`.
-        seed: Integer in [0, 2**63), keys the order and the binarization.
-        shuffle: Whether each pass has an order of its own. By default only in
-            training.
-        drop_remainder: Whether a last, smaller batch is left out. By default only in
-            training.
-        **options: image_size, channels, data_dir, cache and download of `open_images`.
+        **options: image_size, channels, data_dir, cache and download of `open_images`;
+            batch_size (by default 128), seed, shuffle and drop_remainder of
+            `ImageSet.batches`. The seed keys the order and the binarization.
 
     Returns:
         A dataset of dicts: "images", uint8 [batch, height, width, channels] in 0..255,
@@ -86,14 +80,8 @@ def images(
         >>> batches.element_spec["images"].shape
         TensorShape([64, 8, 8, 1])
     """
-    return open_images(source, **options).batches(
-        split,
-        batch_size=batch_size,
-        binarize=binarize,
-        seed=seed,
-        shuffle=shuffle,
-        drop_remainder=drop_remainder,
-    )
+    batching = take_batch_options(options)
+    return open_images(source, **options).batches(split, binarize=binarize, **batching)
 
 
 def open_images(
@@ -168,37 +156,38 @@ def open_images(
         >>> print(kgen.data.open_images("digits"))
         digits: 1,797 images 8x8x1, uint8 in 0..255, 10 classes; train 1,439, ...
     """
-    size = _image_size(image_size)
-    if channels not in (None, 1, 3):
-        raise ValueError(
-            f"`channels` must be 1 (grey) or 3 (RGB). Received: channels={channels}"
-        )
-    if cache not in _CACHES:
-        raise ValueError(
-            f"`cache` must be one of {', '.join(_CACHES)}. Received: cache={cache!r}"
-        )
+    channels_rule = "be 1 (grey) or 3 (RGB)"
+    check_option(channels in (None, 1, 3), "channels", channels, channels_rule)
+    check_option(cache in _CACHES, "cache", cache, f"be one of {', '.join(_CACHES)}")
+    wanted = ImageFormat(_image_size(image_size), channels)
+    return ImageSet(_open_source(source, wanted, data_dir, cache, download))
+
+
+def _open_source(
+    source: Any, wanted: ImageFormat, data_dir: DataDir, cache: str, download: bool
+) -> Source:
     if not isinstance(source, (str, os.PathLike)):
         if isinstance(source, (bytes, type(None))):
             raise TypeError(
                 "`source` must be a name, a path or an array. Received: "
                 f"{type(source).__name__}"
             )
-        return ImageSet(open_python_arrays(source, size, channels))
+        return open_python_arrays(source, wanted)
     if source == "digits":
-        return ImageSet(open_digits(size, channels))
+        return open_digits(wanted)
     path = Path(source).expanduser()
     if path.is_dir():
         if find_idx_files(path):
-            return ImageSet(open_idx_folder(path, size, channels))
+            return open_idx_folder(path, wanted)
         found = find_celeba_files(path) or find_image_files(path)
-        return ImageSet(open_image_files(path, found, size, channels, cache))
+        return open_image_files(path, found, wanted, cache)
     if path.exists():
         suffix = path.suffix.lower()
         if suffix == ".npz":
-            return ImageSet(open_npz(path, size, channels))
+            return open_npz(path, wanted)
         if suffix == ".zip":
             found = find_image_files(open_root(path))
-            return ImageSet(open_image_files(path, found, size, channels, cache))
+            return open_image_files(path, found, wanted, cache)
         raise ValueError(
             "A file with images must be an .npz or a .zip. Received: "
             f"{path}. Other sources are a folder of image files, a folder of IDX "
@@ -206,27 +195,28 @@ def open_images(
         )
     if not isinstance(source, str) or not NAME.fullmatch(source):
         raise FileNotFoundError(f"There is no file or folder {path}.")
-    folder = None if data_dir is None else Path(data_dir).expanduser()
     if source == "stacked_mnist":
-        return _open_stacked_mnist(folder, size, channels, download)
-    return ImageSet(open_named_images(source, folder, size, channels, cache, download))
+        return _open_stacked_mnist(wanted, data_dir, download)
+    return open_named_images(source, data_dir, wanted, cache, download)
 
 
 def _open_stacked_mnist(
-    folder: Path | None, size: Size | None, channels: int | None, download: bool
-) -> ImageSet:
-    if channels == 1:
+    wanted: ImageFormat, data_dir: DataDir, download: bool
+) -> Source:
+    if wanted.channels == 1:
         raise ValueError(
             "Each channel of stacked_mnist is a digit, so `channels` must be 3 or left "
             "out. Received: channels=1. Single digits are in mnist."
         )
+    grey = wanted._replace(channels=1)
+    folder = None if data_dir is None else Path(data_dir).expanduser()
     if folder is not None and folder.is_dir() and find_idx_files(folder):
-        digits = open_idx_folder(folder, size, 1)
+        digits = open_idx_folder(folder, grey)
     else:
-        digits = open_named_images("mnist", folder, size, 1, "memory", download)
+        digits = open_named_images("mnist", data_dir, grey, "memory", download)
     # Split first: no digit is in two splits.
     splits = _with_all_splits(digits)
-    return ImageSet(stack_channels("stacked_mnist", splits, digits.class_names))
+    return stack_channels("stacked_mnist", splits, digits.class_names)
 
 
 def _image_size(image_size: int | tuple[int, int] | None) -> Size | None:
@@ -324,11 +314,9 @@ class ImageSet(DataSet):
     def _reader(
         self, split: str, seed: int, shuffle: bool, binarize: Binarization = None
     ) -> tuple[Read, int]:
-        if binarize not in (None, *_BINARIZE_STREAMS):
-            raise ValueError(
-                "`binarize` must be None, 'dynamic' or 'static'. Received: "
-                f"binarize={binarize!r}"
-            )
+        known = binarize in (None, *_BINARIZE_STREAMS)
+        rule = "be None, 'dynamic' or 'static'"
+        check_option(known, "binarize", binarize, rule)
         rows = self._splits[split]
         in_memory = is_in_memory(rows.images)
         with tf.device("CPU:0"):  # tf.data reads there; captured, never copied

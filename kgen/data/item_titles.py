@@ -7,20 +7,22 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 
 from kgen.data.rating_columns import Titles, find_roles
-from kgen.data.zip_files import ZipEntry
+from kgen.data.source_files import SourceFile
+
+# An item's id, its title and its genres.
+_Titled = tuple[str, tuple[str, tuple[str, ...]]]
 
 _NO_GENRE = ("unknown", "(no genres listed)")
 _YEAR = re.compile(r"\s*\((\d{4})[-\u2013]?\d*\)\s*$")  # "Heat (1995)"
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
-def read_titles(files: dict[str, Path | ZipEntry]) -> Titles | None:
+def read_titles(files: dict[str, SourceFile]) -> Titles | None:
     """Reads the titles and genres in the folder of the ratings.
 
     Args:
@@ -89,7 +91,7 @@ def is_genre(name: str) -> bool:
     return bool(name) and name.lower() not in _NO_GENRE
 
 
-def _text(file: Path | ZipEntry) -> str:
+def _text(file: SourceFile) -> str:
     """Returns the text of a file in UTF-8 or, as in the older sets, in Latin-1."""
     content = file.read_bytes()
     try:
@@ -98,16 +100,14 @@ def _text(file: Path | ZipEntry) -> str:
         return content.decode("latin-1")
 
 
-def _numbered_lines(file: Path | ZipEntry) -> Iterator[tuple[int, str]]:
+def _numbered_lines(file: SourceFile) -> Iterator[tuple[int, str]]:
     # Not `splitlines`, which also ends lines at U+0085 in a title.
     for number, line in enumerate(_text(file).split("\n"), 1):
         if line.strip():
             yield number, line.rstrip("\r")
 
 
-def _flagged_titles(
-    file: Path | ZipEntry, genres: list[str]
-) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+def _flagged_titles(file: SourceFile, genres: list[str]) -> Iterator[_Titled]:
     for number, line in _numbered_lines(file):
         fields = line.split("|")
         flags = fields[5:]
@@ -121,9 +121,7 @@ def _flagged_titles(
         yield fields[0], (fields[1], tuple(filter(is_genre, names)))
 
 
-def _double_colon_titles(
-    file: Path | ZipEntry,
-) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+def _double_colon_titles(file: SourceFile) -> Iterator[_Titled]:
     for number, line in _numbered_lines(file):
         fields = line.split("::")
         if len(fields) < 3:
@@ -135,9 +133,7 @@ def _double_colon_titles(
         yield fields[0], (title, tuple(filter(is_genre, fields[-1].split("|"))))
 
 
-def _csv_titles(
-    file: Path | ZipEntry,
-) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+def _csv_titles(file: SourceFile) -> Iterator[_Titled]:
     rows = csv.reader(io.StringIO(_text(file), newline=""))
     header = next(rows, [])
     roles = find_roles(header)

@@ -20,8 +20,10 @@ _DOWNLOAD_RETRIES = 4
 # deprecation within tensorflow-datasets, on each retry.
 _NOISE = ("Variant folder", "`FeatureConnector.dtype`", "Retrying")
 
+DataDir = str | os.PathLike | None
 
-def find_builder(name: str, data_dir: Path | None, own_names: Sequence[str]) -> Any:
+
+def find_builder(name: str, data_dir: DataDir, own_names: Sequence[str] = ()) -> Any:
     """Returns the builder of a data set; its files may be missing.
 
     Args:
@@ -37,7 +39,8 @@ def find_builder(name: str, data_dir: Path | None, own_names: Sequence[str]) -> 
     for logger in ("absl", "urllib3.connectionpool"):
         logging.getLogger(logger).addFilter(_is_no_noise)
     try:
-        return tfds.builder(name, data_dir=data_dir)
+        folder = None if data_dir is None else Path(data_dir).expanduser()
+        return tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError as error:
         known = [*own_names, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(name, known)
@@ -51,6 +54,21 @@ def find_builder(name: str, data_dir: Path | None, own_names: Sequence[str]) -> 
         raise ValueError(
             f"tensorflow-datasets cannot open {name!r}: {_first_line(error)}"
         ) from error
+
+
+def named_features(builder: Any) -> dict[str, Any]:
+    """Returns the features of a data set by their names, if they have names."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    named = isinstance(features, tfds.features.FeaturesDict)
+    return dict(features.items()) if named else {}
+
+
+def splits_note(builder: Any) -> tuple[str, ...]:
+    """Returns the note on splits that are read as one, if there are several."""
+    count = len(builder.info.splits)
+    return (f"read as one: its {count} splits",) if count > 1 else ()
 
 
 def prepare(builder: Any, name: str, download: bool) -> None:

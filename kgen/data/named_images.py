@@ -6,39 +6,38 @@ import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from kgen.data.dataset import SPLITS
-from kgen.data.image_arrays import as_labels
+from kgen.data.image_arrays import as_labels, as_pillow
 from kgen.data.image_rows import (
     MEMORY_LIMIT,
+    ImageFormat,
     Shape,
-    Size,
     Source,
     Split,
     fit_image,
     keep_rows,
 )
-from kgen.data.named_builders import examples, find_builder, prepare
+from kgen.data.named_builders import (
+    DataDir,
+    examples,
+    find_builder,
+    named_features,
+    prepare,
+)
 
 _CHUNK_ROWS = 1024
 
 
 def open_named_images(
-    name: str,
-    data_dir: Path | None,
-    size: Size | None,
-    channels: int | None,
-    cache: str,
-    download: bool,
+    name: str, data_dir: DataDir, wanted: ImageFormat, cache: str, download: bool
 ) -> Source:
     """Opens a data set of tensorflow-datasets; see `open_images` for the errors."""
     builder = find_builder(name, data_dir, ("digits", "stacked_mnist"))
-    stored = _StoredImages(builder, name, size, channels)
+    stored = _StoredImages(builder, name, wanted)
     prepare(builder, name, download)
     rows = {
         split: builder.info.splits[split].num_examples
@@ -88,17 +87,12 @@ def open_named_images(
 class _StoredImages:
     """The images of a prepared builder, in the order of its files."""
 
-    def __init__(
-        self, builder: Any, name: str, size: Size | None, channels: int | None
-    ) -> None:
+    def __init__(self, builder: Any, name: str, wanted: ImageFormat) -> None:
         import tensorflow_datasets as tfds
 
         self._builder = builder
-        self._size = size
-        self._channels = channels
-        features = builder.info.features
-        named = isinstance(features, tfds.features.FeaturesDict)
-        features = dict(features.items()) if named else {}
+        self._wanted = wanted
+        features = named_features(builder)
         image = features.get("image")
         if not isinstance(image, tfds.features.Image):
             raise ValueError(
@@ -111,13 +105,13 @@ class _StoredImages:
                 f"{name} with {np.dtype(image.np_dtype)} of shape {image.shape}."
             )
         height, width, own_channels = image.shape
-        if size is None and None in (height, width):
+        if wanted.size is None and None in (height, width):
             raise ValueError(
                 "The images of this data set are of different sizes, so `image_size` "
                 f"is needed. Received: {name} with image_size=None. Try image_size=64."
             )
-        height, width = size or (height, width)
-        self.image_shape: Shape = (height, width, channels or own_channels)
+        height, width = wanted.size or (height, width)
+        self.image_shape: Shape = (height, width, wanted.channels or own_channels)
         self._as_stored = self.image_shape == tuple(image.shape)
         label = features.get("label")
         self.class_names: tuple[str, ...] | None = None
@@ -149,7 +143,5 @@ class _StoredImages:
                 yield row["label"].astype(np.int32)
 
     def _fit(self, example: dict[str, np.ndarray]) -> np.ndarray:
-        pixels = example["image"]
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         name = f"an image of {self._builder.name}"
-        return fit_image(image, self._size, self._channels, name)
+        return fit_image(as_pillow(example["image"]), self._wanted, name)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from kgen.data.item_titles import is_genre
-from kgen.data.named_builders import examples, find_builder, prepare
+from kgen.data.named_builders import (
+    DataDir,
+    examples,
+    find_builder,
+    named_features,
+    prepare,
+    splits_note,
+)
 from kgen.data.rating_columns import (
     ALL_COLUMNS,
     ROLES,
@@ -25,13 +31,13 @@ _CHUNK_ROWS = 2**16
 
 
 def read_named_ratings(
-    name: str, data_dir: Path | None, download: bool, wanted: Wanted = ALL_COLUMNS
+    name: str, data_dir: DataDir, download: bool, wanted: Wanted = ALL_COLUMNS
 ) -> RatingTable:
     """Reads a data set of tensorflow-datasets; see `open_ratings` for the errors.
 
     Its splits are read one after the other, in the order of its files.
     """
-    builder = find_builder(name, data_dir, ())
+    builder = find_builder(name, data_dir)
     features, genre_names = _find_features(builder, name, wanted)
     prepare(builder, name, download)
     columns = RatingColumns(name, "row")
@@ -49,9 +55,8 @@ def read_named_ratings(
                 first += len(used["user"])
                 if "title" in features:
                     _add_titles(titles, chunk, features, genre_names)
-    splits = len(builder.info.splits)
-    notes = (f"read as one: its {splits} splits",) if splits > 1 else ()
-    return columns.table(name, titles if "title" in features else None, notes)
+    known_titles = titles if "title" in features else None
+    return columns.table(name, known_titles, splits_note(builder))
 
 
 def _find_features(
@@ -60,9 +65,7 @@ def _find_features(
     """Returns the feature of each role, and the names of the genres."""
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
-    named = isinstance(features, tfds.features.FeaturesDict)
-    found = dict(features.items()) if named else {}
+    found = named_features(builder)
     names = list(found)
     indices = find_roles(names)
     indices = {role: indices[role] for role in ("title", "genres") if role in indices}

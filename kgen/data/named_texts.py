@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any
 
-from kgen.data.named_builders import examples, find_builder, prepare
+from kgen.data.named_builders import (
+    DataDir,
+    examples,
+    find_builder,
+    named_features,
+    prepare,
+    splits_note,
+)
 from kgen.data.text_files import Documents, decode_utf8, filled
 
 PYTHON_MANUAL = "python-manual"
@@ -21,13 +27,13 @@ def read_python_manual() -> Documents:
 
 
 def read_named_texts(
-    name: str, data_dir: Path | None, text_key: str, download: bool
+    name: str, data_dir: DataDir, text_key: str, download: bool
 ) -> Documents:
     """Reads a data set of tensorflow-datasets; see `open_text` for the errors.
 
     Its splits are read one after the other, in the order of its files.
     """
-    builder = find_builder(name, data_dir, ())
+    builder = find_builder(name, data_dir)
     feature = _find_feature(builder, name, text_key)
     prepare(builder, name, download)
     texts = []
@@ -37,20 +43,16 @@ def read_named_texts(
                 decode_utf8(row[feature], f"{name}, {split}, row {number}")
                 for number, row in enumerate(dataset.as_numpy_iterator(), 1)
             ]
-    splits = len(builder.info.splits)
-    notes = (f"read as one: its {splits} splits",) if splits > 1 else ()
-    return filled(name, texts, name, notes)
+    return filled(name, texts, name, splits_note(builder))
 
 
 def _find_feature(builder: Any, name: str, text_key: str) -> str:
     """Returns the feature of that name; for "text", also the only text feature."""
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
-    named = isinstance(features, tfds.features.FeaturesDict)
     found = sorted(
         key
-        for key, feature in (features.items() if named else ())
+        for key, feature in named_features(builder).items()
         if isinstance(feature, tfds.features.Text)
     )
     if text_key in found:

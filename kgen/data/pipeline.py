@@ -32,12 +32,23 @@ def permutation(num_rows: int, seed: int, stream: int, epoch: int = 0) -> np.nda
     return (np.sort((draws & ~low_bits) | rows) & low_bits).astype(np.int64)
 
 
+def check_option(kept: bool, name: str, value: Any, rule: str, hint: str = "") -> None:
+    """Raises ValueError, with an option's rule and value, unless the rule is kept."""
+    if not kept:
+        shown = repr(value) if isinstance(value, str) else value
+        raise ValueError(f"`{name}` must {rule}. Received: {name}={shown}{hint}")
+
+
+def check_integer(name: str, value: Any, least: int = 1, why: str = "") -> None:
+    """Raises ValueError unless an option is an integer of at least `least`."""
+    kept = isinstance(value, (int, np.integer)) and int(value) >= least
+    check_option(kept, name, value, f"be an integer of at least {least}{why}")
+
+
 def check_seed(seed: int) -> None:
     """Raises ValueError unless the seed is an integer in [0, 2**63)."""
-    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise ValueError(
-            f"`seed` must be an integer in [0, 2**63). Received: seed={seed}"
-        )
+    kept = isinstance(seed, (int, np.integer)) and 0 <= seed < 2**63
+    check_option(kept, "seed", seed, "be an integer in [0, 2**63)")
 
 
 class Pipeline:
@@ -96,16 +107,8 @@ class Pipeline:
         drop_remainder: bool = False,
         rows_per_read: int = 1,
     ):
-        if num_rows < 1:
-            raise ValueError(
-                "`num_rows` must be at least 1: there is nothing to read. "
-                f"Received: num_rows={num_rows}"
-            )
-        if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ValueError(
-                "`batch_size` must be an integer of at least 1. "
-                f"Received: batch_size={batch_size}"
-            )
+        check_integer("num_rows", num_rows, why=": there is nothing to read")
+        check_integer("batch_size", batch_size)
         check_seed(seed)
         if drop_remainder and batch_size > num_rows:
             raise ValueError(
@@ -172,11 +175,9 @@ class Pipeline:
                 size that does not divide by the number of replicas of all ranks.
         """
         shares = num_ranks * replicas
-        if not 0 <= skip <= self.steps_per_epoch:
-            raise ValueError(
-                f"`skip` must be between 0 and steps_per_epoch={self.steps_per_epoch}. "
-                f"Received: skip={skip}"
-            )
+        last = self.steps_per_epoch
+        rule = f"be between 0 and steps_per_epoch={last}"
+        check_option(0 <= skip <= last, "skip", skip, rule)
         if replicas < 1 or not 0 <= rank < num_ranks:
             raise ValueError(
                 "`replicas` must be at least 1 and `rank` in [0, num_ranks). Received: "
@@ -195,10 +196,8 @@ class Pipeline:
         def begin_pass() -> tuple[np.int64, np.ndarray]:
             # Runs in Python once a pass, when its first element is requested.
             epoch = next(passes) if self.epoch is None else int(self.epoch)
-            if not 0 <= epoch < _EPOCH_LIMIT:
-                raise ValueError(
-                    f"`epoch` must be in [0, {_EPOCH_LIMIT}). Received: epoch={epoch}"
-                )
+            rule = f"be in [0, {_EPOCH_LIMIT})"
+            check_option(0 <= epoch < _EPOCH_LIMIT, "epoch", epoch, rule)
             if not self.shuffle:
                 return np.int64(0), np.arange(self.num_rows)
             order = permutation(self.num_rows, self.seed, ORDER_STREAM, epoch)
@@ -206,10 +205,8 @@ class Pipeline:
 
         def open_pass(_: tf.Tensor) -> tf.data.Dataset:
             epoch, order = tf.numpy_function(begin_pass, [], [tf.int64, tf.int64])
-            position = (
-                tf.ensure_shape(epoch, []),
-                tf.ensure_shape(order, [self.num_rows]),
-            )
+            epoch = tf.ensure_shape(epoch, [])
+            order = tf.ensure_shape(order, [self.num_rows])
             # Each element refers to the order, which is not copied. No function is
             # nested here: to set one up would take longer than a small pass.
             elements = tf.data.Dataset.range(
@@ -217,7 +214,7 @@ class Pipeline:
             )
             # One at a time there is no remainder, and so a shape that is known.
             elements = elements.batch(elements_per_read, elements_per_read == 1)
-            order_again = tf.data.Dataset.from_tensors(position).repeat()
+            order_again = tf.data.Dataset.from_tensors((epoch, order)).repeat()
             return tf.data.Dataset.zip(elements, order_again)
 
         def read(elements: tf.Tensor, position: tuple[tf.Tensor, tf.Tensor]) -> Batch:
@@ -231,9 +228,7 @@ class Pipeline:
                 first = share * length // shares
                 num_rows = ((share + 1) * length // shares - first)[0]
             positions = (start + first)[:, None] + tf.range(num_rows, dtype=tf.int64)
-            positions = tf.reshape(
-                positions, [-1]
-            )  # [elements, rows] -> [elements * rows]
+            positions = tf.reshape(positions, [-1])  # [elements * rows]
             values = self._read(tf.gather(order, positions), epoch, positions)
             if elements_per_read == 1:
                 return values

@@ -7,8 +7,6 @@ import gzip
 import io
 import itertools
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +27,13 @@ from kgen.data.rating_columns import (
     RatingTable,
     Wanted,
 )
-from kgen.data.zip_files import ZipEntry, open_root, visible
+from kgen.data.source_files import (
+    SourceFile,
+    damage_named,
+    is_gzipped,
+    open_root,
+    visible,
+)
 
 _RATINGS_NAME = re.compile(r"u\.data|ratings\.(dat|csv|tsv|parquet)(\.gz)?")
 _TABLE_NAME = re.compile(r".+\.(csv|tsv|parquet|(csv|tsv)\.gz)")
@@ -38,8 +42,6 @@ _BLOCK_BYTES = 2**23  # parsed at a time: a fifth of a million lines
 _ROWS_PER_READ = 2**18
 _HEAD_BYTES = 2**16
 _SAMPLE_LINES = 1000  # that the separator and the header are found by
-
-TableFile = Path | ZipEntry
 
 
 def read_rating_files(path: Path, wanted: Wanted = ALL_COLUMNS) -> RatingTable:
@@ -67,20 +69,18 @@ def read_rating_files(path: Path, wanted: Wanted = ALL_COLUMNS) -> RatingTable:
         titles = read_titles(_files_of(path.parent)) if beside else None
     is_parquet = file.name.lower().endswith(".parquet")
     columns = RatingColumns(str(file), "row" if is_parquet else "line")
-    with _damage_named(file):
-        if is_parquet:
-            unread = _read_parquet(file, columns, wanted)
-        else:
-            unread = _read_lines(file, columns, wanted)
+    read = _read_parquet if is_parquet else _read_lines
+    with damage_named(file, pa.ArrowInvalid):
+        unread = read(file, columns, wanted)
     notes = (f"not read: the columns {', '.join(unread)}",) if unread else ()
     return columns.table(name, titles, notes)
 
 
-def _files_of(folder: TableFile) -> dict[str, TableFile]:
+def _files_of(folder: SourceFile) -> dict[str, SourceFile]:
     return {file.name.lower(): file for file in visible(folder) if not file.is_dir()}
 
 
-def _find_table(folder: TableFile, path: Path) -> TableFile:
+def _find_table(folder: SourceFile, path: Path) -> SourceFile:
     """Returns the table of ratings in a folder.
 
     It is called u.data or ratings.*, or is the only CSV, TSV or Parquet file.
@@ -103,26 +103,6 @@ def _find_table(folder: TableFile, path: Path) -> TableFile:
     )
 
 
-@contextmanager
-def _damage_named(file: TableFile) -> Iterator[None]:
-    try:
-        yield
-    except (
-        pa.ArrowInvalid,
-        gzip.BadGzipFile,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,  # of Arrow, where a page of Parquet is damaged
-    ) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # of the file system, with its reason
-        raise ValueError(
-            f"Cannot read {file}: it is damaged, or of another kind than its name says "
-            f"({str(error).strip()[:400]}). Copy or download it again."
-        ) from error
-
-
 class _Layout(NamedTuple):
     """The format of the lines of a table.
 
@@ -142,17 +122,17 @@ class _Layout(NamedTuple):
 
 
 @contextmanager
-def _open(file: TableFile) -> Iterator[Any]:
+def _open(file: SourceFile) -> Iterator[Any]:
     """Opens the text of a file, which may be gzipped."""
     with file.open("rb") as stream:
-        if file.name.lower().endswith(".gz"):
+        if is_gzipped(file):
             with gzip.GzipFile(fileobj=stream) as text:
                 yield text
         else:
             yield stream
 
 
-def _read_lines(file: TableFile, columns: RatingColumns, wanted: Wanted) -> list[str]:
+def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> list[str]:
     """Reads a table of lines; returns the names of the columns without a role."""
     with _open(file) as stream:
         layout = _find_layout(stream.read(_HEAD_BYTES), str(file), wanted)
@@ -210,7 +190,7 @@ def _read_lines(file: TableFile, columns: RatingColumns, wanted: Wanted) -> list
     return layout.unread
 
 
-def _line_number(file: TableFile, row: Any) -> int:
+def _line_number(file: SourceFile, row: Any) -> int:
     """Returns the line of a broken row.
 
     It is the number of the row, unless a value before it, in quotes, has line breaks.
@@ -330,7 +310,9 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _read_parquet(file: TableFile, columns: RatingColumns, wanted: Wanted) -> list[str]:
+def _read_parquet(
+    file: SourceFile, columns: RatingColumns, wanted: Wanted
+) -> list[str]:
     """Reads a Parquet file; returns the names of the columns without a role."""
     source = file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
     with pyarrow.parquet.ParquetFile(source) as table:

@@ -14,9 +14,9 @@ import numpy as np
 import scipy.sparse
 import tensorflow as tf
 
-from kgen.data.dataset import SPLITS, DataSet
+from kgen.data.dataset import SPLITS, DataSet, take_batch_options
 from kgen.data.item_titles import title_features
-from kgen.data.named_builders import NAME
+from kgen.data.named_builders import NAME, DataDir
 from kgen.data.named_ratings import read_named_ratings
 from kgen.data.pipeline import Batch, Read
 from kgen.data.rating_columns import RatingTable, Wanted
@@ -29,14 +29,7 @@ from kgen.data.rating_splits import (
 
 
 def ratings(
-    source: Any,
-    *,
-    split: str = "train",
-    batch_size: int | None = None,
-    seed: int = 0,
-    shuffle: bool | None = None,
-    drop_remainder: bool | None = None,
-    **options: Any,
+    source: Any, *, split: str = "train", seed: int = 0, **options: Any
 ) -> tf.data.Dataset:
     """Returns batches of users, each with the items the user likes.
 
@@ -46,16 +39,12 @@ def ratings(
     Args:
         source: See `open_ratings`.
         split: "train", "validation" or "test".
-        batch_size: Users in a batch. None: 128, lowered with a warning where there are
-            fewer users to train on.
         seed: Integer in [0, 2**63), keys the split and the order. The splits of one
             experiment are disjoint only if all are read with the same seed.
-        shuffle: Whether each pass has an order of its own. By default only in
-            training.
-        drop_remainder: Whether a last, smaller batch is left out. By default only in
-            training.
         **options: min_rating, min_items, split_strategy, held_out_users,
-            hidden_fraction, columns, data_dir and download of `open_ratings`.
+            hidden_fraction, columns, data_dir and download of `open_ratings`;
+            batch_size (by default 128), shuffle and drop_remainder of
+            `RatingSet.batches`.
 
     Returns:
         A dataset of dicts: "items", ragged int32 [batch, None], ascending positions in
@@ -71,13 +60,8 @@ def ratings(
         >>> batches.element_spec["items"].shape
         TensorShape([64, None])
     """
-    return open_ratings(source, seed=seed, **options).batches(
-        split,
-        batch_size=batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        drop_remainder=drop_remainder,
-    )
+    batching = take_batch_options(options) | {"seed": seed}
+    return open_ratings(source, seed=seed, **options).batches(split, **batching)
 
 
 def open_ratings(
@@ -182,12 +166,11 @@ def open_ratings(
         hidden_fraction=hidden_fraction,
         columns=columns,
     )
-    folder = None if data_dir is None else Path(data_dir).expanduser()
-    return RatingSet(_read(source, folder, download, options.wanted()), options)
+    return RatingSet(_read(source, data_dir, download, options.wanted()), options)
 
 
 def _read(
-    source: Any, data_dir: Path | None, download: bool, wanted: Wanted
+    source: Any, data_dir: DataDir, download: bool, wanted: Wanted
 ) -> RatingTable:
     if not isinstance(source, (str, os.PathLike)):
         return read_rating_arrays(source, wanted)

@@ -19,6 +19,8 @@ from kgen.data.pipeline import (
     LAST_STREAM,
     PAIRS_STREAM,
     USERS_STREAM,
+    check_integer,
+    check_option,
     check_seed,
     permutation,
 )
@@ -42,33 +44,20 @@ class RatingOptions:
 
     def __post_init__(self) -> None:
         """Raises ValueError for an option out of its range."""
-        if self.min_rating is not None and not math.isfinite(self.min_rating):
-            raise ValueError(
-                "`min_rating` must be a finite number or None. Received: "
-                f"min_rating={self.min_rating}"
-            )
-        if not isinstance(self.min_items, (int, np.integer)) or self.min_items < 1:
-            raise ValueError(
-                "`min_items` must be an integer of at least 1. Received: "
-                f"min_items={self.min_items}"
-            )
-        if self.split_strategy not in STRATEGIES:
-            raise ValueError(
-                f"`split_strategy` must be one of {', '.join(STRATEGIES)}. "
-                f"Received: split_strategy={self.split_strategy!r}"
-            )
-        if self.held_out_users is not None and self.split_strategy != "strong":
+        least, strategy = self.min_rating, self.split_strategy
+        finite = least is None or math.isfinite(least)
+        check_option(finite, "min_rating", least, "be a finite number or None")
+        check_integer("min_items", self.min_items)
+        rule = f"be one of {', '.join(STRATEGIES)}"
+        check_option(strategy in STRATEGIES, "split_strategy", strategy, rule)
+        if self.held_out_users is not None and strategy != "strong":
             raise ValueError(
                 "`held_out_users` is for split_strategy='strong' only. Received: "
-                f"held_out_users={self.held_out_users} and "
-                f"split_strategy={self.split_strategy!r}"
+                f"held_out_users={self.held_out_users} and split_strategy={strategy!r}"
             )
         check_seed(self.seed)
-        if not 0 < self.hidden_fraction < 1:
-            raise ValueError(
-                "`hidden_fraction` must be between 0 and 1, both excluded. Received: "
-                f"hidden_fraction={self.hidden_fraction}"
-            )
+        share, rule = self.hidden_fraction, "be between 0 and 1, both excluded"
+        check_option(0 < share < 1, "hidden_fraction", share, rule)
         names = self.columns
         if names is not None and (isinstance(names, str) or not 2 <= len(names) <= 4):
             raise ValueError(
@@ -177,6 +166,16 @@ def _ranks_within_users(
     return ranks, counts[pairs.users]
 
 
+def _nested_parts(validation: np.ndarray, test: np.ndarray) -> dict[str, Part]:
+    """Returns the splits by their targets: a test's history has those of validation."""
+    train = ~validation & ~test
+    return {
+        "train": Part(train),
+        "validation": Part(train, validation),
+        "test": Part(~test, test),
+    }
+
+
 def split_users(
     pairs: Pairs, num_users: int, num_items: int, options: RatingOptions
 ) -> dict[str, Part]:
@@ -211,20 +210,15 @@ def leave_one_out(
     pairs: Pairs, num_users: int, num_items: int, options: RatingOptions
 ) -> dict[str, Part]:
     """Splits off the last two items of each user: "leave-one-out"."""
+    keys: tuple[np.ndarray, ...]
     if pairs.times is None:
-        keys: tuple[np.ndarray, ...] = (
-            permutation(len(pairs.users), options.seed, LAST_STREAM),
-        )
+        keys = (permutation(len(pairs.users), options.seed, LAST_STREAM),)
     else:
         keys = (pairs.rows, pairs.times)
     ranks, counts = _ranks_within_users(pairs, num_users, keys)
     is_last = (ranks == counts - 1) & (counts > 1)
     is_before = (ranks == counts - 2) & (counts > 2)
-    return {
-        "train": Part(~is_last & ~is_before),
-        "validation": Part(~is_last & ~is_before, is_before),
-        "test": Part(~is_last, is_last),
-    }
+    return _nested_parts(is_before, is_last)
 
 
 def split_pairs(
@@ -238,11 +232,7 @@ def split_pairs(
     in_test, in_validation = np.zeros((2, num_pairs), bool)
     in_test[order[:num_test]] = True
     in_validation[order[num_test : num_test + num_validation]] = True
-    return {
-        "train": Part(~in_test & ~in_validation),
-        "validation": Part(~in_test & ~in_validation, in_validation),
-        "test": Part(~in_test, in_test),
-    }
+    return _nested_parts(in_validation, in_test)
 
 
 def split_items(

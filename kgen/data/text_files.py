@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kgen.data.zip_files import ZipEntry, files_below, open_root
-
-TextFile = Path | ZipEntry
+from kgen.data.source_files import (
+    SourceFile,
+    files_below,
+    open_root,
+    read_unpacked,
+)
 
 
 class Documents(NamedTuple):
@@ -131,20 +132,10 @@ def check_unicode(text: str, origin: str = "the text") -> None:
         ) from error
 
 
-def _read_file(file: TextFile, text_key: str) -> list[str]:
+def _read_file(file: SourceFile, text_key: str) -> list[str]:
     """Returns the documents of a file: the lines of JSON Lines, or the whole file."""
-    try:
-        content = file.read_bytes()
-        name = file.name.lower()
-        if name.endswith(".gz"):
-            content = gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-            f"Cannot read {file}: it is damaged, or of another kind than its name says "
-            f"({error}). Copy or download it again."
-        ) from error
-    text = decode_utf8(content, str(file)).removeprefix("\ufeff")
-    if not name.removesuffix(".gz").endswith(".jsonl"):
+    text = decode_utf8(read_unpacked(file), str(file)).removeprefix("\ufeff")
+    if not file.name.lower().endswith((".jsonl", ".jsonl.gz")):
         return [text]
     return [
         _text_of_line(line, text_key, f"{file}, line {number}")

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kgen.data.dataset import SPLITS, DataSet
-from kgen.data.named_builders import NAME
+from kgen.data.dataset import SPLITS, DataSet, take_batch_options
+from kgen.data.named_builders import NAME, DataDir
 from kgen.data.named_texts import (
     PYTHON_MANUAL,
     read_named_texts,
     read_python_manual,
 )
-from kgen.data.pipeline import Batch, Read
+from kgen.data.pipeline import Batch, Read, check_integer, check_option
 from kgen.data.text_files import Documents, read_text_files, read_text_list
 from kgen.data.tokenizers import (
     BPETokenizer,
@@ -41,16 +41,7 @@ _TOKENS_PER_READ = 2**18  # few calls, the first of them short
 Source = str | os.PathLike | Sequence[str]
 
 
-def text(
-    source: Source,
-    *,
-    split: str = "train",
-    batch_size: int | None = None,
-    seed: int = 0,
-    shuffle: bool | None = None,
-    drop_remainder: bool | None = None,
-    **options: Any,
-) -> tf.data.Dataset:
+def text(source: Source, *, split: str = "train", **options: Any) -> tf.data.Dataset:
     """Returns batches of windows of a text, as tokens.
 
     Every iteration is one pass. The windows of the k-th pass and their order are a pure
@@ -59,15 +50,10 @@ def text(
     Args:
         source: See `open_text`.
         split: "train", "validation" or "test".
-        batch_size: Windows in a batch. None: 64, lowered with a warning where there are
-            fewer windows to train on.
-        seed: Integer in [0, 2**63), keys where the windows begin, and their order.
-        shuffle: Whether each pass has windows and an order of its own. By default only
-            in training.
-        drop_remainder: Whether a last, smaller batch is left out. By default only in
-            training.
         **options: tokenizer, vocab_size, context, validation_fraction, test_fraction,
-            text_key, data_dir and download of `open_text`.
+            text_key, data_dir and download of `open_text`; batch_size (by default 64),
+            seed, shuffle and drop_remainder of `TextSet.batches`. The seed keys where
+            the windows begin, and their order.
 
     Returns:
         A dataset of dicts: "tokens", int32 [batch, context + 1]; see `TextSet`.
@@ -83,13 +69,8 @@ def text(
         >>> batches.element_spec["tokens"].shape
         TensorShape([64, 257])
     """
-    return open_text(source, **options).batches(
-        split,
-        batch_size=batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        drop_remainder=drop_remainder,
-    )
+    batching = take_batch_options(options)
+    return open_text(source, **options).batches(split, **batching)
 
 
 def open_text(
@@ -170,13 +151,10 @@ def open_text(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
     )
-    folder = None if data_dir is None else Path(data_dir).expanduser()
-    return TextSet(_read(source, folder, text_key, download), options)
+    return TextSet(_read(source, data_dir, text_key, download), options)
 
 
-def _read(
-    source: Any, data_dir: Path | None, text_key: str, download: bool
-) -> Documents:
+def _read(source: Any, data_dir: DataDir, text_key: str, download: bool) -> Documents:
     if not isinstance(source, (str, os.PathLike)):
         return read_text_list(source)
     path = Path(source).expanduser()
@@ -206,11 +184,9 @@ class TextOptions:
         """Raises ValueError or TypeError for an option of another kind or range."""
         tokenizer, vocab_size = self.tokenizer, self.vocab_size
         if isinstance(tokenizer, str):
-            if tokenizer not in ("char", "byte", "bpe"):
-                raise ValueError(
-                    "`tokenizer` must be char, byte, bpe or a tokenizer. Received: "
-                    f"tokenizer={tokenizer!r}"
-                )
+            known = tokenizer in ("char", "byte", "bpe")
+            rule = "be char, byte, bpe or a tokenizer"
+            check_option(known, "tokenizer", tokenizer, rule)
         elif not isinstance(tokenizer, (Tokenizer, dict)):
             raise TypeError(
                 "`tokenizer` must be a name, a tokenizer or its `config()`. Received: "
@@ -222,11 +198,7 @@ class TextOptions:
                 f"Received: vocab_size={vocab_size}, tokenizer={tokenizer!r:.100}."
                 f"{' Try 1024.' if vocab_size is None else ''}"
             )
-        if not isinstance(self.context, (int, np.integer)) or self.context < 1:
-            raise ValueError(
-                "`context` must be an integer of at least 1. Received: "
-                f"context={self.context}"
-            )
+        check_integer("context", self.context)
         fractions = (self.validation_fraction, self.test_fraction)
         if not all(0 <= share < 1 for share in fractions) or not sum(fractions) < 1:
             raise ValueError(

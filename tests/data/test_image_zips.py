@@ -16,7 +16,8 @@ from PIL import Image
 
 from kgen.data import open_images
 from kgen.data.image_folders import ImageFiles, find_image_files
-from kgen.data.zip_files import open_root
+from kgen.data.image_rows import ImageFormat
+from kgen.data.source_files import open_root
 
 
 def grey(value, height=6, width=5):
@@ -308,7 +309,7 @@ def test_threads_read_a_zip_at_once(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (200, 16, 16), np.uint8)
     path = pack(tmp_path / "a.zip", {f"{i:03}.png": noise[i] for i in range(200)})
     found = find_image_files(open_root(path)).files["train"]
-    reader = ImageFiles([file for file, _ in found], None, None)
+    reader = ImageFiles([file for file, _ in found], ImageFormat())
 
     def read(seed):
         rows = np.random.default_rng(seed).integers(0, 200, 64)
@@ -323,10 +324,11 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from kgen.data.image_folders import ImageFiles, find_image_files
-from kgen.data.zip_files import open_root
+from kgen.data.image_rows import ImageFormat
+from kgen.data.source_files import open_root
 
 found = find_image_files(open_root(Path(sys.argv[1]))).files["train"]
-reader = ImageFiles([file for file, _ in found], None, None)
+reader = ImageFiles([file for file, _ in found], ImageFormat())
 rows = np.arange(len(found))
 expected = reader[rows]  # starts the threads
 child = os.fork()

@@ -1,12 +1,14 @@
-"""Zip archives read in place: their members as files in folders."""
+"""Files of a source: in folders and, read in place, in zips; plain or gzipped."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -126,7 +128,10 @@ def open_zip(path: Path) -> ZipEntry:
     return root
 
 
-def open_root(path: Path) -> Path | ZipEntry:
+SourceFile = Path | ZipEntry  # or a folder of them
+
+
+def open_root(path: Path) -> SourceFile:
     """Returns a folder as it is, and a zip as the folder that it unpacks to.
 
     A single folder in a zip stands for the zip: some programs pack a folder, others its
@@ -139,7 +144,7 @@ def open_root(path: Path) -> Path | ZipEntry:
     return top[0] if len(top) == 1 and top[0].is_dir() else root
 
 
-def visible(folder: Path | ZipEntry) -> list[Path | ZipEntry]:
+def visible(folder: SourceFile) -> list[SourceFile]:
     """Returns the content of a folder by name.
 
     Left out are hidden files, files that systems leave behind, and symbolic links to a
@@ -155,7 +160,7 @@ def visible(folder: Path | ZipEntry) -> list[Path | ZipEntry]:
     return sorted(children, key=lambda child: child.name)
 
 
-def files_below(path: Path | ZipEntry) -> Iterator[Path | ZipEntry]:
+def files_below(path: SourceFile) -> Iterator[SourceFile]:
     """Yields all visible files at or below a path, by name, folder by folder."""
     if path.is_dir():
         for child in visible(path):
@@ -164,8 +169,48 @@ def files_below(path: Path | ZipEntry) -> Iterator[Path | ZipEntry]:
         yield path
 
 
-def _links_around(child: Path | ZipEntry) -> bool:
+def _links_around(child: SourceFile) -> bool:
     if not isinstance(child, Path) or not child.is_symlink():
         return False
     parents = map(os.path.realpath, child.absolute().parents)
     return os.path.realpath(child) in parents
+
+
+def is_gzipped(file: SourceFile) -> bool:
+    """Returns whether the name of a file ends in .gz."""
+    return file.name.lower().endswith(".gz")
+
+
+def read_unpacked(file: SourceFile) -> bytes:
+    """Returns the content of a file, unpacked if it is gzipped.
+
+    Raises:
+        ValueError: The file is damaged, or not gzipped. The message names it.
+    """
+    with damage_named(file):
+        content = file.read_bytes()
+        return gzip.decompress(content) if is_gzipped(file) else content
+
+
+@contextmanager
+def damage_named(
+    file: SourceFile, error_type: type[Exception] = EOFError
+) -> Iterator[None]:
+    """Turns an error that damage causes into one that names the file.
+
+    Args:
+        file: The file that is read.
+        error_type: A further type of error that damage causes.
+
+    Raises:
+        ValueError: The file is damaged, or of another kind than its name says.
+    """
+    try:
+        yield
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error, error_type) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the file system, with its reason
+        raise ValueError(
+            f"Cannot read {file}: it is damaged, or of another kind than its name says "
+            f"({str(error).strip()[:400]}). Copy or download it again."
+        ) from error

@@ -5,15 +5,15 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
+        "bpe_tokenizer": ["BPETokenizer"],
         "image_sets": ["ImageSet", "images", "open_images"],
         "pipeline": ["Pipeline"],
         "rating_sets": ["RatingSet", "open_ratings", "ratings"],
         "text_sets": ["TextSet", "open_text", "text"],
+        "tokenizer_interface": ["Tokenizer"],
         "tokenizers": [
-            "BPETokenizer",
             "ByteTokenizer",
             "CharTokenizer",
-            "Tokenizer",
             "tokenizer_from_config",
             "tokenizer_from_json",
         ],

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kgen.data.bpe_tokenizer import BPETokenizer
 from kgen.data.dataset import SPLITS, DataSet, take_batch_options
 from kgen.data.named_builders import NAME, DataDir
 from kgen.data.named_texts import (
@@ -25,13 +26,8 @@ from kgen.data.named_texts import (
 )
 from kgen.data.pipeline import Batch, Read, check_integer, check_option
 from kgen.data.text_files import Documents, read_text_files, read_text_list
-from kgen.data.tokenizers import (
-    BPETokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    Tokenizer,
-    tokenizer_from_config,
-)
+from kgen.data.tokenizer_interface import Tokenizer
+from kgen.data.tokenizers import ByteTokenizer, CharTokenizer, tokenizer_from_config
 from kgen.nn import random
 
 SEPARATOR = "\n\n"  # between documents

@@ -8,12 +8,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from kgen.data.dataset import SPLITS
-from kgen.data.image_folders import (
-    ClassedFiles,
-    FoundFiles,
-    not_read,
-    walk,
-)
+from kgen.data.image_folders import ClassedFiles, FoundFiles, not_read, walk
 from kgen.data.source_files import SourceFile, open_root, visible
 
 _IMAGES = ("img_align_celeba", "img_align_celeba.zip")

@@ -47,9 +47,7 @@ class Named(NamedTuple):
 
 
 def source_from_arrays(
-    name: str,
-    found: Mapping[str, tuple[Named, Named | None]],
-    wanted: ImageFormat,
+    name: str, found: Mapping[str, tuple[Named, Named | None]], wanted: ImageFormat
 ) -> Source:
     """Makes a source of the images and labels of each split.
 

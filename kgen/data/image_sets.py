@@ -223,15 +223,10 @@ def _image_size(image_size: int | tuple[int, int] | None) -> Size | None:
     if image_size is None:
         return None
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if (
-        not isinstance(size, (tuple, list))
-        or len(size) != 2
-        or not all(isinstance(length, int) and length > 0 for length in size)
-    ):
-        raise ValueError(
-            "`image_size` must be a positive number of pixels, or a pair of them, "
-            f"height and width. Received: image_size={image_size!r}"
-        )
+    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
+    kept = is_pair and all(isinstance(length, int) and length > 0 for length in size)
+    rule = "be a positive number of pixels, or a pair of them, height and width"
+    check_option(kept, "image_size", image_size, rule)
     return size[0], size[1]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kgen.data import named_builders
 from kgen.data.dataset import SPLITS
 from kgen.data.image_arrays import as_labels, as_pillow
 from kgen.data.image_rows import (
@@ -21,24 +22,22 @@ from kgen.data.image_rows import (
     fit_image,
     keep_rows,
 )
-from kgen.data.named_builders import (
-    DataDir,
-    examples,
-    find_builder,
-    named_features,
-    prepare,
-)
+from kgen.data.named_builders import DataDir
 
 _CHUNK_ROWS = 1024
 
 
 def open_named_images(
-    name: str, data_dir: DataDir, wanted: ImageFormat, cache: str, download: bool
+    name: str,
+    data_dir: DataDir,
+    wanted: ImageFormat,
+    cache: str,
+    download: bool,
 ) -> Source:
     """Opens a data set of tensorflow-datasets; see `open_images` for the errors."""
-    builder = find_builder(name, data_dir, ("digits", "stacked_mnist"))
+    builder = named_builders.find_builder(name, data_dir, ("digits", "stacked_mnist"))
     stored = _StoredImages(builder, name, wanted)
-    prepare(builder, name, download)
+    named_builders.prepare(builder, name, download)
     rows = {
         split: builder.info.splits[split].num_examples
         for split in SPLITS
@@ -92,7 +91,7 @@ class _StoredImages:
 
         self._builder = builder
         self._wanted = wanted
-        features = named_features(builder)
+        features = named_builders.named_features(builder)
         image = features.get("image")
         if not isinstance(image, tfds.features.Image):
             raise ValueError(
@@ -121,7 +120,7 @@ class _StoredImages:
     def images(self, split: str, labels: list[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields all images of a split, uint8, in chunks; appends their labels."""
         features = {"image": True, "label": bool(self.class_names)}
-        with examples(self._builder, split, features) as dataset:
+        with named_builders.examples(self._builder, split, features) as dataset:
             if self._as_stored:
                 for chunk in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
                     if self.class_names is not None:
@@ -138,7 +137,7 @@ class _StoredImages:
 
     def labels(self, split: str) -> Iterator[np.ndarray]:
         """Yields all labels of a split, int32, in chunks; decodes no image."""
-        with examples(self._builder, split, {"label": True}) as dataset:
+        with named_builders.examples(self._builder, split, {"label": True}) as dataset:
             for row in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
                 yield row["label"].astype(np.int32)
 

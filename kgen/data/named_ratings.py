@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from kgen.data import named_builders
 from kgen.data.item_titles import is_genre
-from kgen.data.named_builders import (
-    DataDir,
-    examples,
-    find_builder,
-    named_features,
-    prepare,
-    splits_note,
-)
+from kgen.data.named_builders import DataDir
 from kgen.data.rating_columns import (
     ALL_COLUMNS,
     ROLES,
@@ -31,20 +25,25 @@ _CHUNK_ROWS = 2**16
 
 
 def read_named_ratings(
-    name: str, data_dir: DataDir, download: bool, wanted: Wanted = ALL_COLUMNS
+    name: str,
+    data_dir: DataDir,
+    download: bool,
+    wanted: Wanted = ALL_COLUMNS,
 ) -> RatingTable:
     """Reads a data set of tensorflow-datasets; see `open_ratings` for the errors.
 
     Its splits are read one after the other, in the order of its files.
     """
-    builder = find_builder(name, data_dir)
+    builder = named_builders.find_builder(name, data_dir)
     features, genre_names = _find_features(builder, name, wanted)
-    prepare(builder, name, download)
+    named_builders.prepare(builder, name, download)
     columns = RatingColumns(name, "row")
     titles: Titles = {}
     first = 1
     for split in builder.info.splits:
-        with examples(builder, split, dict.fromkeys(features.values(), True)) as rows:
+        with named_builders.examples(
+            builder, split, dict.fromkeys(features.values(), True)
+        ) as rows:
             for chunk in rows.ragged_batch(_CHUNK_ROWS):
                 used = {
                     role: pa.array(chunk[features[role]].numpy())
@@ -56,7 +55,7 @@ def read_named_ratings(
                 if "title" in features:
                     _add_titles(titles, chunk, features, genre_names)
     known_titles = titles if "title" in features else None
-    return columns.table(name, known_titles, splits_note(builder))
+    return columns.table(name, known_titles, named_builders.splits_note(builder))
 
 
 def _find_features(
@@ -65,7 +64,7 @@ def _find_features(
     """Returns the feature of each role, and the names of the genres."""
     import tensorflow_datasets as tfds
 
-    found = named_features(builder)
+    found = named_builders.named_features(builder)
     names = list(found)
     indices = find_roles(names)
     indices = {role: indices[role] for role in ("title", "genres") if role in indices}

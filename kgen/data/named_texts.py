@@ -5,14 +5,8 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from kgen.data.named_builders import (
-    DataDir,
-    examples,
-    find_builder,
-    named_features,
-    prepare,
-    splits_note,
-)
+from kgen.data import named_builders
+from kgen.data.named_builders import DataDir
 from kgen.data.text_files import Documents, decode_utf8, filled
 
 PYTHON_MANUAL = "python-manual"
@@ -33,17 +27,17 @@ def read_named_texts(
 
     Its splits are read one after the other, in the order of its files.
     """
-    builder = find_builder(name, data_dir)
+    builder = named_builders.find_builder(name, data_dir)
     feature = _find_feature(builder, name, text_key)
-    prepare(builder, name, download)
+    named_builders.prepare(builder, name, download)
     texts = []
     for split in builder.info.splits:
-        with examples(builder, split, {feature: True}) as dataset:
+        with named_builders.examples(builder, split, {feature: True}) as dataset:
             texts += [
                 decode_utf8(row[feature], f"{name}, {split}, row {number}")
                 for number, row in enumerate(dataset.as_numpy_iterator(), 1)
             ]
-    return filled(name, texts, name, splits_note(builder))
+    return filled(name, texts, name, named_builders.splits_note(builder))
 
 
 def _find_feature(builder: Any, name: str, text_key: str) -> str:
@@ -52,7 +46,7 @@ def _find_feature(builder: Any, name: str, text_key: str) -> str:
 
     found = sorted(
         key
-        for key, feature in named_features(builder).items()
+        for key, feature in named_builders.named_features(builder).items()
         if isinstance(feature, tfds.features.Text)
     )
     if text_key in found:

@@ -14,16 +14,7 @@ import pyarrow.compute as pc
 
 ROLES = ("user", "item", "rating", "time")
 NO_PAIR = "There must be at least one (user, item) pair. Received: none in {}."
-_ITEM_WORDS = (
-    "item",
-    "movie",
-    "product",
-    "book",
-    "song",
-    "track",
-    "artist",
-    "business",
-)
+_ITEM_WORDS = "item movie product book song track artist business".split()
 # Names of a column of each role, in lower case, letters and digits only; the earlier
 # name counts where a table has two of them.
 _NAMES = {
@@ -40,11 +31,10 @@ _NAMES = {
 }
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # as Python prints it, and int64
 _UTC = r"\s*(UTC|GMT|z)$"
-_NUMBER, _TIME, _ZONED_TIME = (
-    pa.float64(),
-    pa.timestamp("us"),
-    pa.timestamp("us", "UTC"),
-)
+_TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+_TEXT = pa.large_binary()  # of all texts, once they are trimmed
+_NUMBER = pa.float64()
+_TIME, _ZONED_TIME = pa.timestamp("us"), pa.timestamp("us", "UTC")
 
 # item id, as text -> its title and genres
 Titles = dict[str, tuple[str, tuple[str, ...]]]
@@ -190,15 +180,10 @@ class RatingColumns:
         texts = {role: _trimmed(column) for role, column in columns.items()}
         numbers = np.arange(first, first + len(texts["user"]))
         if self._unit == "line":
-            empty = [
-                pc.equal(column, pa.scalar(b"" if _is_bytes(column) else "")).to_numpy(
-                    zero_copy_only=False
-                )
-                for column in texts.values()
-            ]
-            rows = np.flatnonzero(~np.logical_and.reduce(empty))
+            lengths = [pc.binary_length(text).to_numpy() for text in texts.values()]
+            rows = np.flatnonzero(np.sum(lengths, axis=0))
             if len(rows) < len(numbers):
-                texts = {role: column.take(rows) for role, column in texts.items()}
+                texts = {role: text.take(rows) for role, text in texts.items()}
                 numbers = numbers[rows]
         for role, column in texts.items():
             if role in self._codes:
@@ -237,8 +222,9 @@ class RatingColumns:
             columns = {role: column[last] for role, column in columns.items()}
         found = None
         if titles is not None:
-            found = [titles.get(str(item), ("", ())) for item in item_ids.tolist()]
-            unknown = sum(str(item) not in titles for item in item_ids.tolist())
+            names = [str(item) for item in item_ids.tolist()]
+            found = [titles.get(name, ("", ())) for name in names]
+            unknown = sum(name not in titles for name in names)
             if unknown:
                 notes += (f"items without a title: {unknown:,}",)
         return RatingTable(
@@ -256,7 +242,7 @@ class RatingColumns:
 
     def _ids(self, role: str, column: Any, numbers: np.ndarray) -> np.ndarray:
         """Returns int32 [n]: each id as its index in the order of first appearance."""
-        if not _is_text(column) and not pa.types.is_integer(column.type):
+        if column.type != _TEXT and not pa.types.is_integer(column.type):
             self.refuse(
                 int(numbers[0]) if len(numbers) else 1,
                 f"The id of each {role} must be text or a whole number.",
@@ -318,34 +304,20 @@ def _shown(value: Any) -> str:
     return f"{text!r:.200}"
 
 
-def _is_bytes(column: Any) -> bool:
-    return pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-
-
-def _is_text(column: Any) -> bool:
-    kind = column.type
-    return (
-        _is_bytes(column) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    )
-
-
 def _trimmed(column: Any) -> Any:
-    """Returns text without the spaces around it, and other values unchanged."""
+    """Returns text as bytes without spaces around, and other values unchanged."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if not _is_text(column):
+    if column.type not in _TEXTS:
         return column
-    if _is_bytes(column):  # the functions for text take only text
-        text = column.view(
-            pa.large_string() if "large" in str(column.type) else pa.string()
-        )
-        return pc.ascii_trim_whitespace(text).view(column.type)
-    return pc.ascii_trim_whitespace(column)
+    # Viewed, not cast: it may be no UTF-8, and only text can be trimmed.
+    text = column.cast(_TEXT).view(pa.large_string())
+    return pc.ascii_trim_whitespace(text).view(_TEXT)
 
 
 def _time_type(column: Any) -> Any:
     """Returns the type of all times: the first type that fits the first time."""
-    if _is_text(column):
+    if column.type == _TEXT:
         for kind in (_NUMBER, _TIME, _ZONED_TIME):
             if np.isfinite(_float_or_nan(column[0], kind)):
                 return kind
@@ -353,8 +325,8 @@ def _time_type(column: Any) -> Any:
 
 
 def _as_floats(column: Any, kind: Any) -> np.ndarray:
-    if _is_bytes(column):
-        column = column.cast(pa.string())
+    if column.type == _TEXT:
+        column = column.cast(pa.large_string())
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("us"))
     if pa.types.is_timestamp(column.type):
@@ -377,9 +349,7 @@ def _float_or_nan(value: Any, kind: Any) -> float:
             return float(_as_floats(pa.array([value.as_py()], value.type), kind)[0])
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return np.nan
-    text = value.as_py() or ""
-    if isinstance(text, bytes):
-        text = text.decode(errors="replace")
+    text = (value.as_py() or b"").decode(errors="replace")
     try:
         moment = datetime.fromisoformat(re.sub(_UTC, "Z", text))
     except ValueError:
@@ -396,10 +366,8 @@ def _ascending(
     """Returns the ids in ascending order, and the column as positions in them."""
     whole = all(_WHOLE_NUMBER.fullmatch(text) for text in codes)
     ids = np.array([int(text) if whole else text for text in codes])
-    order = np.argsort(ids)
-    positions = np.empty(len(ids), np.int32)
-    positions[order] = np.arange(len(ids), dtype=np.int32)
-    return ids[order], positions[column]
+    ids, positions = np.unique(ids, return_inverse=True)
+    return ids, positions.astype(np.int32)[column]
 
 
 def _last_of_each(users: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:

@@ -21,11 +21,7 @@ from kgen.data.named_ratings import read_named_ratings
 from kgen.data.pipeline import Batch, Read
 from kgen.data.rating_columns import RatingTable, Wanted
 from kgen.data.rating_files import read_rating_arrays, read_rating_files
-from kgen.data.rating_splits import (
-    STRATEGIES,
-    RatingOptions,
-    positive_pairs,
-)
+from kgen.data.rating_splits import STRATEGIES, Part, RatingOptions, positive_pairs
 
 
 def ratings(
@@ -294,6 +290,10 @@ class RatingSet(DataSet):
         self._check_split(split)
         return self._user_rows[split]
 
+    def _part(self, split: str) -> Part:
+        self._check_split(split)
+        return self._parts[split]
+
     def history(self, split: str) -> scipy.sparse.csr_array:
         """Returns the history of each user of a split, as multi-hot rows.
 
@@ -307,8 +307,7 @@ class RatingSet(DataSet):
         Raises:
             ValueError: There is no such split.
         """
-        self._check_split(split)
-        return self._rows(self._parts[split].history)[self._user_rows[split]]
+        return self._rows(self._part(split).history)[self._user_rows[split]]
 
     def targets(self, split: str) -> scipy.sparse.csr_array | None:
         """Returns the targets of each user of a split, as multi-hot rows.
@@ -322,8 +321,7 @@ class RatingSet(DataSet):
         Raises:
             ValueError: There is no such split.
         """
-        self._check_split(split)
-        mask = self._parts[split].targets
+        mask = self._part(split).targets
         return None if mask is None else self._rows(mask)[self._user_rows[split]]
 
     def known_pairs(self, split: str) -> scipy.sparse.csr_array:
@@ -342,8 +340,7 @@ class RatingSet(DataSet):
         Raises:
             ValueError: There is no such split.
         """
-        self._check_split(split)
-        return self._rows(self._parts[split].history)
+        return self._rows(self._part(split).history)
 
     def candidates(self, split: str) -> np.ndarray | None:
         """Returns the items to rank in a split, ascending positions in `item_ids`.
@@ -353,8 +350,7 @@ class RatingSet(DataSet):
         Raises:
             ValueError: There is no such split.
         """
-        self._check_split(split)
-        return self._parts[split].candidates
+        return self._part(split).candidates
 
     def item_counts(self) -> np.ndarray:
         """Returns the number of training users of each item: int64 [num_items]."""

@@ -12,18 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kgen.data import pipeline
 from kgen.data.dataset import SPLITS
-from kgen.data.pipeline import (
-    HIDDEN_STREAM,
-    ITEMS_STREAM,
-    LAST_STREAM,
-    PAIRS_STREAM,
-    USERS_STREAM,
-    check_integer,
-    check_option,
-    check_seed,
-    permutation,
-)
+from kgen.data.pipeline import check_integer, check_option, check_seed, permutation
 from kgen.data.rating_columns import ROLES, RatingTable, Wanted
 
 # As many as Liang et al. (2018) hold out of MovieLens 20M, in validation and in test.
@@ -188,12 +179,12 @@ def split_users(
             "`held_out_users` must be at least 1, and twice that must leave a user to "
             f"train on. Received: held_out_users={held} for {num_users} users."
         )
-    order = permutation(num_users, options.seed, USERS_STREAM)
+    order = permutation(num_users, options.seed, pipeline.USERS_STREAM)
     role = np.zeros(num_users, np.int8)
     role[order[:held]] = SPLITS.index("test")
     role[order[held : 2 * held]] = SPLITS.index("validation")
     roles = role[pairs.users]
-    shuffled = permutation(len(pairs.users), options.seed, HIDDEN_STREAM)
+    shuffled = permutation(len(pairs.users), options.seed, pipeline.HIDDEN_STREAM)
     ranks, counts = _ranks_within_users(pairs, num_users, (shuffled,))
     num_hidden = np.minimum(
         np.maximum(_rounded(options.hidden_fraction * counts), 1), counts - 1
@@ -212,7 +203,7 @@ def leave_one_out(
     """Splits off the last two items of each user: "leave-one-out"."""
     keys: tuple[np.ndarray, ...]
     if pairs.times is None:
-        keys = (permutation(len(pairs.users), options.seed, LAST_STREAM),)
+        keys = (permutation(len(pairs.users), options.seed, pipeline.LAST_STREAM),)
     else:
         keys = (pairs.rows, pairs.times)
     ranks, counts = _ranks_within_users(pairs, num_users, keys)
@@ -228,7 +219,7 @@ def split_pairs(
     num_pairs = len(pairs.users)
     num_test = int(_rounded(options.hidden_fraction * num_pairs))
     num_validation = int(_rounded((num_pairs - num_test) / 10))
-    order = permutation(num_pairs, options.seed, PAIRS_STREAM)
+    order = permutation(num_pairs, options.seed, pipeline.PAIRS_STREAM)
     in_test, in_validation = np.zeros((2, num_pairs), bool)
     in_test[order[:num_test]] = True
     in_validation[order[num_test : num_test + num_validation]] = True
@@ -241,7 +232,7 @@ def split_items(
     """Splits by items: "held-out-items"."""
     num_held = max(num_items // 10, 2)
     num_test = (num_held + 1) // 2
-    order = permutation(num_items, options.seed, ITEMS_STREAM)
+    order = permutation(num_items, options.seed, pipeline.ITEMS_STREAM)
     held = {
         "validation": np.sort(order[num_test:num_held]),
         "test": np.sort(order[:num_test]),

@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kgen.data.source_files import (
-    SourceFile,
-    files_below,
-    open_root,
-    read_unpacked,
-)
+from kgen.data.source_files import SourceFile, files_below, open_root, read_unpacked
 
 
 class Documents(NamedTuple):

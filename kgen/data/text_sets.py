@@ -19,11 +19,7 @@ import tensorflow as tf
 from kgen.data.bpe_tokenizer import BPETokenizer
 from kgen.data.dataset import SPLITS, DataSet, take_batch_options
 from kgen.data.named_builders import NAME, DataDir
-from kgen.data.named_texts import (
-    PYTHON_MANUAL,
-    read_named_texts,
-    read_python_manual,
-)
+from kgen.data.named_texts import PYTHON_MANUAL, read_named_texts, read_python_manual
 from kgen.data.pipeline import Batch, Read, check_integer, check_option
 from kgen.data.text_files import Documents, read_text_files, read_text_list
 from kgen.data.tokenizer_interface import Tokenizer
@@ -340,21 +336,16 @@ def _split(
 ) -> dict[str, str]:
     """Returns the characters of each split with a share above 0."""
     # Decimal: 0.1 is a tenth, but slightly more as a float.
-    test = Fraction(str(test_fraction))
-    validation = Fraction(str(validation_fraction))
-    ends = [
-        math.floor(len(whole) * (1 - validation - test)),
-        math.floor(len(whole) * (1 - test)),
-        len(whole),
-    ]
-    shares = (1, validation, test)
-    return {
-        split: whole[start:end]
-        for split, start, end, share in zip(
-            SPLITS, [0, *ends[:-1]], ends, shares, strict=True
-        )
-        if share
-    }
+    validation, test = Fraction(str(validation_fraction)), Fraction(str(test_fraction))
+    shares = (1 - validation - test, validation, test)
+    parts, start, covered = {}, 0, Fraction(0)
+    for split, share in zip(SPLITS, shares, strict=True):
+        covered += share
+        end = math.floor(len(whole) * covered)
+        if share:
+            parts[split] = whole[start:end]
+        start = end
+    return parts
 
 
 def _make_tokenizer(options: TextOptions, whole: str, training: str) -> Tokenizer:

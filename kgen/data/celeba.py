@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from kgen.data.dataset import SPLITS
-from kgen.data.image_folders import ClassedFiles, FoundFiles, not_read, walk
+from kgen.data.image_folders import ClassedFiles, FoundFiles, most_common, walk
+from kgen.data.image_rows import not_read
 from kgen.data.source_files import SourceFile, open_root, visible
 
 _IMAGES = ("img_align_celeba", "img_align_celeba.zip")
@@ -60,7 +61,7 @@ def find_celeba_files(folder: Path) -> FoundFiles | None:
         counts = ", ".join(f"{len(files[split])} {split}" for split in SPLITS)
         raise FileNotFoundError(f"No training images of CelebA in {root}: {counts}.")
     files = {split: found for split, found in files.items() if found}
-    return FoundFiles(files, None, not_read(others))
+    return FoundFiles(files, None, not_read(most_common(others)))
 
 
 def _read_partition(path: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import itertools
 import math
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from kgen.data.dataset import SPLITS
-from kgen.data.image_rows import ImageFormat, Source, Split, fit_image
+from kgen.data.image_rows import ImageFormat, Source, Split, fit_image, not_read
 from kgen.data.source_files import read_unpacked
 
 # Keys of the images and labels of a split in an .npz or a dict: our own names, the
@@ -47,7 +46,10 @@ class Named(NamedTuple):
 
 
 def source_from_arrays(
-    name: str, found: Mapping[str, tuple[Named, Named | None]], wanted: ImageFormat
+    name: str,
+    found: Mapping[str, tuple[Named, Named | None]],
+    wanted: ImageFormat,
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """Makes a source of the images and labels of each split.
 
@@ -55,6 +57,7 @@ def source_from_arrays(
         name: Name of the data set.
         found: For each split the images and the labels, if it has labels.
         wanted: The format of the result.
+        notes: Remarks on unused content.
     """
     splits: dict[str, Split] = {}
     num_classes = 0
@@ -80,7 +83,7 @@ def source_from_arrays(
             num_classes = max(num_classes, int(numbers.max()) + 1)
         splits[split] = Split(images=pixels, labels=numbers)
     class_names = tuple(str(index) for index in range(num_classes)) or None
-    return Source(name=name, splits=splits, class_names=class_names)
+    return Source(name=name, splits=splits, class_names=class_names, notes=notes)
 
 
 def as_uint8_images(array: Any, origin: str) -> np.ndarray:
@@ -262,10 +265,8 @@ def _open_keys(
             f"One of the keys {', '.join(ARRAY_KEYS['train'][0])} must hold the "
             f"images. Received: {', '.join(arrays) or 'no keys'}{place}."
         )
-    source = source_from_arrays(name, found, wanted)
     unused = [key for key in arrays if key not in used]
-    notes = (f"not read: {', '.join(unused)}",) if unused else ()
-    return dataclasses.replace(source, notes=notes)
+    return source_from_arrays(name, found, wanted, not_read(unused))
 
 
 def find_idx_files(folder: Path) -> dict[tuple[str, str], Path]:

@@ -25,6 +25,7 @@ from kgen.data.image_rows import (
     Split,
     fit_image,
     keep_rows,
+    not_read,
     size_text,
 )
 from kgen.data.source_files import SourceFile, ZipEntry, files_below, visible
@@ -134,9 +135,9 @@ def find_image_files(folder: SourceFile) -> FoundFiles:
             raise FileNotFoundError(
                 f"No images in {by_split.get(split, folder)}: there must be files "
                 f"ending in {', '.join(IMAGE_SUFFIXES)}. Found: "
-                f"{_count_text(others) or 'nothing'}."
+                f"{', '.join(most_common(others)) or 'nothing'}."
             )
-    return FoundFiles(files, _class_names(files), not_read(others))
+    return FoundFiles(files, _class_names(files), not_read(most_common(others)))
 
 
 def _class_names(files: dict[str, ClassedFiles]) -> tuple[str, ...] | None:
@@ -182,13 +183,9 @@ def walk(path: SourceFile, others: Counter[str]) -> list[SourceFile]:
     return images
 
 
-def not_read(others: Counter[str]) -> tuple[str, ...]:
-    """Returns the note on files that are not read, if there are any."""
-    return (f"not read: {_count_text(others)}",) if others else ()
-
-
-def _count_text(others: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5))
+def most_common(others: Counter[str]) -> list[str]:
+    """Returns the most common kinds of other files, each with their number."""
+    return [f"{count:,} {kind}" for kind, count in others.most_common(5)]
 
 
 class ImageFiles:
@@ -238,15 +235,7 @@ class ImageFiles:
 
         A file in a zip has its checksum in place of the time.
         """
-        lines = []
-        for file in self._files:
-            if isinstance(file, ZipEntry):
-                lines.append(file.identity())
-                continue
-            status = file.stat()
-            name = file.relative_to(folder).as_posix()
-            lines.append(f"{name} {status.st_size} {status.st_mtime_ns}")
-        return "\n".join(lines)
+        return "\n".join(_identity(file, folder) for file in self._files)
 
     def _probe(self, file: SourceFile) -> Shape:
         """Returns the shape an image will have, from the header of its file."""
@@ -280,6 +269,13 @@ class ImageFiles:
                 f"{file} is {size_text(shape[:2])} (height x width). Pass "
                 f"image_size={size}, for example, to scale and crop all of them."
             )
+
+
+def _identity(file: SourceFile, folder: Path) -> str:
+    if isinstance(file, ZipEntry):
+        return file.identity()
+    name, status = file.relative_to(folder).as_posix(), file.stat()
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeGuard
@@ -131,6 +131,11 @@ def fit_image(image: Image.Image, wanted: ImageFormat, origin: str) -> np.ndarra
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def not_read(content: Sequence[str]) -> tuple[str, ...]:
+    """Returns the note on content that is not read, if there is any."""
+    return (f"not read: {', '.join(content)}",) if content else ()
 
 
 def size_text(size: Iterable[int]) -> str:

@@ -75,15 +75,15 @@ def title_features(
     names = sorted(set().union(*of_genres))
     names += sorted(word for word, count in counts.items() if count > 1)
     column = {name: index for index, name in enumerate(names)}
-    rows = [
-        sorted(column[name] for name in one | two if name in column)
-        for one, two in zip(of_genres, of_titles, strict=True)
+    places = [
+        (row, column[name])
+        for row, sets in enumerate(zip(of_genres, of_titles, strict=True))
+        for name in set.union(*sets) & column.keys()
     ]
-    columns = np.concatenate([np.zeros(0, np.int32), *rows]).astype(np.int32)
-    starts = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-    ones = np.ones(len(columns), np.float32)
+    rows, columns = np.array(places, np.int32).reshape(-1, 2).T
+    ones = np.ones(len(places), np.float32)
     shape = (len(titles), len(names))
-    return scipy.sparse.csr_array((ones, columns, starts), shape=shape), names
+    return scipy.sparse.csr_array((ones, (rows, columns)), shape=shape), names
 
 
 def is_genre(name: str) -> bool:

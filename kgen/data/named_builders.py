@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,13 @@ def prepare(builder: Any, name: str, download: bool) -> None:
 
 
 @contextmanager
-def examples(builder: Any, split: str, features: dict[str, bool]) -> Iterator[Any]:
+def examples(builder: Any, split: str, features: Iterable[str]) -> Iterator[Any]:
     """Opens a tf.data.Dataset of some features, in the order of the files.
 
     Args:
         builder: A builder whose files exist.
         split: The name of one of its splits.
-        features: True for each feature to read.
+        features: The names of the features to read.
 
     Raises:
         ValueError: A file is damaged; raised while the dataset is read.
@@ -135,7 +135,7 @@ def examples(builder: Any, split: str, features: dict[str, bool]) -> Iterator[An
     try:
         yield builder.as_dataset(
             split=split,
-            decoders=tfds.decode.PartialDecoding(features),
+            decoders=tfds.decode.PartialDecoding(dict.fromkeys(features, True)),
             read_config=config,
             shuffle_files=False,
         )

@@ -21,6 +21,7 @@ from kgen.data.image_rows import (
     Split,
     fit_image,
     keep_rows,
+    not_read,
 )
 from kgen.data.named_builders import DataDir
 
@@ -38,15 +39,13 @@ def open_named_images(
     builder = named_builders.find_builder(name, data_dir, ("digits", "stacked_mnist"))
     stored = _StoredImages(builder, name, wanted)
     named_builders.prepare(builder, name, download)
-    rows = {
-        split: builder.info.splits[split].num_examples
-        for split in SPLITS
-        if split in builder.info.splits
-    }
+    stored_splits = builder.info.splits
+    rows = {name: stored_splits[name].num_examples for name in stored_splits}
+    rows = {split: rows[split] for split in SPLITS if split in rows}
     if "train" not in rows:
         raise ValueError(
             "A data set must have a split called train. Received: "
-            f"{name} with {', '.join(builder.info.splits)}."
+            f"{name} with {', '.join(stored_splits)}."
         )
     if cache == "auto":
         decoded_bytes = sum(rows.values()) * np.prod(stored.image_shape)
@@ -73,13 +72,13 @@ def open_named_images(
             labels = np.array(kept).view(np.int32)
             labels = as_labels(labels, f"the {split} split of {name}", num_rows)
         splits[split] = Split(images=images, labels=labels)
-    unused = [split for split in builder.info.splits if split not in rows]
+    unused = [split for split in stored_splits if split not in rows]
     return Source(
         name=name,
         splits=splits,
         class_names=stored.class_names,
         identity=identity,
-        notes=(f"not read: {', '.join(unused)}",) if unused else (),
+        notes=not_read(unused),
     )
 
 
@@ -119,7 +118,7 @@ class _StoredImages:
 
     def images(self, split: str, labels: list[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields all images of a split, uint8, in chunks; appends their labels."""
-        features = {"image": True, "label": bool(self.class_names)}
+        features = ["image", "label"] if self.class_names else ["image"]
         with named_builders.examples(self._builder, split, features) as dataset:
             if self._as_stored:
                 for chunk in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
@@ -137,7 +136,7 @@ class _StoredImages:
 
     def labels(self, split: str) -> Iterator[np.ndarray]:
         """Yields all labels of a split, int32, in chunks; decodes no image."""
-        with named_builders.examples(self._builder, split, {"label": True}) as dataset:
+        with named_builders.examples(self._builder, split, ["label"]) as dataset:
             for row in dataset.batch(_CHUNK_ROWS).as_numpy_iterator():
                 yield row["label"].astype(np.int32)
 

@@ -38,12 +38,10 @@ def read_named_ratings(
     features, genre_names = _find_features(builder, name, wanted)
     named_builders.prepare(builder, name, download)
     columns = RatingColumns(name, "row")
-    titles: Titles = {}
+    titles: Titles | None = {} if "title" in features else None
     first = 1
     for split in builder.info.splits:
-        with named_builders.examples(
-            builder, split, dict.fromkeys(features.values(), True)
-        ) as rows:
+        with named_builders.examples(builder, split, features.values()) as rows:
             for chunk in rows.ragged_batch(_CHUNK_ROWS):
                 used = {
                     role: pa.array(chunk[features[role]].numpy())
@@ -52,10 +50,9 @@ def read_named_ratings(
                 }
                 columns.add(used, first)
                 first += len(used["user"])
-                if "title" in features:
+                if titles is not None:
                     _add_titles(titles, chunk, features, genre_names)
-    known_titles = titles if "title" in features else None
-    return columns.table(name, known_titles, named_builders.splits_note(builder))
+    return columns.table(name, titles, named_builders.splits_note(builder))
 
 
 def _find_features(
@@ -71,12 +68,11 @@ def _find_features(
     indices |= wanted.find(names, name)
     roles = {role: names[index] for role, index in indices.items()}
     genres = found.get(roles.get("genres", ""))
-    if not isinstance(genres, tfds.features.Sequence) or not isinstance(
-        genres.feature, tfds.features.ClassLabel
-    ):
-        roles.pop("genres", None)
-        return roles, ()
-    return roles, genres.feature.names
+    if isinstance(genres, tfds.features.Sequence):
+        if isinstance(genres.feature, tfds.features.ClassLabel):
+            return roles, genres.feature.names
+    roles.pop("genres", None)
+    return roles, ()
 
 
 def _add_titles(

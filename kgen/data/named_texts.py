@@ -32,7 +32,7 @@ def read_named_texts(
     named_builders.prepare(builder, name, download)
     texts = []
     for split in builder.info.splits:
-        with named_builders.examples(builder, split, {feature: True}) as dataset:
+        with named_builders.examples(builder, split, [feature]) as dataset:
             texts += [
                 decode_utf8(row[feature], f"{name}, {split}, row {number}")
                 for number, row in enumerate(dataset.as_numpy_iterator(), 1)

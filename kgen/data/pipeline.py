@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ def check_seed(seed: int) -> None:
     check_option(kept, "seed", seed, "be an integer in [0, 2**63)")
 
 
+@dataclass(eq=False)
 class Pipeline:
     """Reads the rows of a finite collection in batches, in a reproducible order.
 
@@ -96,35 +98,28 @@ class Pipeline:
         [4, 4, 2]
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        read: Read,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        drop_remainder: bool = False,
-        rows_per_read: int = 1,
-    ):
-        check_integer("num_rows", num_rows, why=": there is nothing to read")
-        check_integer("batch_size", batch_size)
-        check_seed(seed)
-        if drop_remainder and batch_size > num_rows:
+    num_rows: int
+    read: Read
+    _: KW_ONLY
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = False
+    drop_remainder: bool = False
+    rows_per_read: int = 1
+    epoch: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an argument out of its range."""
+        check_integer("num_rows", self.num_rows, why=": there is nothing to read")
+        check_integer("batch_size", self.batch_size)
+        check_seed(self.seed)
+        if self.drop_remainder and self.batch_size > self.num_rows:
             raise ValueError(
                 "`batch_size` must not exceed the number of rows when the last, "
                 "incomplete batch is dropped, because no batch would be left. "
-                f"Received: batch_size={batch_size} for {num_rows} rows. Try "
-                f"batch_size={num_rows}" + (" or less." if num_rows > 1 else ".")
+                f"Received: batch_size={self.batch_size} for {self.num_rows} rows. Try "
+                f"batch_size={self.num_rows}{' or less' * (self.num_rows > 1)}."
             )
-        self.num_rows = int(num_rows)
-        self.batch_size = int(batch_size)
-        self.seed = int(seed)
-        self.shuffle = shuffle
-        self.drop_remainder = drop_remainder
-        self.rows_per_read = rows_per_read
-        self.epoch: int | None = None
-        self._read = read
 
     @property
     def steps_per_epoch(self) -> int:
@@ -229,7 +224,7 @@ class Pipeline:
                 num_rows = ((share + 1) * length // shares - first)[0]
             positions = (start + first)[:, None] + tf.range(num_rows, dtype=tf.int64)
             positions = tf.reshape(positions, [-1])  # [elements * rows]
-            values = self._read(tf.gather(order, positions), epoch, positions)
+            values = self.read(tf.gather(order, positions), epoch, positions)
             if elements_per_read == 1:
                 return values
             return {

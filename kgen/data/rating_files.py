@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
 import pyarrow.parquet
+from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, open_csv
 
 from kgen.data.item_titles import read_titles
 from kgen.data.rating_columns import (
@@ -146,28 +146,22 @@ def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> lis
         return "error"
 
     names = [str(index) for index in range(width)]
-    first = layout.header_lines + 1
+    skip = layout.header_lines
+    # With threads the lines are not numbered. Empty lines count.
+    read_options = ReadOptions(
+        use_threads=False, block_size=_BLOCK_BYTES, column_names=names, skip_rows=skip
+    )
+    parse_options = ParseOptions(
+        delimiter=layout.separator[0],
+        ignore_empty_lines=False,
+        invalid_row_handler=refuse,
+    )
+    convert_options = ConvertOptions(column_types=dict.fromkeys(names, pa.binary()))
+    first = skip + 1
     try:
         with (
             _open(file) as stream,
-            pyarrow.csv.open_csv(
-                stream,
-                # With threads the lines are not numbered.
-                read_options=pyarrow.csv.ReadOptions(
-                    use_threads=False,
-                    block_size=_BLOCK_BYTES,
-                    column_names=names,
-                    skip_rows=layout.header_lines,
-                ),
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=layout.separator[0],
-                    ignore_empty_lines=False,  # they count as lines
-                    invalid_row_handler=refuse,
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.binary())
-                ),
-            ) as batches,
+            open_csv(stream, read_options, parse_options, convert_options) as batches,
         ):
             for batch in batches:
                 used = {
@@ -358,11 +352,8 @@ def read_rating_arrays(source: Any, wanted: Wanted = ALL_COLUMNS) -> RatingTable
                 f"Received: columns={wanted.names} and a tuple of arrays."
             )
         found = dict(zip(ROLES, source, strict=False))
-    arrays = {
-        role: np.asarray(values)
-        for role, values in found.items()
-        if values is not None and role in wanted.roles
-    }
+    found = {role: found[role] for role in wanted.roles if role in found}
+    arrays = {role: np.asarray(v) for role, v in found.items() if v is not None}
     shapes = {role: array.shape for role, array in arrays.items()}
     if len(set(shapes.values())) != 1 or len(shapes["user"]) != 1:
         raise ValueError(
@@ -370,14 +361,15 @@ def read_rating_arrays(source: Any, wanted: Wanted = ALL_COLUMNS) -> RatingTable
             f"{', '.join(f'{shape} ({role})' for role, shape in shapes.items())}"
         )
     columns = RatingColumns("`source`", "row")
-    converted = {}
-    for role, array in arrays.items():
-        try:
-            converted[role] = pa.array(array, from_pandas=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as e:
-            raise ValueError(
-                f"The {role} column must hold values of one kind, numbers or text. "
-                f"Received: {array.dtype} ({e})"
-            ) from e
-    columns.add(converted, 1)
+    columns.add({role: _as_arrow(role, array) for role, array in arrays.items()}, 1)
     return columns.table("array", None, ())
+
+
+def _as_arrow(role: str, array: np.ndarray) -> Any:
+    try:
+        return pa.array(array, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"The {role} column must hold values of one kind, numbers or text. "
+            f"Received: {array.dtype} ({error})"
+        ) from error

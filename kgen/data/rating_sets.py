@@ -247,10 +247,9 @@ class RatingSet(DataSet):
             )
         if table.times is None and strategy == "leave-one-out":
             notes.append("no times: the last item of a user is a random one")
-        trained = np.unique(self._pairs.items[self._parts["train"].history])
-        if len(trained) < self.num_items:
-            unseen = self.num_items - len(trained)
-            notes.append(f"items unseen in training: {unseen:,}")
+        seen = np.unique(self._pairs.items[self._parts["train"].history])
+        if len(seen) < self.num_items:
+            notes.append(f"items unseen in training: {self.num_items - len(seen):,}")
         self.notes = tuple(notes)
 
     def _complete_users(self, split: str) -> np.ndarray:

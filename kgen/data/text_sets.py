@@ -23,7 +23,12 @@ from kgen.data.named_texts import PYTHON_MANUAL, read_named_texts, read_python_m
 from kgen.data.pipeline import Batch, Read, check_integer, check_option
 from kgen.data.text_files import Documents, read_text_files, read_text_list
 from kgen.data.tokenizer_interface import Tokenizer
-from kgen.data.tokenizers import ByteTokenizer, CharTokenizer, tokenizer_from_config
+from kgen.data.tokenizers import (
+    KINDS,
+    ByteTokenizer,
+    CharTokenizer,
+    tokenizer_from_config,
+)
 from kgen.nn import random
 
 SEPARATOR = "\n\n"  # between documents
@@ -176,9 +181,8 @@ class TextOptions:
         """Raises ValueError or TypeError for an option of another kind or range."""
         tokenizer, vocab_size = self.tokenizer, self.vocab_size
         if isinstance(tokenizer, str):
-            known = tokenizer in ("char", "byte", "bpe")
-            rule = "be char, byte, bpe or a tokenizer"
-            check_option(known, "tokenizer", tokenizer, rule)
+            rule = f"be {', '.join(KINDS)} or a tokenizer"
+            check_option(tokenizer in KINDS, "tokenizer", tokenizer, rule)
         elif not isinstance(tokenizer, (Tokenizer, dict)):
             raise TypeError(
                 "`tokenizer` must be a name, a tokenizer or its `config()`. Received: "

@@ -149,11 +149,8 @@ class ByteTokenizer(Tokenizer):
         )
 
 
-_KINDS: dict[str, type[Tokenizer]] = {
-    "char": CharTokenizer,
-    "byte": ByteTokenizer,
-    "bpe": BPETokenizer,
-}
+_CLASSES: list[type[Tokenizer]] = [CharTokenizer, ByteTokenizer, BPETokenizer]
+KINDS = {one.kind: one for one in _CLASSES}
 
 
 def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
@@ -165,13 +162,13 @@ def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
     """
     values = dict(config)
     kind = values.pop("kind", None)
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise ValueError(
-            f"A tokenizer's `kind` must be one of {', '.join(_KINDS)}. Received: "
+            f"A tokenizer's `kind` must be one of {', '.join(KINDS)}. Received: "
             f"kind={kind!r}"
         )
     try:
-        return _KINDS[kind](**values)
+        return KINDS[kind](**values)
     except TypeError as error:
         raise ValueError(
             f"The values of a {kind} tokenizer must come from its `config()`. "

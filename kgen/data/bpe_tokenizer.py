@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kgen.data.pipeline import check_integer
 from kgen.data.tokenizer_interface import Tokenizer
 
 # A byte-level vocabulary writes each byte as one printable character: itself where
@@ -104,11 +105,8 @@ class BPETokenizer(Tokenizer):
             raise TypeError(
                 "`texts` must be a list of texts. Received: str. Try [text]."
             )
-        if not isinstance(vocab_size, (int, np.integer)) or vocab_size < 256:
-            raise ValueError(
-                "`vocab_size` must be an integer of at least 256, the single bytes. "
-                f"Received: vocab_size={vocab_size}. Try 1024."
-            )
+        why = ", the single bytes"
+        check_integer("vocab_size", vocab_size, 256, why, hint=". Try 1024.")
         tokenizer = library.ByteLevelBPETokenizer()
         tokenizer.train_from_iterator(
             (piece for text in texts for piece in _PIECE.findall(text)),

@@ -40,10 +40,12 @@ def check_option(kept: bool, name: str, value: Any, rule: str, hint: str = "") -
         raise ValueError(f"`{name}` must {rule}. Received: {name}={shown}{hint}")
 
 
-def check_integer(name: str, value: Any, least: int = 1, why: str = "") -> None:
+def check_integer(
+    name: str, value: Any, least: int = 1, why: str = "", hint: str = ""
+) -> None:
     """Raises ValueError unless an option is an integer of at least `least`."""
     kept = isinstance(value, (int, np.integer)) and int(value) >= least
-    check_option(kept, name, value, f"be an integer of at least {least}{why}")
+    check_option(kept, name, value, f"be an integer of at least {least}{why}", hint)
 
 
 def check_seed(seed: int) -> None:

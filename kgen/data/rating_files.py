@@ -125,11 +125,7 @@ class _Layout(NamedTuple):
 def _open(file: SourceFile) -> Iterator[Any]:
     """Opens the text of a file, which may be gzipped."""
     with file.open("rb") as stream:
-        if is_gzipped(file):
-            with gzip.GzipFile(fileobj=stream) as text:
-                yield text
-        else:
-            yield stream
+        yield gzip.GzipFile(fileobj=stream) if is_gzipped(file) else stream
 
 
 def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> list[str]:
@@ -311,13 +307,11 @@ def _read_parquet(
     source = file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
     with pyarrow.parquet.ParquetFile(source) as table:
         names = table.schema_arrow.names
-        roles = wanted.find(names, str(file))
+        found = wanted.find(names, str(file))
+        used = {role: names[index] for role, index in found.items()}
         first = 1
-        for batch in table.iter_batches(
-            _ROWS_PER_READ, columns=[names[index] for index in roles.values()]
-        ):
-            used = {role: batch.column(names[index]) for role, index in roles.items()}
-            columns.add(used, first)
+        for batch in table.iter_batches(_ROWS_PER_READ, columns=[*used.values()]):
+            columns.add({role: batch.column(used[role]) for role in used}, first)
             first += batch.num_rows
     used_columns = wanted.known(names).values()
     return [name for index, name in enumerate(names) if index not in used_columns]

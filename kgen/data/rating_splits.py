@@ -109,9 +109,8 @@ def positive_pairs(
     counts = np.bincount(table.users[rows], minlength=len(table.user_ids))
     rows = rows[counts[table.users[rows]] >= min_items]
     if not len(rows):
-        best = (
-            "" if table.ratings is None else f", rated {table.ratings.max():g} at most"
-        )
+        rated = table.ratings
+        best = "" if rated is None else f", rated {rated.max():g} at most"
         raise ValueError(
             f"There must be a user with {min_items} positive pairs. Received: "
             f"{table.name} with {len(table.users):,} pairs{best}, and at most "

@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -141,14 +140,18 @@ def open_text(
         >>> print(kgen.data.open_text("input.txt"))
         input.txt: 1,115,394 characters, char tokenizer with 65 ids, ...
     """
-    options = TextOptions(  # checked before a large file is read
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        context=context,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
-    )
-    return TextSet(_read(source, data_dir, text_key, download), options)
+    _check_tokenizer(tokenizer, vocab_size)  # before a large file is read
+    check_integer("context", context)
+    shares = _shares(validation_fraction, test_fraction)
+    name, documents, notes = _read(source, data_dir, text_key, download)
+    whole = SEPARATOR.join(documents)
+    if len(documents) > 1:
+        notes += (f"joined by blank lines: {len(documents):,} documents",)
+    texts = _split(whole, shares)
+    made = _make_tokenizer(tokenizer, vocab_size, whole, texts["train"])
+    if made.vocab_size < (vocab_size or 0):
+        notes += (f"too few pairs to make {vocab_size:,} tokens",)
+    return TextSet(name, texts, made, int(context), notes)
 
 
 def _read(source: Any, data_dir: DataDir, text_key: str, download: bool) -> Documents:
@@ -167,43 +170,6 @@ def _read(source: Any, data_dir: DataDir, text_key: str, download: bool) -> Docu
     return read_named_texts(source, data_dir, text_key, download)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """Options of `open_text` that split the text and make tokens; checked at once."""
-
-    tokenizer: str | Tokenizer | dict[str, Any] = "char"
-    vocab_size: int | None = None
-    context: int = 256
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError or TypeError for an option of another kind or range."""
-        tokenizer, vocab_size = self.tokenizer, self.vocab_size
-        if isinstance(tokenizer, str):
-            rule = f"be {', '.join(KINDS)} or a tokenizer"
-            check_option(tokenizer in KINDS, "tokenizer", tokenizer, rule)
-        elif not isinstance(tokenizer, (Tokenizer, dict)):
-            raise TypeError(
-                "`tokenizer` must be a name, a tokenizer or its `config()`. Received: "
-                f"{type(tokenizer).__name__}"
-            )
-        if (vocab_size is None) == (tokenizer == "bpe"):
-            raise ValueError(
-                "`vocab_size` must be given for tokenizer='bpe', and for no other. "
-                f"Received: vocab_size={vocab_size}, tokenizer={tokenizer!r:.100}."
-                f"{' Try 1024.' if vocab_size is None else ''}"
-            )
-        check_integer("context", self.context)
-        fractions = (self.validation_fraction, self.test_fraction)
-        if not all(0 <= share < 1 for share in fractions) or not sum(fractions) < 1:
-            raise ValueError(
-                "`validation_fraction` and `test_fraction` must be in [0, 1), and "
-                "leave something to train on. Received: "
-                f"{self.validation_fraction} and {self.test_fraction}"
-            )
-
-
 class TextSet(DataSet):
     """A text as tokens, with splits; see `open_text`.
 
@@ -217,8 +183,11 @@ class TextSet(DataSet):
     same number in each epoch, and the tokens before and after them are not read.
 
     Args:
-        documents: The documents of a source.
-        options: See `open_text`.
+        name: Name of the data set.
+        texts: The characters of each split.
+        tokenizer: The tokenizer.
+        context: Tokens that a model sees at most.
+        notes: Remarks on what was left out or is out of the ordinary.
 
     Attributes:
         name: Name of the data set.
@@ -236,12 +205,18 @@ class TextSet(DataSet):
     default_batch_size = 64
     _split_hint = ". The share of a split is an option of `open_text`."
 
-    def __init__(self, documents: Documents, options: TextOptions):
-        self.name = documents.name
-        self.context = int(options.context)
-        whole = SEPARATOR.join(documents.texts)
-        texts = _split(whole, options.validation_fraction, options.test_fraction)
-        self.tokenizer = _make_tokenizer(options, whole, texts["train"])
+    def __init__(
+        self,
+        name: str,
+        texts: dict[str, str],
+        tokenizer: Tokenizer,
+        context: int,
+        notes: tuple[str, ...] = (),
+    ):
+        self.name = name
+        self.notes = notes
+        self.tokenizer = tokenizer
+        self.context = context
         self._characters = {split: len(part) for split, part in texts.items()}
         self._tokens = {
             split: self._stored(self.tokenizer.encode(part))
@@ -257,12 +232,6 @@ class TextSet(DataSet):
                     f"Received: {count} in {split} of {self.name}, and "
                     f"context={self.context}. {fit}ake more text or another share."
                 )
-        notes = list(documents.notes)
-        if len(documents.texts) > 1:
-            notes.append(f"joined by blank lines: {len(documents.texts):,} documents")
-        if self.tokenizer.vocab_size < (options.vocab_size or 0):
-            notes.append(f"too few pairs to make {options.vocab_size:,} tokens")
-        self.notes = tuple(notes)
 
     def _stored(self, ids: np.ndarray) -> np.ndarray:
         """Returns the ids in the smallest type that holds them all."""
@@ -335,25 +304,29 @@ class TextSet(DataSet):
         return read, _TOKENS_PER_READ // (context + 1)
 
 
-def _split(
-    whole: str, validation_fraction: float, test_fraction: float
-) -> dict[str, str]:
-    """Returns the characters of each split with a share above 0."""
-    # Decimal: 0.1 is a tenth, but slightly more as a float.
-    validation, test = Fraction(str(validation_fraction)), Fraction(str(test_fraction))
-    shares = (1 - validation - test, validation, test)
-    parts, start, covered = {}, 0, Fraction(0)
-    for split, share in zip(SPLITS, shares, strict=True):
-        covered += share
-        end = math.floor(len(whole) * covered)
-        if share:
-            parts[split] = whole[start:end]
-        start = end
-    return parts
+def _check_tokenizer(tokenizer: Any, vocab_size: int | None) -> None:
+    if isinstance(tokenizer, str):
+        rule = f"be {', '.join(KINDS)} or a tokenizer"
+        check_option(tokenizer in KINDS, "tokenizer", tokenizer, rule)
+    elif not isinstance(tokenizer, (Tokenizer, dict)):
+        raise TypeError(
+            "`tokenizer` must be a name, a tokenizer or its `config()`. Received: "
+            f"{type(tokenizer).__name__}"
+        )
+    if (vocab_size is None) == (tokenizer == "bpe"):
+        raise ValueError(
+            "`vocab_size` must be given for tokenizer='bpe', and for no other. "
+            f"Received: vocab_size={vocab_size}, tokenizer={tokenizer!r:.100}."
+            f"{' Try 1024.' if vocab_size is None else ''}"
+        )
 
 
-def _make_tokenizer(options: TextOptions, whole: str, training: str) -> Tokenizer:
-    tokenizer = options.tokenizer
+def _make_tokenizer(
+    tokenizer: str | Tokenizer | dict[str, Any],
+    vocab_size: int | None,
+    whole: str,
+    training: str,
+) -> Tokenizer:
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     if isinstance(tokenizer, dict):
@@ -362,4 +335,30 @@ def _make_tokenizer(options: TextOptions, whole: str, training: str) -> Tokenize
         return CharTokenizer.of_text(whole)
     if tokenizer == "byte":
         return ByteTokenizer()
-    return BPETokenizer.train([training], options.vocab_size or 0)
+    return BPETokenizer.train([training], vocab_size or 0)
+
+
+def _shares(validation_fraction: float, test_fraction: float) -> dict[str, Fraction]:
+    """Returns the share of each split in the characters."""
+    fractions = (validation_fraction, test_fraction)
+    if not all(0 <= share < 1 for share in fractions) or not sum(fractions) < 1:
+        raise ValueError(
+            "`validation_fraction` and `test_fraction` must be in [0, 1), and leave "
+            f"something to train on. Received: {validation_fraction} and "
+            f"{test_fraction}"
+        )
+    # Decimal: 0.1 is a tenth, but slightly more as a float.
+    validation, test = (Fraction(str(share)) for share in fractions)
+    return dict(zip(SPLITS, (1 - validation - test, validation, test), strict=True))
+
+
+def _split(whole: str, shares: dict[str, Fraction]) -> dict[str, str]:
+    """Returns the characters of each split with a share above 0."""
+    parts, start, covered = {}, 0, Fraction(0)
+    for split, share in shares.items():
+        covered += share
+        end = math.floor(len(whole) * covered)
+        if share:
+            parts[split] = whole[start:end]
+        start = end
+    return parts

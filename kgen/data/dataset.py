@@ -128,8 +128,8 @@ class DataSet:
             ValueError: See `pipeline`.
         """
         training = split == "train"
-        shuffle = training if shuffle is None else shuffle
         drop_remainder = training if drop_remainder is None else drop_remainder
+        options["shuffle"] = training if shuffle is None else shuffle
         if batch_size is None:
             batch_size = self.default_batch_size
             fitting = self.fitting_batch_size(batch_size)
@@ -140,13 +140,10 @@ class DataSet:
                     stacklevel=3,
                 )
                 batch_size = fitting
-        return self.pipeline(
-            split,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            drop_remainder=drop_remainder,
-            **options,
-        ).dataset()
+        pipeline = self.pipeline(
+            split, batch_size=batch_size, drop_remainder=drop_remainder, **options
+        )
+        return pipeline.dataset()
 
     def _content(self) -> str:
         """Returns the part of `describe` between the name and the sizes of splits."""

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from kgen.data.dataset import SPLITS
-from kgen.data.image_rows import ImageFormat, Source, Split, fit_image, not_read
+from kgen.data.image_rows import ImageFormat, Source, Split, not_read
 from kgen.data.source_files import read_unpacked
 
 # Keys of the images and labels of a split in an .npz or a dict: our own names, the
@@ -170,7 +170,7 @@ def _fitted(images: np.ndarray, wanted: ImageFormat, origin: str) -> np.ndarray:
     _, height, width, depth = images.shape
     if wanted.size in (None, (height, width)) and wanted.channels in (None, depth):
         return images
-    return np.stack([fit_image(as_pillow(row), wanted, origin) for row in images])
+    return np.stack([wanted.fit(as_pillow(row), origin) for row in images])
 
 
 def as_pillow(pixels: np.ndarray) -> Image.Image:

@@ -23,7 +23,6 @@ from kgen.data.image_rows import (
     Shape,
     Source,
     Split,
-    fit_image,
     keep_rows,
     not_read,
     size_text,
@@ -247,7 +246,7 @@ class ImageFiles:
             return height, width, self._wanted.channels or _CHANNELS[image.mode]
 
     def _decode(self, file: SourceFile) -> np.ndarray:
-        pixels = fit_image(decode_image(file), self._wanted, str(file))
+        pixels = self._wanted.fit(decode_image(file), str(file))
         height, width, channels = pixels.shape
         self._check(file, (height, width, channels))
         return pixels

@@ -33,6 +33,39 @@ class ImageFormat(NamedTuple):
     size: Size | None = None
     channels: int | None = None
 
+    def fit(self, image: Image.Image, origin: str) -> np.ndarray:
+        """Returns one image in this format.
+
+        It is scaled, antialiased, until it just covers the size, and cropped at the
+        centre. RGB becomes grey by the luma of ITU-R 601, grey becomes RGB by
+        repetition.
+
+        Args:
+            image: A Pillow image of mode "L" or "RGB".
+            origin: Name of the image in an error.
+
+        Returns:
+            uint8 [height, width, channels].
+
+        Raises:
+            ValueError: The image is smaller than the wanted size.
+        """
+        if self.channels is not None:
+            image = image.convert("L" if self.channels == 1 else "RGB")
+        own_size = (image.height, image.width)
+        if self.size is not None and self.size != own_size:
+            height, width = self.size
+            if image.height < height or image.width < width:
+                raise ValueError(
+                    "`image_size` must not exceed the size of any image: images are "
+                    f"not enlarged. Received: image_size={size_text(self.size)}, and "
+                    f"{origin} is {size_text(own_size)}. Try "
+                    f"image_size={min(own_size)} or less."
+                )
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image)
+        return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
 
 class ImageRows(Protocol):
     """Images that are read by their row numbers, such as an array."""
@@ -97,40 +130,6 @@ class RowSelection:
 def is_in_memory(images: ImageRows) -> TypeGuard[np.ndarray]:
     """Returns whether the rows are an array that needs no file to be read."""
     return isinstance(images, np.ndarray) and not isinstance(images, np.memmap)
-
-
-def fit_image(image: Image.Image, wanted: ImageFormat, origin: str) -> np.ndarray:
-    """Returns one image in the wanted format.
-
-    The image is scaled, antialiased, until it just covers the size, and cropped at the
-    centre. RGB becomes grey by the luma of ITU-R 601, grey becomes RGB by repetition.
-
-    Args:
-        image: A Pillow image of mode "L" or "RGB".
-        wanted: The format of the result.
-        origin: Name of the image in an error.
-
-    Returns:
-        uint8 [height, width, channels].
-
-    Raises:
-        ValueError: The image is smaller than the wanted size.
-    """
-    if wanted.channels is not None:
-        image = image.convert("L" if wanted.channels == 1 else "RGB")
-    own_size = (image.height, image.width)
-    if wanted.size is not None and wanted.size != own_size:
-        height, width = wanted.size
-        if image.height < height or image.width < width:
-            raise ValueError(
-                "`image_size` must not exceed the size of any image: images are not "
-                f"enlarged. Received: image_size={size_text(wanted.size)}, and "
-                f"{origin} is {size_text(own_size)}. Try image_size={min(own_size)} or "
-                "less."
-            )
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def not_read(content: Sequence[str]) -> tuple[str, ...]:

@@ -12,15 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from kgen.data import image_arrays
 from kgen.data.celeba import find_celeba_files
 from kgen.data.dataset import SPLITS, DataSet, take_batch_options
-from kgen.data.image_arrays import (
-    find_idx_files,
-    open_digits,
-    open_idx_folder,
-    open_npz,
-    open_python_arrays,
-)
 from kgen.data.image_folders import find_image_files, open_image_files
 from kgen.data.image_rows import (
     ImageFormat,
@@ -172,19 +166,19 @@ def _open_source(
                 "`source` must be a name, a path or an array. Received: "
                 f"{type(source).__name__}"
             )
-        return open_python_arrays(source, wanted)
+        return image_arrays.open_python_arrays(source, wanted)
     if source == "digits":
-        return open_digits(wanted)
+        return image_arrays.open_digits(wanted)
     path = Path(source).expanduser()
     if path.is_dir():
-        if find_idx_files(path):
-            return open_idx_folder(path, wanted)
+        if image_arrays.find_idx_files(path):
+            return image_arrays.open_idx_folder(path, wanted)
         found = find_celeba_files(path) or find_image_files(path)
         return open_image_files(path, found, wanted, cache)
     if path.exists():
         suffix = path.suffix.lower()
         if suffix == ".npz":
-            return open_npz(path, wanted)
+            return image_arrays.open_npz(path, wanted)
         if suffix == ".zip":
             found = find_image_files(open_root(path))
             return open_image_files(path, found, wanted, cache)
@@ -210,8 +204,8 @@ def _open_stacked_mnist(
         )
     grey = wanted._replace(channels=1)
     folder = None if data_dir is None else Path(data_dir).expanduser()
-    if folder is not None and folder.is_dir() and find_idx_files(folder):
-        digits = open_idx_folder(folder, grey)
+    if folder is not None and folder.is_dir() and image_arrays.find_idx_files(folder):
+        digits = image_arrays.open_idx_folder(folder, grey)
     else:
         digits = open_named_images("mnist", data_dir, grey, "memory", download)
     # Split first: no digit is in two splits.

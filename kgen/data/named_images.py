@@ -19,7 +19,6 @@ from kgen.data.image_rows import (
     Shape,
     Source,
     Split,
-    fit_image,
     keep_rows,
     not_read,
 )
@@ -142,4 +141,4 @@ class _StoredImages:
 
     def _fit(self, example: dict[str, np.ndarray]) -> np.ndarray:
         name = f"an image of {self._builder.name}"
-        return fit_image(as_pillow(example["image"]), self._wanted, name)
+        return self._wanted.fit(as_pillow(example["image"]), name)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 ROLES = ("user", "item", "rating", "time")
-NO_PAIR = "There must be at least one (user, item) pair. Received: none in {}."
 _ITEM_WORDS = "item movie product book song track artist business".split()
 # Names of a column of each role, in lower case, letters and digits only; the earlier
 # name counts where a table has two of them.
@@ -212,7 +211,8 @@ class RatingColumns:
             if pieces
         }
         if not len(columns.get("user", ())):
-            raise ValueError(NO_PAIR.format(self._origin))
+            rule = "There must be at least one (user, item) pair."
+            raise ValueError(f"{rule} Received: none in {self._origin}.")
         user_ids, columns["user"] = _ascending(self._codes["user"], columns["user"])
         item_ids, columns["item"] = _ascending(self._codes["item"], columns["item"])
         last = _last_of_each(columns["user"], columns["item"], len(item_ids))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,19 +18,12 @@ from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, open_csv
 from kgen.data.item_titles import read_titles
 from kgen.data.rating_columns import (
     ALL_COLUMNS,
-    NO_PAIR,
     ROLES,
     RatingColumns,
     RatingTable,
     Wanted,
 )
-from kgen.data.source_files import (
-    SourceFile,
-    damage_named,
-    is_gzipped,
-    open_root,
-    visible,
-)
+from kgen.data.source_files import SourceFile, damage_named, open_root, opened, visible
 
 _RATINGS_NAME = re.compile(r"u\.data|ratings\.(dat|csv|tsv|parquet)(\.gz)?")
 _TABLE_NAME = re.compile(r".+\.(csv|tsv|parquet|(csv|tsv)\.gz)")
@@ -121,17 +111,12 @@ class _Layout(NamedTuple):
     header_lines: int
 
 
-@contextmanager
-def _open(file: SourceFile) -> Iterator[Any]:
-    """Opens the text of a file, which may be gzipped."""
-    with file.open("rb") as stream:
-        yield gzip.GzipFile(fileobj=stream) if is_gzipped(file) else stream
-
-
 def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> list[str]:
     """Reads a table of lines; returns the names of the columns without a role."""
-    with _open(file) as stream:
+    with opened(file) as stream:
         layout = _find_layout(stream.read(_HEAD_BYTES), str(file), wanted)
+    if layout is None:
+        return []  # there are no rows, which is refused at the end
     # The parser sees a separator of two characters as an empty column between two.
     step = len(layout.separator)
     width = (layout.num_columns - 1) * step + 1
@@ -156,7 +141,7 @@ def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> lis
     first = skip + 1
     try:
         with (
-            _open(file) as stream,
+            opened(file) as stream,
             open_csv(stream, read_options, parse_options, convert_options) as batches,
         ):
             for batch in batches:
@@ -186,7 +171,7 @@ def _line_number(file: SourceFile, row: Any) -> int:
     It is the number of the row, unless a value before it, in quotes, has line breaks.
     """
     beginning = row.text.split("\n")[0].rstrip("\r").encode()
-    with _open(file) as stream:
+    with opened(file) as stream:
         for number, line in enumerate(stream, 1):
             if number >= row.number and line.rstrip(b"\r\n") == beginning:
                 return number
@@ -213,8 +198,8 @@ def _check_lines(
             )
 
 
-def _find_layout(head: bytes, origin: str, wanted: Wanted) -> _Layout:
-    """Finds the separator, and the role of each column.
+def _find_layout(head: bytes, origin: str, wanted: Wanted) -> _Layout | None:
+    """Finds the separator, and the role of each column; None without a row.
 
     The first line is a header if it names a user and an item, or if names are given;
     then the columns are found by their names. Otherwise it is a row, and the columns
@@ -228,7 +213,7 @@ def _find_layout(head: bytes, origin: str, wanted: Wanted) -> _Layout:
     lines = [line.decode("utf-8-sig", "replace") for line in head.splitlines()]
     filled = [number for number, line in enumerate(lines) if line.strip()]
     if not filled:
-        raise ValueError(NO_PAIR.format(origin))
+        return None
     first, place = lines[filled[0]], f"{origin}, line {filled[0] + 1}"
     sample = [lines[number] for number in filled[:_SAMPLE_LINES]]
     separator, (values, *below) = _find_separator(sample, wanted)
@@ -241,7 +226,7 @@ def _find_layout(head: bytes, origin: str, wanted: Wanted) -> _Layout:
     if wanted.names or {"user", "item"} <= set(known):
         roles = wanted.find(values, place)
         if not below:
-            raise ValueError(NO_PAIR.format(origin))
+            return None
         unread = [name for i, name in enumerate(values) if i not in known.values()]
         return _Layout(separator, len(values), roles, unread, filled[0] + 1)
     rows = [row for row in below if len(row) == len(values)]

@@ -364,14 +364,14 @@ class RatingSet(DataSet):
 
     def _reader(self, split: str, seed: int, shuffle: bool) -> tuple[Read, int]:
         matrices = {"items": self.history(split), "targets": self.targets(split)}
+        candidates = self.candidates(split)
         with tf.device("CPU:0"):  # tf.data reads there; captured, never copied
+            ranked = tf.constant([] if candidates is None else candidates, tf.int32)
             rows_of = {
                 name: (tf.constant(matrix.indptr), tf.constant(matrix.indices))
                 for name, matrix in matrices.items()
                 if matrix is not None
             }
-
-        candidates = self.candidates(split)
 
         def read(rows: tf.Tensor, epoch: tf.Tensor, positions: tf.Tensor) -> Batch:
             batch = {}
@@ -381,12 +381,9 @@ class RatingSet(DataSet):
                 )
                 batch[name] = wanted.with_values(tf.gather(items, wanted.values))
             if candidates is not None:
-                num_rows = tf.size(rows)
-                lengths = tf.fill([num_rows], len(candidates))
-                repeated = tf.tile(tf.constant(candidates, tf.int32), [num_rows])
-                batch["candidates"] = tf.RaggedTensor.from_row_lengths(
-                    repeated, lengths, validate=False
-                )
+                wanted = tf.ragged.range(tf.zeros_like(rows), len(candidates))
+                items = tf.gather(ranked, wanted.values)
+                batch["candidates"] = wanted.with_values(items)
             return batch
 
         return read, 1

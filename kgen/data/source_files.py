@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 _ENCRYPTED = 1  # a bit of a member's flags
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
@@ -176,9 +176,15 @@ def _links_around(child: SourceFile) -> bool:
     return os.path.realpath(child) in parents
 
 
-def is_gzipped(file: SourceFile) -> bool:
-    """Returns whether the name of a file ends in .gz."""
+def _is_gzipped(file: SourceFile) -> bool:
     return file.name.lower().endswith(".gz")
+
+
+@contextmanager
+def opened(file: SourceFile) -> Iterator[Any]:
+    """Opens a file to read its bytes piece by piece, unpacked if it is gzipped."""
+    with file.open("rb") as stream:
+        yield gzip.GzipFile(fileobj=stream) if _is_gzipped(file) else stream
 
 
 def read_unpacked(file: SourceFile) -> bytes:
@@ -189,7 +195,7 @@ def read_unpacked(file: SourceFile) -> bytes:
     """
     with damage_named(file):
         content = file.read_bytes()
-        return gzip.decompress(content) if is_gzipped(file) else content
+        return gzip.decompress(content) if _is_gzipped(file) else content
 
 
 @contextmanager

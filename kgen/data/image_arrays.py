@@ -19,19 +19,17 @@ from kgen.data.dataset import SPLITS
 from kgen.data.image_rows import ImageFormat, Source, Split, not_read
 from kgen.data.source_files import read_unpacked
 
-# Keys of the images and labels of a split in an .npz or a dict: our own names, the
-# names of the Keras data sets, and the names of MedMNIST.
+# Keys of an .npz or a dict: our own names, the names of the Keras data sets, and the
+# names of MedMNIST.
 ARRAY_KEYS = {
-    "train": (
-        ("images", "x_train", "train_images"),
-        ("labels", "y_train", "train_labels"),
-    ),
-    "validation": (
-        ("validation_images", "x_validation", "x_val", "val_images"),
-        ("validation_labels", "y_validation", "y_val", "val_labels"),
-    ),
-    "test": (("test_images", "x_test"), ("test_labels", "y_test")),
+    ("train", "images"): "images x_train train_images".split(),
+    ("train", "labels"): "labels y_train train_labels".split(),
+    ("validation", "images"): "validation_images x_validation x_val val_images".split(),
+    ("validation", "labels"): "validation_labels y_validation y_val val_labels".split(),
+    ("test", "images"): "test_images x_test".split(),
+    ("test", "labels"): "test_labels y_test".split(),
 }
+_KNOWN_KEYS = set(itertools.chain(*ARRAY_KEYS.values()))
 _IDX_NAME = re.compile(
     r"(?:.+-)?(?P<split>train|validation|t10k|test)-(?P<kind>images|labels)"
     r"[-.]idx\d-ubyte(?P<gz>\.gz)?"
@@ -41,28 +39,31 @@ _IDX_NAME = re.compile(
 class Named(NamedTuple):
     """An array, and its name in an error."""
 
-    array: np.ndarray
+    array: Any
     origin: str
 
 
+Arrays = Mapping[tuple[str, str], Named]  # by split and by "images" or "labels"
+
+
 def source_from_arrays(
-    name: str,
-    found: Mapping[str, tuple[Named, Named | None]],
-    wanted: ImageFormat,
-    notes: tuple[str, ...] = (),
+    name: str, found: Arrays, wanted: ImageFormat, notes: tuple[str, ...] = ()
 ) -> Source:
     """Makes a source of the images and labels of each split.
 
     Args:
         name: Name of the data set.
-        found: For each split the images and the labels, if it has labels.
+        found: The images of each split, and the labels, if it has labels.
         wanted: The format of the result.
         notes: Remarks on unused content.
     """
     splits: dict[str, Split] = {}
     num_classes = 0
     first: Named | None = None
-    for split, (images, labels) in found.items():
+    for split in SPLITS:
+        if (split, "images") not in found:
+            continue
+        images, labels = found[split, "images"], found.get((split, "labels"))
         pixels = _fitted(as_uint8_images(*images), wanted, images.origin)
         first = first or Named(pixels, images.origin)
         if pixels.shape[1:] != first.array.shape[1:]:
@@ -71,18 +72,18 @@ def source_from_arrays(
                 f"{first.origin} with {first.array.shape} and {images.origin} with "
                 f"{pixels.shape}. Pass `image_size` or `channels` to make them equal."
             )
-        if (labels is None) != (found["train"][1] is None):
+        if (labels is None) != (("train", "labels") not in found):
             raise ValueError(
                 "Either all splits have labels or none. Received: "
                 f"{images.origin} {'without' if labels is None else 'with'} labels, "
-                f"unlike {found['train'][0].origin}."
+                f"unlike {first.origin}."
             )
         numbers = None
         if labels is not None:
             numbers = as_labels(*labels, len(pixels))
             num_classes = max(num_classes, int(numbers.max()) + 1)
         splits[split] = Split(images=pixels, labels=numbers)
-    class_names = tuple(str(index) for index in range(num_classes)) or None
+    class_names = tuple(map(str, range(num_classes))) or None
     return Source(name=name, splits=splits, class_names=class_names, notes=notes)
 
 
@@ -192,8 +193,11 @@ def open_digits(wanted: ImageFormat) -> Source:
         pixels, labels = load_digits(return_X_y=True)
     # Pixels are 0 to 16: 0 becomes 0, 8 becomes 128 (127.5, to even), 16 becomes 255.
     images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    named = Named(images, "digits"), Named(labels, "the labels of digits")
-    return source_from_arrays("digits", {"train": named}, wanted)
+    found = {
+        ("train", "images"): Named(images, "digits"),
+        ("train", "labels"): Named(labels, "the labels of digits"),
+    }
+    return source_from_arrays("digits", found, wanted)
 
 
 def open_python_arrays(source: Any, wanted: ImageFormat) -> Source:
@@ -219,10 +223,9 @@ def open_npz(path: Path, wanted: ImageFormat) -> Source:
                 "with numpy.savez."
             )
         file.seek(0)
-        known = set(itertools.chain(*itertools.chain(*ARRAY_KEYS.values())))
         with np.load(file, allow_pickle=False) as archive:
             arrays = dict.fromkeys(archive.files)
-            for key in known & set(arrays):
+            for key in _KNOWN_KEYS & set(arrays):
                 try:
                     array = archive[key]
                 except (ValueError, zipfile.BadZipFile, EOFError, zlib.error) as error:
@@ -239,33 +242,28 @@ def open_npz(path: Path, wanted: ImageFormat) -> Source:
 def _open_keys(
     name: str, arrays: Mapping[str, Any], place: str, wanted: ImageFormat
 ) -> Source:
-    found: dict[str, tuple[Named, Named | None]] = {}
-    used = set()
-    for split, both in ARRAY_KEYS.items():
-        pair: list[Named | None] = []
-        for keys in both:
-            present = [key for key in keys if key in arrays]
-            if len(present) > 1:
-                raise ValueError(
-                    f"The {split} split must be given once. Received: the keys "
-                    f"{', '.join(present)}{place}. Leave one of them out."
-                )
-            pair += [Named(arrays[key], f"`{key}`{place}") for key in present] or [None]
-            used.update(present)
-        images, labels = pair
-        if images is not None:
-            found[split] = images, labels
-        elif labels is not None:
+    found: dict[tuple[str, str], Named] = {}
+    for (split, kind), keys in ARRAY_KEYS.items():
+        present = [key for key in keys if key in arrays]
+        if len(present) > 1:
+            raise ValueError(
+                f"The {split} split must be given once. Received: the keys "
+                f"{', '.join(present)}{place}. Leave one of them out."
+            )
+        for key in present:
+            found[split, kind] = Named(arrays[key], f"`{key}`{place}")
+        if kind == "labels" and present and (split, "images") not in found:
             raise ValueError(
                 "Labels must have images. Received: labels without images, "
-                f"{labels.origin} but none of the keys {', '.join(both[0])}."
+                f"`{present[0]}`{place} but none of the keys "
+                f"{', '.join(ARRAY_KEYS[split, 'images'])}."
             )
-    if "train" not in found:
+    if ("train", "images") not in found:
         raise ValueError(
-            f"One of the keys {', '.join(ARRAY_KEYS['train'][0])} must hold the "
+            f"One of the keys {', '.join(ARRAY_KEYS['train', 'images'])} must hold the "
             f"images. Received: {', '.join(arrays) or 'no keys'}{place}."
         )
-    unused = [key for key in arrays if key not in used]
+    unused = [key for key in arrays if key not in _KNOWN_KEYS]
     return source_from_arrays(name, found, wanted, not_read(unused))
 
 
@@ -295,14 +293,7 @@ def open_idx_folder(folder: Path, wanted: ImageFormat) -> Source:
             "train-images-idx3-ubyte or train-images-idx3-ubyte.gz. Found in "
             f"{folder}: {', '.join(path.name for path in files.values())}."
         )
-    found: dict[str, tuple[Named, Named | None]] = {}
-    for split in SPLITS:
-        images, labels = files.get((split, "images")), files.get((split, "labels"))
-        if images is not None:
-            found[split] = (
-                Named(read_idx(images), str(images)),
-                Named(read_idx(labels), str(labels)) if labels else None,
-            )
+    found = {key: Named(read_idx(path), str(path)) for key, path in files.items()}
     return source_from_arrays(folder.resolve().name, found, wanted)
 
 

@@ -118,7 +118,8 @@ def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> lis
     if layout is None:
         return []  # there are no rows, which is refused at the end
     # The parser sees a separator of two characters as an empty column between two.
-    step = len(layout.separator)
+    separator, roles = layout.separator, layout.roles.items()
+    step = len(separator)
     width = (layout.num_columns - 1) * step + 1
     broken: list[Any] = []
 
@@ -133,9 +134,7 @@ def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> lis
         use_threads=False, block_size=_BLOCK_BYTES, column_names=names, skip_rows=skip
     )
     parse_options = ParseOptions(
-        delimiter=layout.separator[0],
-        ignore_empty_lines=False,
-        invalid_row_handler=refuse,
+        delimiter=separator[0], ignore_empty_lines=False, invalid_row_handler=refuse
     )
     convert_options = ConvertOptions(column_types=dict.fromkeys(names, pa.binary()))
     first = skip + 1
@@ -145,10 +144,7 @@ def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> lis
             open_csv(stream, read_options, parse_options, convert_options) as batches,
         ):
             for batch in batches:
-                used = {
-                    role: batch.column(index * step)
-                    for role, index in layout.roles.items()
-                }
+                used = {role: batch.column(index * step) for role, index in roles}
                 _check_lines(batch, layout, columns, first)
                 columns.add(used, first)
                 first += batch.num_rows
@@ -159,7 +155,7 @@ def _read_lines(file: SourceFile, columns: RatingColumns, wanted: Wanted) -> lis
         columns.refuse(
             _line_number(file, row),
             f"Each line must have {layout.num_columns} values, separated by "
-            f"{layout.separator!r}, as the first line has.",
+            f"{separator!r}, as the first line has.",
             f"{row.text!r:.200}",
         )
     return layout.unread

@@ -61,7 +61,7 @@ def find_celeba_files(folder: Path) -> FoundFiles | None:
         counts = ", ".join(f"{len(files[split])} {split}" for split in SPLITS)
         raise FileNotFoundError(f"No training images of CelebA in {root}: {counts}.")
     files = {split: found for split, found in files.items() if found}
-    return FoundFiles(files, None, not_read(most_common(others)))
+    return FoundFiles(files, not_read(most_common(others)))
 
 
 def _read_partition(path: Path) -> dict[str, str]:

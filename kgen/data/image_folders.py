@@ -49,12 +49,10 @@ class FoundFiles(NamedTuple):
 
     Attributes:
         files: The files of each split, in order, each with the name of its class.
-        class_names: The names of the classes, or None without.
         notes: Remarks on files that are not read.
     """
 
     files: dict[str, ClassedFiles]
-    class_names: tuple[str, ...] | None
     notes: tuple[str, ...]
 
 
@@ -62,7 +60,8 @@ def open_image_files(
     path: Path, found: FoundFiles, wanted: ImageFormat, cache: str
 ) -> Source:
     """Opens the image files of a path; see `open_images`."""
-    files, class_names, notes = found
+    files, notes = found
+    class_names = _class_names(files)
     readers = {
         split: ImageFiles([file for file, _ in classed], wanted)
         for split, classed in files.items()
@@ -136,7 +135,7 @@ def find_image_files(folder: SourceFile) -> FoundFiles:
                 f"ending in {', '.join(IMAGE_SUFFIXES)}. Found: "
                 f"{', '.join(most_common(others)) or 'nothing'}."
             )
-    return FoundFiles(files, _class_names(files), not_read(most_common(others)))
+    return FoundFiles(files, not_read(most_common(others)))
 
 
 def _class_names(files: dict[str, ClassedFiles]) -> tuple[str, ...] | None:

@@ -260,9 +260,7 @@ class ImageSet(DataSet):
         self._splits = _with_all_splits(source)
         height, width, channels = self._splits["train"].images.shape[1:]
         self.image_shape = (height, width, channels)
-        self.splits = {
-            split: rows.images.shape[0] for split, rows in self._splits.items()
-        }
+        self.splits = {name: one.images.shape[0] for name, one in self._splits.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -287,10 +285,9 @@ class ImageSet(DataSet):
         arrays = [rows.images for rows in splits if is_in_memory(rows.images)]
         if len(arrays) < len(splits):
             return None
-        return (
-            min(int(array.min()) for array in arrays),
-            max(int(array.max()) for array in arrays),
-        )
+        lows = [int(array.min()) for array in arrays]
+        highs = [int(array.max()) for array in arrays]
+        return min(lows), max(highs)
 
     def _content(self) -> str:
         low, high = self.value_range or (0, 255)

@@ -89,11 +89,8 @@ def prepare(builder: Any, name: str, download: bool) -> None:
             "prepared in with `data_dir`, or that of its own files as the data, or do "
             "without the dry run."
         )
-    missing = [
-        path
-        for path in (data_dir / "downloads", data_path, *data_path.parents)
-        if not path.exists()
-    ]
+    folders = (data_dir / "downloads", data_path, *data_path.parents)
+    missing = [folder for folder in folders if not folder.exists()]
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 

@@ -28,11 +28,7 @@ _CHUNK_ROWS = 1024
 
 
 def open_named_images(
-    name: str,
-    data_dir: DataDir,
-    wanted: ImageFormat,
-    cache: str,
-    download: bool,
+    name: str, data_dir: DataDir, wanted: ImageFormat, cache: str, download: bool
 ) -> Source:
     """Opens a data set of tensorflow-datasets; see `open_images` for the errors."""
     builder = named_builders.find_builder(name, data_dir, ("digits", "stacked_mnist"))
@@ -60,10 +56,9 @@ def open_named_images(
     for split, num_rows in rows.items():
         labels = None
         numbers: list[np.ndarray] = []
-        chunks = stored.images(split, numbers)
         shape = (num_rows, *stored.image_shape)
         place = (identity, split, str(builder.data_path))
-        images = keep_rows(chunks, shape, cache, place)
+        images = keep_rows(stored.images(split, numbers), shape, cache, place)
         if stored.class_names is not None:
             # Cached images are not read again, and so neither are their labels.
             parts = (part.view(np.uint8) for part in numbers or stored.labels(split))

@@ -25,10 +25,7 @@ _CHUNK_ROWS = 2**16
 
 
 def read_named_ratings(
-    name: str,
-    data_dir: DataDir,
-    download: bool,
-    wanted: Wanted = ALL_COLUMNS,
+    name: str, data_dir: DataDir, download: bool, wanted: Wanted = ALL_COLUMNS
 ) -> RatingTable:
     """Reads a data set of tensorflow-datasets; see `open_ratings` for the errors.
 

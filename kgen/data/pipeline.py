@@ -229,11 +229,10 @@ class Pipeline:
             values = self.read(tf.gather(order, positions), epoch, positions)
             if elements_per_read == 1:
                 return values
+            # [elements * rows, ...] -> [elements, rows, ...]
+            leading = [tf.size(elements), rows_per_share]
             return {
-                name: tf.reshape(
-                    value,  # [elements * rows, ...] -> [elements, rows, ...]
-                    [tf.size(elements), rows_per_share, *value.shape[1:]],
-                )
+                name: tf.reshape(value, [*leading, *value.shape[1:]])
                 for name, value in values.items()
             }
 

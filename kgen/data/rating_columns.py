@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -125,9 +126,8 @@ class Wanted(NamedTuple):
                 missing.
         """
         known = self.known(names)
-        if not {"user", "item"} <= set(known) or not set(self.names or ()) <= set(
-            names
-        ):
+        given = set(self.names or ())
+        if not {"user", "item"} <= set(known) or not given <= set(names):
             raise ValueError(
                 f"The columns must be called {self.describe()}. Received: "
                 f"{', '.join(names) or 'no names'} in {origin}. Rename them, or pass "
@@ -162,7 +162,7 @@ class RatingColumns:
         self._origin = origin
         self._unit = unit
         self._codes: dict[str, dict[str, int]] = {"user": {}, "item": {}}
-        self._pieces: dict[str, list[np.ndarray]] = {role: [] for role in ROLES}
+        self._pieces: dict[str, list[np.ndarray]] = defaultdict(list)
         self._time_type: Any = None
 
     def add(self, columns: Mapping[str, Any], first: int) -> None:
@@ -185,11 +185,8 @@ class RatingColumns:
                 texts = {role: text.take(rows) for role, text in texts.items()}
                 numbers = numbers[rows]
         for role, column in texts.items():
-            if role in self._codes:
-                piece = self._ids(role, column, numbers)
-            else:
-                piece = self._floats(role, column, numbers)
-            self._pieces[role].append(piece)
+            numbered = self._ids if role in self._codes else self._floats
+            self._pieces[role].append(numbered(role, column, numbers))
 
     def refuse(self, number: int, rule: str, received: str) -> NoReturn:
         """Raises the error that names a row."""
@@ -205,11 +202,7 @@ class RatingColumns:
         Raises:
             ValueError: Nothing was added.
         """
-        columns = {
-            role: np.concatenate(pieces)
-            for role, pieces in self._pieces.items()
-            if pieces
-        }
+        columns = {role: np.concatenate(many) for role, many in self._pieces.items()}
         if not len(columns.get("user", ())):
             rule = "There must be at least one (user, item) pair."
             raise ValueError(f"{rule} Received: none in {self._origin}.")

@@ -213,9 +213,7 @@ class RatingSet(DataSet):
         min_rating, min_items = options.min_rating, options.min_items
         rated = table.ratings is not None and min_rating is not None
         self._rated = f" rated {min_rating:g} or more" if rated else ""
-        self._pairs, users, items, left_out = positive_pairs(
-            table, min_rating, min_items
-        )
+        self._pairs, users, items, left_out = positive_pairs(table, options)
         self.user_ids = table.user_ids[users]
         self.item_ids = table.item_ids[items]
         self.num_users = len(users)
@@ -226,9 +224,8 @@ class RatingSet(DataSet):
         if table.titles is not None and table.genres is not None:
             self.item_titles = [table.titles[item] for item in items]
             self.item_genres = [table.genres[item] for item in items]
-        self._parts = STRATEGIES[strategy](
-            self._pairs, self.num_users, self.num_items, options
-        )
+        split = STRATEGIES[strategy]
+        self._parts = split(self._pairs, self.num_users, self.num_items, options)
         self._user_rows = {name: self._complete_users(name) for name in SPLITS}
         self.splits = {name: len(rows) for name, rows in self._user_rows.items()}
         empty = [name for name, count in self.splits.items() if not count]
@@ -376,9 +373,8 @@ class RatingSet(DataSet):
         def read(rows: tf.Tensor, epoch: tf.Tensor, positions: tf.Tensor) -> Batch:
             batch = {}
             for name, (starts, items) in rows_of.items():
-                wanted = tf.ragged.range(
-                    tf.gather(starts, rows), tf.gather(starts, rows + 1)
-                )
+                first, end = tf.gather(starts, rows), tf.gather(starts, rows + 1)
+                wanted = tf.ragged.range(first, end)
                 batch[name] = wanted.with_values(tf.gather(items, wanted.values))
             if candidates is not None:
                 wanted = tf.ragged.range(tf.zeros_like(rows), len(candidates))

@@ -95,7 +95,7 @@ class Part(NamedTuple):
 
 
 def positive_pairs(
-    table: RatingTable, min_rating: float | None, min_items: int
+    table: RatingTable, options: RatingOptions
 ) -> tuple[Pairs, np.ndarray, np.ndarray, int]:
     """Selects the positive pairs.
 
@@ -103,6 +103,7 @@ def positive_pairs(
         The pairs; the indices of their users and of their items in the table, int64,
         ascending; and the number of users with too few pairs.
     """
+    min_rating, min_items = options.min_rating, options.min_items
     rows = np.arange(len(table.users))
     if min_rating is not None and table.ratings is not None:
         rows = np.flatnonzero(table.ratings >= min_rating)
@@ -185,9 +186,7 @@ def split_users(
     roles = role[pairs.users]
     shuffled = permutation(len(pairs.users), options.seed, pipeline.HIDDEN_STREAM)
     ranks, counts = _ranks_within_users(pairs, num_users, (shuffled,))
-    num_hidden = np.minimum(
-        np.maximum(_rounded(options.hidden_fraction * counts), 1), counts - 1
-    )
+    num_hidden = np.clip(_rounded(options.hidden_fraction * counts), 1, counts - 1)
     hidden = ranks < num_hidden
     parts = {"train": Part(roles == 0)}
     for split in ("validation", "test"):

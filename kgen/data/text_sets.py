@@ -218,8 +218,9 @@ class TextSet(DataSet):
         self.tokenizer = tokenizer
         self.context = context
         self._characters = {split: len(part) for split, part in texts.items()}
+        smallest = np.min_scalar_type(tokenizer.vocab_size - 1)  # that holds all ids
         self._tokens = {
-            split: self._stored(self.tokenizer.encode(part))
+            split: tokenizer.encode(part).astype(smallest)
             for split, part in texts.items()
         }
         self.splits = {split: len(tokens) for split, tokens in self._tokens.items()}
@@ -232,10 +233,6 @@ class TextSet(DataSet):
                     f"Received: {count} in {split} of {self.name}, and "
                     f"context={self.context}. {fit}ake more text or another share."
                 )
-
-    def _stored(self, ids: np.ndarray) -> np.ndarray:
-        """Returns the ids in the smallest type that holds them all."""
-        return ids.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1))
 
     def _content(self) -> str:
         return (
@@ -322,10 +319,7 @@ def _check_tokenizer(tokenizer: Any, vocab_size: int | None) -> None:
 
 
 def _make_tokenizer(
-    tokenizer: str | Tokenizer | dict[str, Any],
-    vocab_size: int | None,
-    whole: str,
-    training: str,
+    tokenizer: Any, vocab_size: int | None, whole: str, training: str
 ) -> Tokenizer:
     if isinstance(tokenizer, Tokenizer):
         return tokenizer

@@ -103,9 +103,8 @@ class Tokenizer:
         """
         ids = tf.convert_to_tensor(ids)
         message = f"`ids` must be below vocab_size={self.vocab_size}. Received:"
-        check = tf.debugging.Assert(
-            tf.reduce_all(ids < self.vocab_size), [message, tf.reduce_max(ids)]
-        )
+        below = tf.reduce_all(ids < self.vocab_size)
+        check = tf.debugging.Assert(below, [message, tf.reduce_max(ids)])
         with tf.control_dependencies([check]):
             ids = tf.identity(ids)
         return self._decode_ragged(tf.ragged.boolean_mask(ids, ids >= 0))

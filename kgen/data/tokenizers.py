@@ -100,9 +100,8 @@ class CharTokenizer(Tokenizer):
             "behavior": "Isolated",
             "invert": False,
         }
-        return _tokenizer_json(
-            model=model, pre_tokenizer=split, decoder={"type": "Fuse"}
-        )
+        fuse = {"type": "Fuse"}
+        return _tokenizer_json(model=model, pre_tokenizer=split, decoder=fuse)
 
 
 class ByteTokenizer(Tokenizer):
@@ -137,16 +136,14 @@ class ByteTokenizer(Tokenizer):
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json; see `Tokenizer.to_json`."""
         vocab = {symbol: byte for byte, symbol in sorted(BYTE_SYMBOLS.items())}
-        byte_level = {
+        level = {
             "type": "ByteLevel",
             "add_prefix_space": False,
             "trim_offsets": False,
             "use_regex": False,
         }
         model = {"type": "BPE", "vocab": vocab, "merges": []}
-        return _tokenizer_json(
-            model=model, pre_tokenizer=byte_level, decoder=byte_level
-        )
+        return _tokenizer_json(model=model, pre_tokenizer=level, decoder=level)
 
 
 _CLASSES: list[type[Tokenizer]] = [CharTokenizer, ByteTokenizer, BPETokenizer]

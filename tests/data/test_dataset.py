@@ -48,3 +48,16 @@ def test_a_default_batch_size_shrinks_to_the_rows_and_a_typed_one_is_refused(
 def test_a_lowered_batch_size_is_divisible_by_the_replicas(default, replicas, fitting):
     opened = kgen.data.open_images(np.zeros([10, 2, 2], np.uint8))
     assert opened.fitting_batch_size(default, replicas) == fitting
+
+
+@pytest.mark.parametrize(
+    ("read", "opened"),
+    [
+        (kgen.data.images, "open_images"),
+        (kgen.data.ratings, "open_ratings"),
+        (kgen.data.text, "open_text"),
+    ],
+)
+def test_an_unknown_option_is_refused_before_anything_is_read(read, opened):
+    with pytest.raises(TypeError, match=rf"{opened}\(\) got an unexpected .*'bach"):
+        read("no/such/path", bach_size=8)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kgen.models.shared.arguments import Rule
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import InputSpec, TokenSpec
@@ -16,6 +17,7 @@ from kgen.nn import random
 from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
 
 MASK = "[MASK]"  # in a text: the token to predict
+MaskRate = Annotated[float, Rule("be between 0 and 1", lambda rate: 0 < rate < 1)]
 HIDDEN, REPLACED = 0.8, 0.1  # shares of the chosen tokens, as in the paper
 
 
@@ -85,29 +87,19 @@ class BERT(TextModelMixin, GenerativeModel):
         num_layers: int = 4,
         num_heads: int = 4,
         hidden_dim: int = 128,
-        mask_rate: float = 0.15,
+        mask_rate: MaskRate = 0.15,
         dropout: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.keep_arguments(locals())
         self.take_tokenizer(tokenizer, vocab_size)
-        self.context = context
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.hidden_dim = hidden_dim
-        self.mask_rate = mask_rate
-        self.dropout = dropout
-        self._check_arguments()
+        self.check_transformer_arguments()
         self.highest_token = self.vocab_size  # the mask
         self.declare_batches(has_mask=False)
 
         self.make_transformer()
-        self.add_log_metrics(
-            keras.metrics.Mean(name="loss"),
-            Perplexity(name="perplexity"),
-            keras.metrics.Mean(name="accuracy"),
-        )
-        self.built = True
+        self.add_log_metrics("loss", Perplexity(name="perplexity"), "accuracy")
 
     # -- the loss -------------------------------------------------------------
 
@@ -323,7 +315,3 @@ class BERT(TextModelMixin, GenerativeModel):
         shape = (num_rows, self.context)
         tokens = rng.integers(0, self.vocab_size + 1, shape, np.int32)
         return {"tokens": np.where(np.arange(self.context) < lengths, tokens, -1)}
-
-    def _check_arguments(self) -> None:
-        self.check_transformer_arguments()
-        self.check_argument("mask_rate", 0 < self.mask_rate < 1, "be between 0 and 1")

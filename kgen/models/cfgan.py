@@ -5,20 +5,26 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import tensorflow as tf
-from keras import layers
 
+from kgen.models.shared.arguments import (
+    NonNegativeFloat,
+    PositiveInt,
+    Rule,
+    activation_name,
+)
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.nn import random
 from kgen.nn.adversarial import non_saturating
 from kgen.nn.gradients import Adam, squared_weights
 from kgen.nn.interactions import multi_hot
-from kgen.nn.layers import layers_of_policy
+from kgen.nn.layers import dense_network, layers_of_policy
 
+ShareOfOthers = Annotated[float, Rule("be in [0, 1]", lambda share: 0 <= share <= 1)]
 _CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator at chance
 
 
@@ -88,76 +94,49 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         *,
         item_ids: Sequence[Any],
         item_counts: Sequence[int] | None = None,
-        generator_units: Sequence[int] = (400,),
-        discriminator_units: Sequence[int] = (125,),
-        zero_reconstruction: float = 0.7,
-        zero_reconstruction_weight: float = 0.03,
-        partial_masking: float = 0.7,
-        generator_steps: int = 4,
-        discriminator_steps: int = 2,
-        generator_weight_decay: float = 5e-4,
-        discriminator_weight_decay: float = 0.0,
-        activation: str = "sigmoid",
-        output_activation: str = "linear",
+        generator_units: Sequence[PositiveInt] = (400,),
+        discriminator_units: Sequence[PositiveInt] = (125,),
+        zero_reconstruction: ShareOfOthers = 0.7,
+        zero_reconstruction_weight: NonNegativeFloat = 0.03,
+        partial_masking: ShareOfOthers = 0.7,
+        generator_steps: PositiveInt = 4,
+        discriminator_steps: PositiveInt = 2,
+        generator_weight_decay: NonNegativeFloat = 5e-4,
+        discriminator_weight_decay: NonNegativeFloat = 0.0,
+        activation: Annotated[str, activation_name("sigmoid")] = "sigmoid",
+        output_activation: Annotated[str, activation_name("sigmoid")] = "linear",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.keep_arguments(locals())
         self.catalogue = ItemCatalogue(item_ids, item_counts)
-        self.generator_units = tuple(generator_units)
-        self.discriminator_units = tuple(discriminator_units)
-        self.zero_reconstruction = zero_reconstruction
-        self.zero_reconstruction_weight = zero_reconstruction_weight
-        self.partial_masking = partial_masking
-        self.generator_steps = generator_steps
-        self.discriminator_steps = discriminator_steps
-        self.generator_weight_decay = generator_weight_decay
-        self.discriminator_weight_decay = discriminator_weight_decay
-        self.activation = activation
-        self.output_activation = output_activation
-        self._check_arguments()
         self.declare_batches(has_row_losses=False)
 
         num_items = self.catalogue.num_items
         with layers_of_policy(self.dtype_policy):
-            self.generator = keras.Sequential(
-                [
-                    keras.Input((num_items,)),
-                    *(layers.Dense(n, activation) for n in self.generator_units),
-                    layers.Dense(num_items),
-                    # Not in half precision, which makes ties of nearby scores.
-                    layers.Activation(output_activation, dtype="float32"),
-                ],
-                name="generator",
+            self.generator = dense_network(
+                "generator",
+                (num_items, *self.generator_units, num_items),
+                activation,
+                # Not in half precision, which makes ties of nearby scores.
+                keras.layers.Activation(output_activation, dtype="float32"),
             )
-            self.discriminator = keras.Sequential(
-                [
-                    keras.Input((2 * num_items,)),
-                    *(layers.Dense(n, activation) for n in self.discriminator_units),
-                    layers.Dense(1),
-                ],
-                name="discriminator",
-            )
+            widths = (2 * num_items, *self.discriminator_units, 1)
+            self.discriminator = dense_network("discriminator", widths, activation)
         make_adam = functools.partial(Adam, 1e-4)
         self.optimizer_slots = {
             "generator_optimizer": ("generator", make_adam),
             "discriminator_optimizer": ("discriminator", make_adam),
         }
-        names = (
+        self.add_log_metrics(
             "zero_reconstruction",
             "discriminator_loss",
             "generator_loss",
             "distance",
             "ndcg",
         )
-        self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
-        self.built = True
 
     # -- the adversarial step -------------------------------------------------
-
-    def call(self, data: Any, training: bool = False) -> tf.Tensor:
-        """Scores all items for a batch of users: [batch, num_items]."""
-        items = self.read(data)["items"]
-        return self._score_rows(multi_hot(items, self.catalogue.num_items), training)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Updates the discriminator and then the generator, each by the whole batch."""
@@ -262,18 +241,6 @@ class CFGAN(RecommenderMixin, GenerativeModel):
                 "earlier, or try partial_masking or generator_weight_decay."
             )
         return warnings
-
-    def _check_arguments(self) -> None:
-        check = self.check_argument
-        self.check_at_least(1, "generator_units", "discriminator_units")
-        self.check_at_least(1, "generator_steps", "discriminator_steps")
-        self.check_at_least(0, "generator_weight_decay", "discriminator_weight_decay")
-        self.check_at_least(0, "zero_reconstruction_weight")
-        for name in ("zero_reconstruction", "partial_masking"):
-            check(name, 0 <= getattr(self, name) <= 1, "be in [0, 1]")
-        for name in ("activation", "output_activation"):
-            known = hasattr(keras.activations, getattr(self, name))
-            check(name, known, "name an activation of Keras, such as sigmoid")
 
 
 def _draw_others(rows, keys, share):

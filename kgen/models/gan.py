@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kgen.models.shared.arguments import (
+    ImageShape,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NumClasses,
+    PositiveInt,
+    Rule,
+    one_of,
+)
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
@@ -20,6 +29,14 @@ from kgen.nn.gradients import Adam, ema_decay
 from kgen.nn.image_networks import check_network
 from kgen.nn.layers import layers_of_policy
 
+OF_GENERATOR = [name for name in NORMALIZATIONS if name != "spectral"]
+Augmentations = Annotated[
+    Sequence[str],
+    Rule(
+        f"name some of {tuple(AUGMENTATIONS)}",
+        lambda names: set(names) <= AUGMENTATIONS.keys(),
+    ),
+]
 NO_TRUNCATION = 1e4  # Far beyond any normal number.
 TRUNCATION = InputSpec(low=0, above=True, default=NO_TRUNCATION)
 
@@ -88,53 +105,52 @@ class GAN(GenerativeModel):
     def __init__(
         self,
         *,
-        image_shape: Sequence[int],
-        latent_dim: int = 128,
-        network: str = "dcgan",
-        base_channels: int = 64,
-        generator_normalization: str = "batch",
-        discriminator_normalization: str = "spectral",
+        image_shape: ImageShape,
+        latent_dim: PositiveInt = 128,
+        network: Annotated[str, one_of(NETWORKS)] = "dcgan",
+        base_channels: PositiveInt = 64,
+        generator_normalization: Annotated[str, one_of(OF_GENERATOR)] = "batch",
+        discriminator_normalization: Annotated[str, one_of(NORMALIZATIONS)] = (
+            "spectral"
+        ),
         generator: keras.layers.Layer | None = None,
         discriminator: keras.layers.Layer | None = None,
-        adversarial_loss: str = "non_saturating",
-        r1_weight: float = 0.0,
-        r2_weight: float = 0.0,
-        gradient_penalty_weight: float = 0.0,
-        final_penalty: float = 1.0,
-        penalty_decay_images: int = 0,
-        discriminator_steps: int = 1,
-        augmentation: Sequence[str] = (),
-        ema_half_life: int = 10_000,
-        num_classes: int | None = None,
+        adversarial_loss: Annotated[str, one_of(ADVERSARIAL_LOSSES)] = "non_saturating",
+        r1_weight: NonNegativeFloat = 0.0,
+        r2_weight: NonNegativeFloat = 0.0,
+        gradient_penalty_weight: NonNegativeFloat = 0.0,
+        final_penalty: NonNegativeFloat = 1.0,
+        penalty_decay_images: NonNegativeInt = 0,
+        discriminator_steps: PositiveInt = 1,
+        augmentation: Augmentations = (),
+        ema_half_life: NonNegativeInt = 10_000,
+        num_classes: NumClasses | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.image_shape = tuple(image_shape)
-        self.latent_dim = latent_dim
-        self.network = network
-        self.base_channels = base_channels
-        self.generator_normalization = generator_normalization
-        self.discriminator_normalization = discriminator_normalization
-        self.adversarial_loss = adversarial_loss
-        self.r1_weight = r1_weight
-        self.r2_weight = r2_weight
-        self.gradient_penalty_weight = gradient_penalty_weight
-        self.final_penalty = final_penalty
-        self.penalty_decay_images = penalty_decay_images
-        self.discriminator_steps = discriminator_steps
-        self.augmentation = tuple(augmentation)
-        self.ema_half_life = ema_half_life
-        self.num_classes = num_classes
+        self.keep_arguments(locals())
+        self.own_networks = {"generator": generator, "discriminator": discriminator}
         self._penalized = bool(r1_weight or r2_weight or gradient_penalty_weight)
-        self._check_arguments(generator is None, discriminator is None)
+        self._check_arguments()
 
         self.batch_specs = {
             "images": ImageSpec(*self.image_shape),
             "labels": ClassSpec(num_classes),
         }
-        self.own_networks = {"generator": generator, "discriminator": discriminator}
-        self.generator = self._make_network("generator", generator)
-        self.discriminator = self._make_network("discriminator", discriminator)
+        make_generator, make_discriminator = NETWORKS[network]
+        sizes = (self.image_shape, latent_dim, num_classes, base_channels)
+        with layers_of_policy(self.dtype_policy):
+            if generator is None:
+                generator = make_generator(*sizes, generator_normalization)
+            if discriminator is None:
+                discriminator = make_discriminator(*sizes, discriminator_normalization)
+        latents, pixels = (latent_dim,), self.image_shape
+        self.generator = check_network(
+            "generator", generator, latents, pixels, num_classes
+        )
+        self.discriminator = check_network(
+            "discriminator", discriminator, pixels, (1,), num_classes
+        )
         self.average_generator = self._make_average() if ema_half_life else None
         make_adam = functools.partial(Adam, 2e-4, beta_1=0.5)
         self.optimizer_slots = {
@@ -142,14 +158,13 @@ class GAN(GenerativeModel):
             "discriminator_optimizer": ("discriminator", make_adam),
         }
         self.images_seen = self.add_counter("images_seen")
-        if self._penalized:
-            self.add_log_metrics(keras.metrics.Mean(name="penalty"))
-        names = ("discriminator_loss", "generator_loss", "discriminator_accuracy")
         self.add_log_metrics(
-            *(keras.metrics.Mean(name=name) for name in names),
+            *(("penalty",) if self._penalized else ()),
+            "discriminator_loss",
+            "generator_loss",
+            "discriminator_accuracy",
             Diversity(self.image_shape),
         )
-        self.built = True
 
     # -- the adversarial step -------------------------------------------------
 
@@ -306,16 +321,14 @@ class GAN(GenerativeModel):
     def signatures(self) -> list[Signature]:
         """Returns `generate` and `decode`, by the averaged generator if it exists."""
         generator = self._generator_in_use
-        labels = (
-            {} if self.num_classes is None else {"labels": self.batch_specs["labels"]}
-        )
+        label_spec = self.batch_specs["labels"]
+        labels = {"labels": label_spec} if self.num_classes else {}
         latents = {"latents": InputSpec((self.latent_dim,)), **labels}
         noise = {"seeds": InputSpec(dtype="int64"), **labels, "truncation": TRUNCATION}
 
         def decode(latents, labels=None):
-            if labels is not None:
-                labels = self.batch_specs["labels"].to_network(labels)
-            images = self._images_from(generator, latents, labels)
+            one_hot = None if labels is None else label_spec.to_network(labels)
+            images = self._images_from(generator, latents, one_hot)
             return {"images": tf.clip_by_value(0.5 * (images + 1.0), 0.0, 1.0)}
 
         def generate(seeds, truncation, labels=None):
@@ -371,66 +384,26 @@ class GAN(GenerativeModel):
 
     # -- construction -------------------------------------------------------
 
-    def _check_arguments(self, makes_generator, makes_discriminator) -> None:
-        check = self.check_argument
-        shape = self.image_shape
-        check(
+    def _check_arguments(self) -> None:
+        default_networks = [k for k, own in self.own_networks.items() if own is None]
+        self.check_argument(
             "image_shape",
-            len(shape) == 3 and min(shape) > 0,
-            "be three positive numbers: height, width, channels",
+            not default_networks
+            or adversarial_networks.sizes_that_work(self.image_shape),
+            "have sides of 8 to 128 pixels that can be halved until one is at most "
+            "7, such as 28, 32, 48, 64 or 128 (image_size=28 makes them), or come "
+            "with networks of your own, in Python",
         )
-        self.check_one_of("network", NETWORKS)
-        self.check_one_of("adversarial_loss", ADVERSARIAL_LOSSES)
-        of_generator = [name for name in NORMALIZATIONS if name != "spectral"]
-        self.check_one_of("generator_normalization", of_generator)
-        self.check_one_of("discriminator_normalization", NORMALIZATIONS)
-        self.check_at_least(1, "latent_dim", "base_channels", "discriminator_steps")
-        self.check_at_least(2, "num_classes")
-        self.check_at_least(0, "r1_weight", "r2_weight", "gradient_penalty_weight")
-        self.check_at_least(0, "final_penalty", "penalty_decay_images", "ema_half_life")
-        if makes_generator or makes_discriminator:
-            check(
-                "image_shape",
-                adversarial_networks.sizes_that_work(shape),
-                "have sides of 8 to 128 pixels that can be halved until one is at most "
-                "7, such as 28, 32, 48, 64 or 128 (image_size=28 makes them), or come "
-                "with networks of your own, in Python",
-            )
-        check(
+        self.check_argument(
             "discriminator_normalization",
             not (
                 self._penalized
-                and makes_discriminator
+                and "discriminator" in default_networks
                 and self.discriminator_normalization == "batch"
             ),
             "not be batch with a penalty, which is of each image's own gradient; "
             "take spectral, group or none",
         )
-        check(
-            "augmentation",
-            set(self.augmentation) <= AUGMENTATIONS.keys(),
-            f"name some of {tuple(AUGMENTATIONS)}",
-        )
-
-    def _make_network(self, name, own):
-        """Returns the user's network, or the default one for this image shape."""
-        generates = name == "generator"
-        network = own
-        if own is None:
-            make = NETWORKS[self.network][0 if generates else 1]
-            with layers_of_policy(self.dtype_policy):
-                network = make(
-                    self.image_shape,
-                    self.latent_dim,
-                    self.num_classes,
-                    self.base_channels,
-                    getattr(self, f"{name}_normalization"),
-                )
-        takes: tuple[int, ...] = (self.latent_dim,)
-        returns = self.image_shape
-        if not generates:
-            takes, returns = self.image_shape, (1,)
-        return check_network(name, network, takes, returns, self.num_classes)
 
     def _make_average(self):
         """A copy of the generator that is not trained."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import tensorflow as tf
-from keras import layers
 
+from kgen.models.shared.arguments import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Share,
+    activation_name,
+)
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.nn import gradients, random
-from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
-from kgen.nn.layers import layers_of_policy
+from kgen.nn.interactions import multinomial_loss, normalized_multi_hot
+from kgen.nn.layers import dense_network, layers_of_policy
 from kgen.nn.likelihoods import gaussian_kl, kl_warmup
 
 
@@ -74,66 +80,42 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         item_ids: Sequence[Any],
         item_counts: Sequence[int] | None = None,
         item_features: Sequence[Sequence[str]] | None = None,
-        feature_dropout: float = 0.3,
-        hidden_units: Sequence[int] = (600,),
-        latent_dim: int = 200,
+        feature_dropout: Share = 0.3,
+        hidden_units: Sequence[PositiveInt] = (600,),
+        latent_dim: PositiveInt = 200,
         variational: bool = True,
-        input_dropout: float = 0.5,
-        kl_weight: float = 0.2,
-        kl_warmup_steps: int = 0,
-        weight_decay: float = 0.0,
-        activation: str = "tanh",
+        input_dropout: Share = 0.5,
+        kl_weight: NonNegativeFloat = 0.2,
+        kl_warmup_steps: NonNegativeInt = 0,
+        weight_decay: NonNegativeFloat = 0.0,
+        activation: Annotated[str, activation_name("tanh")] = "tanh",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.keep_arguments(locals())
         self.catalogue = ItemCatalogue(item_ids, item_counts, item_features)
-        self.feature_dropout = feature_dropout
-        self.hidden_units = tuple(hidden_units)
-        self.latent_dim = latent_dim
-        self.variational = variational
-        self.input_dropout = input_dropout
-        self.kl_weight = kl_weight
-        self.kl_warmup_steps = kl_warmup_steps
-        self.weight_decay = weight_decay
-        self.activation = activation
-        self._check_arguments()
         self.declare_batches(has_row_losses=True)
 
         # A column for each item, and one for each feature.
         features = self.catalogue.features
         width = self.catalogue.num_items + (0 if features is None else len(features.T))
         with layers_of_policy(self.dtype_policy):
-            code = (
-                layers.Dense(2 * latent_dim)
-                if variational
-                else layers.Dense(latent_dim, activation)
+            self.encoder = dense_network(
+                "encoder",
+                (
+                    width,
+                    *self.hidden_units,
+                    2 * latent_dim if variational else latent_dim,
+                ),
+                activation,
+                *([] if variational else [keras.layers.Activation(activation)]),
             )
-            self.encoder = keras.Sequential(
-                [
-                    keras.Input((width,)),
-                    *(layers.Dense(n, activation) for n in self.hidden_units),
-                    code,
-                ],
-                name="encoder",
+            self.decoder = dense_network(
+                "decoder", (latent_dim, *reversed(self.hidden_units), width), activation
             )
-            self.decoder = keras.Sequential(
-                [
-                    keras.Input((latent_dim,)),
-                    *(layers.Dense(n, activation) for n in reversed(self.hidden_units)),
-                    layers.Dense(width),
-                ],
-                name="decoder",
-            )
-        names = ("kl", "reconstruction", "loss", "ndcg")
-        self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
-        self.built = True
+        self.add_log_metrics("kl", "reconstruction", "loss", "ndcg")
 
     # -- the bound ----------------------------------------------------------
-
-    def call(self, data: Any, training: bool = False) -> tf.Tensor:
-        """Scores all items for a batch of users: logits [batch, num_items]."""
-        items = self.read(data)["items"]
-        return self._score_rows(multi_hot(items, self.catalogue.num_items))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Takes one step on the weighted bound."""
@@ -226,10 +208,6 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         """The names of each item's features, in order."""
         return self.catalogue.item_features
 
-    def scoring_layers(self) -> tuple[keras.layers.Layer, ...]:
-        """Returns the layers that score items."""
-        return (self.encoder, self.decoder)
-
     def health(self, logs: dict[str, float]) -> list[str]:
         """Warns of posterior collapse: all users get the same recommendations."""
         if not self.variational or logs.get("kl", 1.0) > 0.1:
@@ -239,12 +217,3 @@ class MultVAE(RecommenderMixin, GenerativeModel):
             "recommended the same. Try a KL warm-up (kl_warmup_steps) or a smaller "
             "kl_weight."
         ]
-
-    def _check_arguments(self) -> None:
-        check = self.check_argument
-        self.check_at_least(1, "hidden_units", "latent_dim")
-        self.check_at_least(0, "kl_weight", "kl_warmup_steps", "weight_decay")
-        check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
-        check("feature_dropout", 0 <= self.feature_dropout < 1, "be in [0, 1)")
-        known = hasattr(keras.activations, self.activation)
-        check("activation", known, "name an activation of Keras, such as tanh")

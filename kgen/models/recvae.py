@@ -5,22 +5,32 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import tensorflow as tf
 from keras import layers
 
+from kgen.models.shared.arguments import NonNegativeFloat, PositiveInt, Rule, Share
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.nn import gradients, random
 from kgen.nn.gradients import Adam
-from kgen.nn.interactions import multi_hot, multinomial_loss, normalized_multi_hot
-from kgen.nn.layers import layers_of_policy
+from kgen.nn.interactions import multinomial_loss, normalized_multi_hot
+from kgen.nn.layers import dense_network, layers_of_policy
 from kgen.nn.likelihoods import gaussian_kl, gaussian_log_density, sum_rows
 
 WIDE_LOG_VARIANCE = 10.0  # of the prior's widest part; it and the next: the authors'
 NORM_EPSILON = 0.1  # code
+PriorWeights = Annotated[
+    Sequence[float],
+    Rule(
+        "be three shares above 0 that sum to 1",
+        lambda shares: (
+            len(shares) == 3 and min(shares) > 0 and math.isclose(sum(shares), 1)
+        ),
+    ),
+]
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -75,41 +85,27 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         *,
         item_ids: Sequence[Any],
         item_counts: Sequence[int] | None = None,
-        hidden_dim: int = 600,
-        num_layers: int = 5,
-        latent_dim: int = 200,
-        input_dropout: float = 0.5,
-        kl_weight_per_item: float = 0.005,
-        kl_weight: float | None = None,
-        prior_weights: Sequence[float] = (0.15, 0.75, 0.1),
-        encoder_steps: int = 3,
-        decoder_steps: int = 1,
+        hidden_dim: PositiveInt = 600,
+        num_layers: PositiveInt = 5,
+        latent_dim: PositiveInt = 200,
+        input_dropout: Share = 0.5,
+        kl_weight_per_item: NonNegativeFloat = 0.005,
+        kl_weight: NonNegativeFloat | None = None,
+        prior_weights: PriorWeights = (0.15, 0.75, 0.1),
+        encoder_steps: PositiveInt = 3,
+        decoder_steps: PositiveInt = 1,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.keep_arguments(locals())
         self.catalogue = ItemCatalogue(item_ids, item_counts)
-        self.hidden_dim = hidden_dim
-        self.num_layers = num_layers
-        self.latent_dim = latent_dim
-        self.input_dropout = input_dropout
-        self.kl_weight_per_item = kl_weight_per_item
-        self.kl_weight = kl_weight
-        self.prior_weights = tuple(prior_weights)
-        self.encoder_steps = encoder_steps
-        self.decoder_steps = decoder_steps
-        self._check_arguments()
         self.declare_batches(has_row_losses=True)
 
         with layers_of_policy(self.dtype_policy):
             self.encoder = self._make_encoder("encoder")
             self.old_encoder = self._make_encoder("old_encoder")
-            self.decoder = keras.Sequential(
-                [
-                    keras.Input((latent_dim,)),
-                    layers.Dense(self.catalogue.num_items),
-                ],
-                name="decoder",
-            )
+            widths = (latent_dim, self.catalogue.num_items)
+            self.decoder = dense_network("decoder", widths)
         self.old_encoder.trainable = False
         self.old_encoder.set_weights(self.encoder.get_weights())
         make_adam = functools.partial(Adam, 5e-4)
@@ -117,18 +113,15 @@ class RecVAE(RecommenderMixin, GenerativeModel):
             "encoder_optimizer": ("encoder", make_adam),
             "decoder_optimizer": ("decoder", make_adam),
         }
-        names = ("kl", "standard_kl", "reconstruction", "loss", "ndcg")
-        self.add_log_metrics(*(keras.metrics.Mean(name=name) for name in names))
-        self.built = True
+        self.add_log_metrics("kl", "standard_kl", "reconstruction", "loss", "ndcg")
 
     def _make_encoder(self, name):
         """Densely connected layers from multi-hot rows to means and log-variances."""
         rows = keras.Input((self.catalogue.num_items,))
         hidden, total = DeterministicSplit()(self._add_layer(rows))
         for _ in range(self.num_layers - 1):
-            skipped, total = DeterministicSplit()(
-                total
-            )  # the sum of all outputs so far
+            # The sum of all outputs so far.
+            skipped, total = DeterministicSplit()(total)
             hidden, output = DeterministicSplit()(self._add_layer(hidden, skipped))
             total = DeterministicAdd()([total, output])
         return keras.Model(rows, layers.Dense(2 * self.latent_dim)(hidden), name=name)
@@ -142,11 +135,6 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         return layers.LayerNormalization(epsilon=NORM_EPSILON)(hidden)
 
     # -- the bound ----------------------------------------------------------
-
-    def call(self, data: Any, training: bool = False) -> tf.Tensor:
-        """Scores all items for a batch of users: logits [batch, num_items]."""
-        items = self.read(data)["items"]
-        return self._score_rows(multi_hot(items, self.catalogue.num_items))
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Updates the encoder or the decoder, depending on the step."""
@@ -237,10 +225,6 @@ class RecVAE(RecommenderMixin, GenerativeModel):
 
     # -- use ----------------------------------------------------------------
 
-    def scoring_layers(self) -> tuple[keras.layers.Layer, ...]:
-        """Returns the layers that score items."""
-        return (self.encoder, self.decoder)
-
     def health(self, logs: dict[str, float]) -> list[str]:
         """Warns of posterior collapse: all users get the same recommendations.
 
@@ -254,19 +238,6 @@ class RecVAE(RecommenderMixin, GenerativeModel):
             f"{logs['standard_kl']:.3f} nats, so all users are recommended the same. "
             "Try a smaller kl_weight_per_item (or kl_weight)."
         ]
-
-    def _check_arguments(self) -> None:
-        check = self.check_argument
-        self.check_at_least(1, "hidden_dim", "num_layers", "latent_dim")
-        self.check_at_least(1, "encoder_steps", "decoder_steps")
-        self.check_at_least(0, "kl_weight_per_item", "kl_weight")
-        check("input_dropout", 0 <= self.input_dropout < 1, "be in [0, 1)")
-        weights = self.prior_weights
-        check(
-            "prior_weights",
-            len(weights) == 3 and min(weights) > 0 and math.isclose(sum(weights), 1),
-            "be three shares above 0 that sum to 1",
-        )
 
 
 def composite_log_density(

@@ -5,23 +5,35 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kgen.models.shared.arguments import (
+    ImageShape,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NumClasses,
+    PositiveInt,
+    Rule,
+    activation_name,
+    one_of,
+)
 from kgen.models.shared.marginal_likelihood import MarginalLikelihoodMixin
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
 from kgen.nn import image_networks, likelihoods, random
 from kgen.nn.flows import CouplingFlow
+from kgen.nn.image_networks import check_network
 from kgen.nn.layers import layers_of_policy
 from kgen.nn.likelihoods import LIKELIHOODS, ActiveUnits, kl_warmup
 
 NETWORKS = ("auto", "mlp", "conv")
 PRIORS = ("normal", "flow")
+Variance = Annotated[float, Rule("be positive, or None", lambda value: value > 0)]
 TEMPERATURE = InputSpec(low=0, default=1.0)
 
 
@@ -86,43 +98,28 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
     def __init__(
         self,
         *,
-        image_shape: Sequence[int],
-        latent_dim: int = 20,
-        network: str = "auto",
-        hidden_units: Sequence[int] = (400,),
-        base_channels: int = 64,
-        num_blocks: int = 1,
-        activation: str = "swish",
+        image_shape: ImageShape,
+        latent_dim: PositiveInt = 20,
+        network: Annotated[str, one_of(NETWORKS)] = "auto",
+        hidden_units: Sequence[PositiveInt] = (400,),
+        base_channels: PositiveInt = 64,
+        num_blocks: NonNegativeInt = 1,
+        activation: Annotated[str, activation_name("swish")] = "swish",
         encoder: keras.layers.Layer | None = None,
         decoder: keras.layers.Layer | None = None,
-        likelihood: str = "bernoulli",
-        variance: float | None = None,
-        kl_weight: float = 1.0,
-        kl_warmup_steps: int = 0,
-        free_bits: float = 0.0,
-        num_importance_samples: int = 1,
+        likelihood: Annotated[str, one_of(LIKELIHOODS)] = "bernoulli",
+        variance: Variance | None = None,
+        kl_weight: NonNegativeFloat = 1.0,
+        kl_warmup_steps: NonNegativeInt = 0,
+        free_bits: NonNegativeFloat = 0.0,
+        num_importance_samples: PositiveInt = 1,
         num_gradient_samples: int | None = None,
-        num_classes: int | None = None,
-        prior: str = "normal",
+        num_classes: NumClasses | None = None,
+        prior: Annotated[str, one_of(PRIORS)] = "normal",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.image_shape = tuple(image_shape)
-        self.latent_dim = latent_dim
-        self.network = network
-        self.hidden_units = tuple(hidden_units)
-        self.base_channels = base_channels
-        self.num_blocks = num_blocks
-        self.activation = activation
-        self.likelihood = likelihood
-        self.variance = variance
-        self.kl_weight = kl_weight
-        self.kl_warmup_steps = kl_warmup_steps
-        self.free_bits = free_bits
-        self.num_importance_samples = num_importance_samples
-        self.num_gradient_samples = num_gradient_samples
-        self.num_classes = num_classes
-        self.prior = prior
+        self.keep_arguments(locals())
         self._check_arguments()
 
         self.batch_specs = {
@@ -131,8 +128,15 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
             "sample_weight": InputSpec(low=0, optional=True),
         }
         self.own_networks = {"encoder": encoder, "decoder": decoder}
-        self.encoder = self._make_network("encoder", encoder)
-        self.decoder = self._make_network("decoder", decoder)
+        make_encoder, make_decoder, *sizes = self._default_networks()
+        with layers_of_policy(self.dtype_policy):
+            if encoder is None:
+                encoder = make_encoder(self.image_shape, 2 * latent_dim, *sizes)
+            if decoder is None:
+                decoder = make_decoder(self.image_shape, latent_dim, *sizes)
+        pixels, latents, code = self.image_shape, (latent_dim,), (2 * latent_dim,)
+        self.encoder = check_network("encoder", encoder, pixels, code, num_classes)
+        self.decoder = check_network("decoder", decoder, latents, pixels, num_classes)
         self.flow = CouplingFlow(dim=latent_dim) if prior == "flow" else None
         learned = variance is None and likelihood != "bernoulli"
         self.log_variance = self.add_weight(
@@ -145,14 +149,7 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
             trainable=learned,
             name="log_variance",
         )
-        self.add_log_metrics(
-            ActiveUnits(latent_dim),
-            *(
-                keras.metrics.Mean(name=name)
-                for name in ("kl", "reconstruction", "loss")
-            ),
-        )
-        self.built = True
+        self.add_log_metrics(ActiveUnits(latent_dim), "kl", "reconstruction", "loss")
 
     # -- the bound ----------------------------------------------------------
 
@@ -334,10 +331,9 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
 
     def signatures(self) -> list[Signature]:
         """Returns `generate`, `encode`, `decode` and `reconstruct`."""
-        labels = (
-            {} if self.num_classes is None else {"labels": self.batch_specs["labels"]}
-        )
-        images = {"images": self.batch_specs["images"], **labels}
+        specs = self.batch_specs
+        labels = {"labels": specs["labels"]} if self.num_classes else {}
+        images = {"images": specs["images"], **labels}
         latents = {"latents": InputSpec((self.latent_dim,)), **labels}
         noise = {
             "seeds": InputSpec(dtype="int64"),
@@ -403,32 +399,12 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
     # -- construction -------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        check = self.check_argument
-        shape = self.image_shape
-        check(
-            "image_shape",
-            len(shape) == 3 and min(shape) > 0,
-            "be three positive numbers: height, width, channels",
-        )
-        self.check_at_least(
-            1, "latent_dim", "hidden_units", "base_channels", "num_importance_samples"
-        )
-        self.check_at_least(
-            0, "num_blocks", "kl_weight", "kl_warmup_steps", "free_bits"
-        )
-        self.check_at_least(2, "num_classes")
-        self.check_one_of("network", NETWORKS)
-        self.check_one_of("likelihood", LIKELIHOODS)
-        self.check_one_of("prior", PRIORS)
-        variance = self.variance
-        check("variance", variance is None or variance > 0, "be positive, or None")
+        check, variance = self.check_argument, self.variance
         check(
             "variance",
             variance is None or self.likelihood != "bernoulli",
             "be None for the bernoulli likelihood, which has none",
         )
-        known = hasattr(keras.activations, self.activation)
-        check("activation", known, "name an activation of Keras, such as swish")
         num_samples, num_drawn = self.num_importance_samples, self.num_gradient_samples
         check(
             "num_gradient_samples",
@@ -443,29 +419,15 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
             "of each dimension in closed form",
         )
 
-    def _make_network(self, name, own):
-        """Returns the user's network, or the default one for this image shape."""
-        encodes = name == "encoder"
-        vector = (2 * self.latent_dim if encodes else self.latent_dim,)
-        network = own
-        if own is None:
-            conv = self.network == "conv" or (
-                self.network == "auto" and image_networks.suits_conv(self.image_shape)
-            )
-            make = getattr(image_networks, f"{'conv' if conv else 'mlp'}_{name}")
-            sizes = (
-                (self.base_channels, self.num_blocks) if conv else (self.hidden_units,)
-            )
-            with layers_of_policy(self.dtype_policy):
-                network = make(
-                    self.image_shape, *vector, self.num_classes, *sizes, self.activation
-                )
-        takes, returns = self.image_shape, vector
-        if not encodes:
-            takes, returns = returns, takes
-        return image_networks.check_network(
-            name, network, takes, returns, self.num_classes
+    def _default_networks(self):
+        """Makers of the default encoder and decoder, and the arguments of both."""
+        conv = self.network == "conv" or (
+            self.network == "auto" and image_networks.suits_conv(self.image_shape)
         )
+        kind = "conv" if conv else "mlp"
+        sizes = (self.base_channels, self.num_blocks) if conv else (self.hidden_units,)
+        makers = image_networks.NETWORKS[kind]
+        return *makers, self.num_classes, *sizes, self.activation
 
     def health(self, logs: dict[str, float]) -> list[str]:
         """Warns of posterior collapse: latents that carry no information."""

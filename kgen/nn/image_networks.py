@@ -105,6 +105,12 @@ def depth_to_space(values, patch):
     return layers.Reshape((rows * patch, columns * patch, channels))(values)
 
 
+NETWORKS = {
+    "mlp": (mlp_encoder, mlp_decoder),
+    "conv": (conv_encoder, conv_decoder),
+}
+
+
 def suits_conv(image_shape) -> bool:
     """Whether convolutions suit the shape: sides of at least 16 pixels, and even."""
     height, width, _ = image_shape

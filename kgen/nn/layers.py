@@ -170,6 +170,27 @@ class GroupedConv2D(keras.layers.Layer):
         }
 
 
+def dense_network(name, widths, activation=None, *last):
+    """Dense layers from vectors of the first width to those of the last, then `last`.
+
+    Args:
+        name: Name of the network.
+        widths: Lengths of the vectors: the input, the hidden layers, the output.
+        activation: Activation of the hidden layers.
+        *last: Layers after the output's.
+    """
+    width, *hidden, output = widths
+    return keras.Sequential(
+        [
+            keras.Input((width,)),
+            *(keras.layers.Dense(units, activation) for units in hidden),
+            keras.layers.Dense(output),
+            *last,
+        ],
+        name=name,
+    )
+
+
 @contextlib.contextmanager
 def layers_of_policy(policy: keras.DTypePolicy) -> Iterator[None]:
     """Sets the dtype policy of layers that are created in the context."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.models.shared import batches
+from kgen.models.shared.arguments import argument_names, argument_rules, at_least
 from kgen.models.shared.batches import Batch
 from kgen.models.shared.signatures import Signature, trace
 from kgen.models.shared.specs import InputSpec
@@ -24,8 +23,8 @@ class GenerativeModel(keras.Model):
     """Base class of all models: training step, noise keys, metrics, signatures.
 
     A subclass defines `train_step`, `test_step` and `signatures`, keeps each argument
-    of its constructor under its own name, and adds one metric for each key of its logs
-    with `add_log_metrics`.
+    of its constructor under its own name with `keep_arguments`, and adds one metric for
+    each key of its logs with `add_log_metrics`. Its constructor builds all networks.
 
     Attributes:
         batch_specs: Spec of each tensor of a batch, by its standard name: the
@@ -54,6 +53,30 @@ class GenerativeModel(keras.Model):
             "optimizer": (None, keras.optimizers.Adam)
         }
         self._optimizers: dict[str, keras.optimizers.Optimizer] = {}
+        self.built = True
+
+    def keep_arguments(self, arguments: dict[str, Any]) -> None:
+        """Keeps a constructor's arguments as attributes, sequences as tuples.
+
+        An argument for which the class has a property is left to the property.
+
+        Args:
+            arguments: `locals()` at the beginning of the constructor.
+
+        Raises:
+            ValueError: An argument is out of the range that its annotation states.
+        """
+        constructor = arguments["__class__"].__init__
+        for name, rules in argument_rules(constructor).items():
+            value = arguments[name]
+            if isinstance(getattr(type(self), name, None), property):
+                continue
+            if np.iterable(value) and not isinstance(value, str | dict):
+                value = tuple(value)
+            setattr(self, name, value)
+            for rule in rules:
+                kept = value is None or rule.is_kept(value)
+                self.check_argument(name, kept, rule.text)
 
     def add_counter(self, name: str) -> keras.Variable:
         """Adds a whole number that is saved with the model, 0 at first."""
@@ -234,12 +257,15 @@ class GenerativeModel(keras.Model):
             if float(tf.convert_to_tensor(metric.count.value)) > 0
         }
 
-    def add_log_metrics(self, *metrics: keras.metrics.Metric) -> None:
+    def add_log_metrics(self, *metrics: keras.metrics.Metric | str) -> None:
         """Adds the metrics behind the logs: the terms of the loss before the loss.
 
-        Each has a variable `count`, which is 0 as long as it has been given nothing.
+        A name is the mean of its values. Each metric has a variable `count`, which is 0
+        as long as it has been given nothing.
         """
         for metric in metrics:
+            if isinstance(metric, str):
+                metric = keras.metrics.Mean(name=metric)
             self.log_metrics[metric.name] = metric
             self._non_finite[metric.name] = keras.metrics.Sum()
 
@@ -375,23 +401,10 @@ class GenerativeModel(keras.Model):
             raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
 
     def check_at_least(self, low: int, *names: str) -> None:
-        """Raises a ValueError unless these arguments, or their elements, are >= `low`.
-
-        None passes: it stands for a default.
-        """
-        rule = f"be at least {low}" if low else "be 0 or more, and finite"
+        """Raises a ValueError unless these arguments are finite and at least `low`."""
+        rule = at_least(low)
         for name in names:
-            value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value,)
-            kept = all(one is None or low <= one < math.inf for one in values)
-            self.check_argument(name, kept, rule)
-
-    def check_one_of(self, name: str, choices: Iterable[str]) -> None:
-        """Raises a ValueError unless the argument is one of the choices."""
-        choices = tuple(choices)
-        self.check_argument(
-            name, getattr(self, name) in choices, f"be one of {choices}"
-        )
+            self.check_argument(name, rule.is_kept(getattr(self, name)), rule.text)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, each an attribute of the same name.
@@ -399,8 +412,7 @@ class GenerativeModel(keras.Model):
         Own networks are serialised. The default ones are left out, as None: they are
         made again from the other arguments.
         """
-        parameters = inspect.signature(type(self).__init__).parameters.values()
-        names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        names = argument_names(type(self).__init__)
         config = {name: getattr(self, name) for name in names}
         for name, network in self.own_networks.items():
             config[name] = keras.saving.serialize_keras_object(network)

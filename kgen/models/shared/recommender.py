@@ -275,8 +275,10 @@ class RecommenderMixin:
 
     catalogue: ItemCatalogue
     batch_specs: dict[str, InputSpec]
+    encoder: keras.layers.Layer
+    decoder: keras.layers.Layer
+    read: Any
     run: Any
-    scoring_layers: Any
     _score_rows: ScoreRows
 
     @property
@@ -300,6 +302,15 @@ class RecommenderMixin:
         }
         if has_row_losses:
             self.batch_specs["sample_weight"] = InputSpec(low=0, optional=True)
+
+    def call(self, data: Any, training: bool = False) -> tf.Tensor:
+        """Scores all items for a batch of users: [batch, num_items]."""
+        items = self.read(data)["items"]
+        return self._score_rows(multi_hot(items, self.catalogue.num_items))
+
+    def scoring_layers(self) -> tuple[keras.layers.Layer, ...]:
+        """Returns the layers that score items."""
+        return (self.encoder, self.decoder)
 
     def signatures(self) -> list[Signature]:
         """Returns `recommend` and `score`."""

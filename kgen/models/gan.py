@@ -22,9 +22,9 @@ from kgen.models.shared.arguments import (
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
-from kgen.nn import adversarial, adversarial_networks, gradients, random
+from kgen.nn import adversarial, gradients, random
 from kgen.nn.adversarial import ADVERSARIAL_LOSSES, AUGMENTATIONS, Diversity, augment
-from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS
+from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS, sizes_that_work
 from kgen.nn.gradients import Adam, ema_decay
 from kgen.nn.image_networks import check_network
 from kgen.nn.layers import layers_of_policy
@@ -144,13 +144,10 @@ class GAN(GenerativeModel):
                 generator = make_generator(*sizes, generator_normalization)
             if discriminator is None:
                 discriminator = make_discriminator(*sizes, discriminator_normalization)
+        check = functools.partial(check_network, num_classes=num_classes)
         latents, pixels = (latent_dim,), self.image_shape
-        self.generator = check_network(
-            "generator", generator, latents, pixels, num_classes
-        )
-        self.discriminator = check_network(
-            "discriminator", discriminator, pixels, (1,), num_classes
-        )
+        self.generator = check("generator", generator, latents, pixels)
+        self.discriminator = check("discriminator", discriminator, pixels, (1,))
         self.average_generator = self._make_average() if ema_half_life else None
         make_adam = functools.partial(Adam, 2e-4, beta_1=0.5)
         self.optimizer_slots = {
@@ -385,22 +382,19 @@ class GAN(GenerativeModel):
     # -- construction -------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        default_networks = [k for k, own in self.own_networks.items() if own is None]
+        own_networks, shape = self.own_networks, self.image_shape
         self.check_argument(
             "image_shape",
-            not default_networks
-            or adversarial_networks.sizes_that_work(self.image_shape),
+            None not in own_networks.values() or sizes_that_work(shape),
             "have sides of 8 to 128 pixels that can be halved until one is at most "
             "7, such as 28, 32, 48, 64 or 128 (image_size=28 makes them), or come "
             "with networks of your own, in Python",
         )
         self.check_argument(
             "discriminator_normalization",
-            not (
-                self._penalized
-                and "discriminator" in default_networks
-                and self.discriminator_normalization == "batch"
-            ),
+            not self._penalized
+            or own_networks["discriminator"] is not None
+            or self.discriminator_normalization != "batch",
             "not be batch with a penalty, which is of each image's own gradient; "
             "take spectral, group or none",
         )

@@ -32,9 +32,9 @@ class BoolSpec(InputSpec):
         super().__init__(dtype="bool", default=default)
 
     @property
-    def rule(self) -> str:
-        """Values and shape in words."""
-        return "true or false, of the shape [rows]"
+    def values_rule(self) -> str:
+        """Values in words."""
+        return "true or false,"
 
     def takes(self, dtype: tf.DType) -> bool:
         """Whether this is bool."""
@@ -43,10 +43,6 @@ class BoolSpec(InputSpec):
     def is_valid(self, values: Any) -> Any:
         """Every bool is valid."""
         return True
-
-    def assert_in_graph(self, name: str, tensor: Any) -> Any:
-        """Returns the values as they are: the type says all."""
-        return tensor
 
     def example(self, rng: np.random.Generator, num_rows: int) -> np.ndarray:
         """Alternates between both values."""

@@ -78,11 +78,7 @@ class Signature:
 
     def tensor_specs(self) -> dict[str, tf.TensorSpec]:
         """Types of the inputs, named for the graph."""
-        specs = {name: spec.tensor_spec() for name, spec in self.inputs.items()}
-        return {
-            name: tf.TensorSpec(spec.shape, spec.dtype, name)
-            for name, spec in specs.items()
-        }
+        return {name: spec.tensor_spec(name) for name, spec in self.inputs.items()}
 
     def example(self, num_rows: int) -> Arrays:
         """Valid inputs of this number of rows, always the same ones."""

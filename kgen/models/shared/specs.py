@@ -44,19 +44,24 @@ class InputSpec:
         return tf.as_dtype(self.dtype).is_floating
 
     @property
-    def rule(self) -> str:
-        """Values, range and shape in words, for error messages."""
+    def values_rule(self) -> str:
+        """Values and range in words."""
         noun = "finite numbers" if self.is_float else "integers"
         if self.high is not None:
-            noun += f" in {'(' if self.above else '['}{self.low}, {self.high}]"
-        elif self.low is not None:
-            noun += f" above {self.low}" if self.above else f" from {self.low}"
-        sizes = ", ".join("any" if size is None else f"{size}" for size in self.shape)
-        return f"{noun} of the shape [rows{', ' * bool(sizes)}{sizes}]"
+            return f"{noun} in {'(' if self.above else '['}{self.low}, {self.high}]"
+        if self.low is not None:
+            return f"{noun} {'above' if self.above else 'from'} {self.low}"
+        return noun
 
-    def tensor_spec(self) -> tf.TensorSpec:
-        """Type of the tensor in the graph of a signature."""
-        return tf.TensorSpec([None, *self.shape], self.dtype)
+    @property
+    def rule(self) -> str:
+        """Values, range and shape in words, for error messages."""
+        sizes = ["any" if size is None else str(size) for size in self.shape]
+        return f"{self.values_rule} of the shape [{', '.join(['rows', *sizes])}]"
+
+    def tensor_spec(self, name: str | None = None) -> tf.TensorSpec:
+        """Type of the tensor in the graph of a signature, and its name there."""
+        return tf.TensorSpec([None, *self.shape], self.dtype, name)
 
     def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
         """Returns values as an array, once all of them are found valid.
@@ -82,12 +87,7 @@ class InputSpec:
         if self.is_float and array.dtype.kind == "f":
             with np.errstate(over="ignore"):
                 array = array.astype(self.dtype, copy=False)  # Its own limits count.
-        if array.size and not np.all(self.is_valid(array)):
-            low, high = (
-                f"{one:g}" if self.is_float else one
-                for one in (array.min(), array.max())
-            )
-            self.refuse(name, f"values from {low} to {high}")
+        self.assertions(name, array)
         return array
 
     def assert_in_graph(self, name: str, tensor: Any) -> Any:
@@ -98,17 +98,19 @@ class InputSpec:
         """
         tensor = tf.convert_to_tensor(tensor)
         self.check_static(name, tensor.dtype, tensor.shape)
-        values = tf.reshape(tensor, [-1])
-        if not values.dtype.is_floating:
-            values = tf.cast(values, tf.int64)
-        valid = tf.reduce_all(self.is_valid(values))
-        extremes = [tf.reduce_min(values), tf.reduce_max(values)]
-        sentence = self.sentence(name, "values from {} to {}")
-        with tf.control_dependencies([assertion(valid, sentence, extremes)]):
+        with tf.control_dependencies(self.assertions(name, tensor)):
             return tf.identity(tensor)
 
+    def assertions(self, name: str, values: Any) -> list[Any]:
+        """Asserts that an array, or a tensor in a graph, holds valid values."""
+        is_valid = self.is_valid(values)
+        sentence = self.sentence(name, "values from {} to {}")
+        return [] if is_valid is True else [assertion(is_valid, sentence, values)]
+
     def is_valid(self, values: Any) -> Any:
-        """Whether each element is in range; NaN never is."""
+        """Whether each element is in range, which NaN never is; or True for all."""
+        if tf.is_tensor(values) and values.dtype.is_integer:
+            values = tf.cast(values, tf.float32 if self.is_float else tf.int64)
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         if not self.is_float:  # Integers have no infinity to compare with.
@@ -181,10 +183,9 @@ class ImageSpec(InputSpec):
         super().__init__(shape=(height, width, channels), low=0, high=1)
 
     @property
-    def rule(self) -> str:
-        """Values, range and shape in words."""
-        sizes = ", ".join("any" if size is None else f"{size}" for size in self.shape)
-        return f"uint8, or floats in [0, 1], of the shape [rows, {sizes}]"
+    def values_rule(self) -> str:
+        """Values and range in words."""
+        return "uint8, or floats in [0, 1],"
 
     def takes(self, dtype: tf.DType) -> bool:
         """Whether this is uint8 or a float type."""
@@ -193,14 +194,6 @@ class ImageSpec(InputSpec):
     def is_valid(self, values: Any) -> Any:
         """Whether each element is in range: every uint8 is."""
         return True if values.dtype == np.uint8 else super().is_valid(values)
-
-    def assert_in_graph(self, name: str, tensor: Any) -> Any:
-        """Returns images, of floats behind the assertion."""
-        tensor = tf.convert_to_tensor(tensor)
-        if tensor.dtype != tf.uint8:
-            return super().assert_in_graph(name, tensor)
-        self.check_static(name, tensor.dtype, tensor.shape)
-        return tensor
 
     def cast(self, array: np.ndarray) -> np.ndarray:
         """Maps 0..255 to [0, 1]."""
@@ -272,22 +265,9 @@ class TokenSpec(InputSpec):
             "each"
         )
 
-    def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
-        """Returns tokens as an array, once all rows are found valid."""
-        array = super().check(name, values, num_rows)
-        lengths = (array >= 0).sum(axis=1)
-        if lengths.size:
-            low, high = lengths.min(), lengths.max()
-            if not self.min_tokens <= low <= high <= (self.max_tokens or high):
-                self.refuse(name, f"rows of {low} to {high} tokens")
-        return array
-
-    def assert_in_graph(self, name: str, tensor: Any) -> Any:
-        """Returns tokens behind assertions of their range and number."""
-        tokens = super().assert_in_graph(name, tensor)
-        if not self.min_tokens and self.max_tokens is None:
-            return tokens
-        return _assert_lengths(self, name, tokens)
+    def assertions(self, name: str, values: Any) -> list[Any]:
+        """Asserts the range of tokens, and their number in each row."""
+        return super().assertions(name, values) + _length_assertions(self, name, values)
 
     def to_network(self, tensor: tf.Tensor) -> tf.Tensor:
         """Tokens as int32."""
@@ -315,7 +295,8 @@ class TextSpec(InputSpec):
     def encode(self, name: str, texts: tf.Tensor, tokenizer: Any) -> tf.Tensor:
         """Tokens of texts, padded with -1, behind an assertion of their number."""
         tokens = tokenizer.encode_strings(texts).to_tensor(-1)
-        return _assert_lengths(self, name, tokens)
+        with tf.control_dependencies(_length_assertions(self, name, tokens)):
+            return tf.identity(tokens)
 
     def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
         """Returns texts as an array of bytes; the graph asserts the rule."""
@@ -334,16 +315,14 @@ def _numbers(low: int, high: int | None) -> str:
     return f"{low} or more" if high is None else f"{low} to {high}"
 
 
-def _assert_lengths(spec: Any, name: str, tokens: tf.Tensor) -> tf.Tensor:
-    lengths = tf.reduce_sum(tf.cast(tokens >= 0, tf.int32), axis=1)
-    is_valid = lengths >= spec.min_tokens
-    if spec.max_tokens is not None:
-        is_valid &= lengths <= spec.max_tokens
+def _length_assertions(spec: Any, name: str, tokens: Any) -> list[Any]:
+    """Asserts that rows hold from `min_tokens` to `max_tokens` tokens."""
+    if not spec.min_tokens and spec.max_tokens is None:
+        return []
+    lengths = tf.math.count_nonzero(tokens >= 0, axis=1)
+    limits = InputSpec((), "int64", spec.min_tokens, spec.max_tokens)
     sentence = spec.sentence(name, "rows of {} to {} tokens")
-    extremes = [tf.reduce_min(lengths), tf.reduce_max(lengths)]
-    valid = assertion(tf.reduce_all(is_valid), sentence, extremes)
-    with tf.control_dependencies([valid]):
-        return tf.identity(tokens)
+    return [assertion(limits.is_valid(lengths), sentence, lengths)]
 
 
 class StateSpec(InputSpec):
@@ -356,10 +335,6 @@ class StateSpec(InputSpec):
     def is_valid(self, values: Any) -> Any:
         """Every value is valid."""
         return True
-
-    def assert_in_graph(self, name: str, tensor: Any) -> Any:
-        """Returns the state as it is."""
-        return tensor
 
 
 class MaskSpec(InputSpec):
@@ -404,25 +379,19 @@ class ItemSpec(InputSpec):
 
     def check(self, name: str, values: Any, num_rows: int | None = None) -> Any:
         """Returns a ragged tensor, once all of its items are found valid."""
-        self._check_ragged(name, values)
-        super().check(name, values.values[:, None])
+        self.assert_in_graph(name, values)
         if num_rows is not None and values.nrows() != num_rows:
             self.refuse(name, f"{values.nrows()} rows, where {num_rows} are needed")
-        if not _all_different(values):
-            self.refuse(name, "an item twice in a row")
         return values
 
     def assert_in_graph(self, name: str, tensor: Any) -> Any:
         """Returns the ragged tensor behind assertions of range and uniqueness."""
-        self._check_ragged(name, tensor)
+        if not isinstance(tensor, tf.RaggedTensor) or tensor.shape.rank != 2:
+            self.refuse(name, f"{type(tensor).__name__} {getattr(tensor, 'shape', '')}")
         flat = super().assert_in_graph(name, tensor.values[:, None])[:, 0]
         sentence = self.sentence(name, "an item twice in a row")
         with tf.control_dependencies([assertion(_all_different(tensor), sentence)]):
             return tensor.with_values(tf.identity(flat))
-
-    def _check_ragged(self, name: str, values: Any) -> None:
-        if not isinstance(values, tf.RaggedTensor) or values.shape.rank != 2:
-            self.refuse(name, f"{type(values).__name__} {getattr(values, 'shape', '')}")
 
 
 def _all_different(items: tf.RaggedTensor) -> tf.Tensor:
@@ -433,6 +402,22 @@ def _all_different(items: tf.RaggedTensor) -> tf.Tensor:
     return tf.size(tf.unique(pairs)[0]) == tf.size(pairs)
 
 
-def assertion(valid: Any, sentence: str, received: Any = ()) -> tf.Operation:
-    """Returns an assertion with a message formatted with tensors."""
-    return tf.debugging.Assert(valid, [tf.strings.format(sentence, received)])
+def assertion(is_valid: Any, sentence: str, values: Any = None) -> Any:
+    """Asserts that all are valid: by an operation in a graph, and otherwise at once.
+
+    Args:
+        is_valid: Bools of any shape.
+        sentence: Message with places for the lowest and the highest of `values`.
+        values: Numbers of any shape; None for a message without places.
+
+    Raises:
+        ValueError: Not all are valid; in a graph an InvalidArgumentError when it runs.
+    """
+    all_valid = tf.reduce_all(is_valid)
+    if tf.executing_eagerly() and all_valid:
+        return None
+    extremes = () if values is None else (tf.reduce_min(values), tf.reduce_max(values))
+    message = tf.strings.format(sentence, extremes)
+    if tf.executing_eagerly():
+        raise ValueError(message.numpy().decode())
+    return tf.debugging.Assert(all_valid, [message])

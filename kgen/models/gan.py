@@ -138,10 +138,10 @@ class GAN(GenerativeModel):
             "labels": ClassSpec(num_classes),
         }
         make_generator, make_discriminator = NETWORKS[network]
-        sizes = (self.image_shape, latent_dim, num_classes, base_channels)
+        sizes = (self.image_shape, num_classes, base_channels)
         with layers_of_policy(self.dtype_policy):
             if generator is None:
-                generator = make_generator(*sizes, generator_normalization)
+                generator = make_generator(latent_dim, *sizes, generator_normalization)
             if discriminator is None:
                 discriminator = make_discriminator(*sizes, discriminator_normalization)
         check = functools.partial(check_network, num_classes=num_classes)

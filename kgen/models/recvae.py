@@ -280,10 +280,6 @@ class DeterministicAdd(keras.layers.Layer):
         """Adds the two inputs."""
         return _sum(*inputs)
 
-    def compute_output_shape(self, input_shape):
-        """Returns the shape of the first input."""
-        return input_shape[0]
-
 
 @keras.saving.register_keras_serializable(package="kgen")
 class DeterministicSplit(keras.layers.Layer):
@@ -301,10 +297,6 @@ class DeterministicSplit(keras.layers.Layer):
             return (tf.identity(values), tf.identity(values)), _sum
 
         return split(inputs)
-
-    def compute_output_shape(self, input_shape):
-        """Returns the shape of the input, twice."""
-        return input_shape, input_shape
 
 
 def _sum(first, second):

@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from kgen.nn import random
 
+Losses = tuple[tf.Tensor, tf.Tensor]
+
 # -- losses -----------------------------------------------------------------------
 #
 # Each function takes a discriminator's logits of real and of generated images, [batch,
@@ -16,9 +18,7 @@ from kgen.nn import random
 # [batch]. The sigmoid of a logit is the probability that the image is real.
 
 
-def minimax(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def minimax(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> Losses:
     """Minimax losses: -log D(real) - log(1 - D(fake)), and log(1 - D(fake)).
 
     Reference:
@@ -29,9 +29,7 @@ def minimax(
     return tf.math.softplus(-real) + softplus, -softplus
 
 
-def non_saturating(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def non_saturating(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> Losses:
     """Non-saturating losses: minimax, but the generator minimises -log D(fake).
 
     Reference:
@@ -41,9 +39,7 @@ def non_saturating(
     return tf.math.softplus(-real) + tf.math.softplus(fake), tf.math.softplus(-fake)
 
 
-def least_squares(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def least_squares(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> Losses:
     """Half squared distances to the targets: 1 for real images, 0 for generated ones.
 
     Reference:
@@ -54,9 +50,7 @@ def least_squares(
     return discriminator, 0.5 * tf.square(fake - 1.0)
 
 
-def hinge(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def hinge(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> Losses:
     """Hinge losses: the discriminator is pushed to margins of 1 on both sides of 0.
 
     Reference:
@@ -66,9 +60,7 @@ def hinge(
     return tf.nn.relu(1.0 - real) + tf.nn.relu(1.0 + fake), -fake
 
 
-def wasserstein(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def wasserstein(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> Losses:
     """Difference of scores; needs a gradient penalty or spectral normalisation.
 
     Reference:
@@ -78,9 +70,7 @@ def wasserstein(
     return fake - real, -fake
 
 
-def relativistic(
-    real_logits: tf.Tensor, fake_logits: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def relativistic(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> Losses:
     """Relativistic pairing losses: each real image against one generated image.
 
     Reference:
@@ -92,15 +82,12 @@ def relativistic(
 
 
 ADVERSARIAL_LOSSES = {
-    function.__name__: function
-    for function in (
-        minimax,
-        non_saturating,
-        least_squares,
-        hinge,
-        wasserstein,
-        relativistic,
-    )
+    "minimax": minimax,
+    "non_saturating": non_saturating,
+    "least_squares": least_squares,
+    "hinge": hinge,
+    "wasserstein": wasserstein,
+    "relativistic": relativistic,
 }
 
 PAIRED_LOSSES = ("relativistic",)  # The generator's loss needs real images, too.
@@ -224,9 +211,7 @@ def cutout(images: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     return images * (1.0 - rows * columns)[..., None]
 
 
-AUGMENTATIONS = {
-    function.__name__: function for function in (color, translation, cutout)
-}
+AUGMENTATIONS = {"color": color, "translation": translation, "cutout": cutout}
 
 
 def augment(images: tf.Tensor, keys: tf.Tensor, names: tuple[str, ...]) -> tf.Tensor:
@@ -252,9 +237,8 @@ def _shift_matrix(noise: tf.Tensor, size: int) -> tf.Tensor:
 def _hole(noise: tf.Tensor, size: int) -> tf.Tensor:
     """1 inside a random interval of half the size, 0 outside: [batch, size]."""
     length = size // 2
-    start = (
-        tf.floor(noise * (size + 1)) - length // 2
-    )  # may start before 0 or end after size
+    # The interval may start before 0 or end after the last pixel.
+    start = tf.floor(noise * (size + 1)) - length // 2
     pixels = tf.range(size, dtype=tf.float32)[None]
     inside = (pixels >= start[:, None]) & (pixels < start[:, None] + length)
     return tf.cast(inside, tf.float32)
@@ -263,7 +247,6 @@ def _hole(noise: tf.Tensor, size: int) -> tf.Tensor:
 # -- diversity ---------------------------------------------------------------------
 
 
-@keras.saving.register_keras_serializable(package="kgen")
 class Diversity(keras.metrics.Metric):
     """Ratio of the total pixel variance of generated images to that of real images.
 
@@ -280,9 +263,8 @@ class Diversity(keras.metrics.Metric):
 
     def update_state(self, images: tf.Tensor, sample_weight: Any = None) -> None:
         """Adds images in [-1, 1], generated and real: [2, batch, h, w, c]."""
-        images = 0.5 * (
-            images + 1.0
-        )  # Black, a common value, becomes 0: less rounding.
+        # Black, a common value, becomes 0: less rounding.
+        images = 0.5 * (images + 1.0)
         self.count.assign_add(tf.cast(tf.shape(images)[1], tf.float32))
         self.total.assign_add(tf.reduce_sum(images, axis=1))
         self.squares.assign_add(tf.reduce_sum(tf.square(images), axis=(1, 2, 3, 4)))
@@ -293,7 +275,3 @@ class Diversity(keras.metrics.Metric):
         mean_square = tf.math.divide_no_nan(self.squares.value, self.count.value)
         variances = mean_square - tf.reduce_sum(tf.square(mean), axis=(1, 2, 3))
         return tf.math.divide_no_nan(variances[0], variances[1])
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return super().get_config() | {"image_shape": self.image_shape}

@@ -27,7 +27,7 @@ SMALLEST, LARGEST = 8, 128  # pixels per side
 R3GAN_BLOCKS = 2  # per level
 
 
-def dcgan_generator(image_shape, latent_dim, num_classes, base_channels, normalization):
+def dcgan_generator(latent_dim, image_shape, num_classes, base_channels, normalization):
     """Transposed convolutions that double the sides: latents [b, d] -> [b, h, w, c].
 
     Reference:
@@ -47,11 +47,8 @@ def dcgan_generator(image_shape, latent_dim, num_classes, base_channels, normali
     return _bounded(inputs, images)
 
 
-def dcgan_discriminator(
-    image_shape, latent_dim, num_classes, base_channels, normalization
-):
+def dcgan_discriminator(image_shape, num_classes, base_channels, normalization):
     """Convolutions that halve the sides: images [b, h, w, c] -> [b, 1]."""
-    del latent_dim
     _, widths = _levels(image_shape, base_channels)
     inputs, hidden, labels = make_inputs(image_shape, num_classes)
     for level, level_width in enumerate(widths):
@@ -67,7 +64,7 @@ def dcgan_discriminator(
 
 
 def residual_generator(
-    image_shape, latent_dim, num_classes, base_channels, normalization
+    latent_dim, image_shape, num_classes, base_channels, normalization
 ):
     """Residual blocks with nearest upsampling: latents [b, d] -> [b, h, w, c].
 
@@ -92,11 +89,8 @@ def residual_generator(
     return _bounded(inputs, images)
 
 
-def residual_discriminator(
-    image_shape, latent_dim, num_classes, base_channels, normalization
-):
+def residual_discriminator(image_shape, num_classes, base_channels, normalization):
     """Residual blocks with average pooling: images [b, h, w, c] -> [b, 1]."""
-    del latent_dim
     _, widths = _levels(image_shape, base_channels)
     inputs, hidden, labels = make_inputs(image_shape, num_classes)
     spectral = "spectral" if normalization == "spectral" else "none"
@@ -112,7 +106,7 @@ def residual_discriminator(
     return _score(inputs, features, labels, normalization)
 
 
-def r3gan_generator(image_shape, latent_dim, num_classes, base_channels, normalization):
+def r3gan_generator(latent_dim, image_shape, num_classes, base_channels, normalization):
     """Bottleneck blocks of grouped convolutions: latents [b, d] -> [b, h, w, c].
 
     Reference:
@@ -136,11 +130,9 @@ def r3gan_generator(image_shape, latent_dim, num_classes, base_channels, normali
     return _bounded(inputs, images)
 
 
-def r3gan_discriminator(
-    image_shape, latent_dim, num_classes, base_channels, normalization
-):
+def r3gan_discriminator(image_shape, num_classes, base_channels, normalization):
     """Mirror image of the generator, with average pooling: [b, h, w, c] -> [b, 1]."""
-    del latent_dim, normalization
+    del normalization
     grid, widths = _levels(image_shape, base_channels)
     widths = [widths[0], *widths]
     inputs, images, labels = make_inputs(image_shape, num_classes)

@@ -84,20 +84,11 @@ class CouplingFlow(keras.layers.Layer):
             noise = tf.concat([kept, changed], axis=1)
         return noise
 
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return super().get_config() | {
-            "dim": self.dim,
-            "num_couplings": self.num_couplings,
-            "hidden_dim": self.hidden_dim,
-        }
-
     def _halves(self, index: int) -> tuple[int, int]:
         # `to_noise` swaps the halves: with an odd `dim` their sizes alternate.
         small = self.dim // 2
-        return (
-            (small, self.dim - small) if index % 2 == 0 else (self.dim - small, small)
-        )
+        large = self.dim - small
+        return (small, large) if index % 2 == 0 else (large, small)
 
     @staticmethod
     def _affine(network, kept):

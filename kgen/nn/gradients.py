@@ -137,12 +137,7 @@ def alternate(
 
 def clip_by_global_norm(max_norm: float) -> Transform:
     """Returns a transform that scales gradients down to a joint norm of `max_norm`."""
-
-    def clip(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        clipped, _ = tf.clip_by_global_norm(gradients, max_norm)
-        return clipped
-
-    return clip
+    return lambda gradients: tf.clip_by_global_norm(gradients, max_norm)[0]
 
 
 def update_average(

@@ -14,9 +14,8 @@ import tensorflow as tf
 from keras import ops
 
 
-@keras.saving.register_keras_serializable(package="kgen")
-class SpectralConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with spectral normalisation of its kernel; no activation.
+class SpectralLayer(keras.layers.Layer):
+    """Spectral normalisation of the kernel, for `Conv2D` and `Dense`.
 
     The kernel is divided by its largest singular value, which one power iteration per
     training call estimates. The gradient flows through the division but not through
@@ -30,11 +29,18 @@ class SpectralConv2D(keras.layers.Conv2D):
     def build(self, input_shape):
         """Creates the layer's weights and the estimate of the left singular vector."""
         super().build(input_shape)
-        self.left = _left_vector(self)
+        self.left = self.add_weight(
+            shape=(self._kernel.shape[-1], 1),
+            initializer="random_normal",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+            name="left",
+        )
 
     def call(self, inputs, training=False):
-        """Convolves with the normalised kernel."""
-        outputs = self.convolution_op(inputs, _normalized_kernel(self, training))
+        """Multiplies by the normalised kernel, or convolves with it."""
+        outputs = self.multiply(inputs, _normalized_kernel(self, training))
         return outputs + self.bias if self.use_bias else outputs
 
     # Those of Conv2D and Dense would leave out the singular vector.
@@ -43,32 +49,17 @@ class SpectralConv2D(keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable(package="kgen")
-class SpectralDense(keras.layers.Dense):
-    """`keras.layers.Dense`, normalised like `SpectralConv2D`; no activation."""
+class SpectralConv2D(SpectralLayer, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with spectral normalisation; no activation."""
 
-    def build(self, input_shape):
-        """Creates the layer's weights and the estimate of the left singular vector."""
-        super().build(input_shape)
-        self.left = _left_vector(self)
-
-    def call(self, inputs, training=False):
-        """Multiplies by the normalised kernel."""
-        outputs = ops.matmul(inputs, _normalized_kernel(self, training))
-        return outputs + self.bias if self.use_bias else outputs
-
-    save_own_variables = keras.layers.Layer.save_own_variables
-    load_own_variables = keras.layers.Layer.load_own_variables
+    multiply = keras.layers.Conv2D.convolution_op
 
 
-def _left_vector(layer):
-    return layer.add_weight(
-        shape=(layer._kernel.shape[-1], 1),
-        initializer="random_normal",
-        trainable=False,
-        autocast=False,
-        aggregation="only_first_replica",
-        name="left",
-    )
+@keras.saving.register_keras_serializable(package="kgen")
+class SpectralDense(SpectralLayer, keras.layers.Dense):
+    """`keras.layers.Dense` with spectral normalisation; no activation."""
+
+    multiply = staticmethod(ops.matmul)
 
 
 def _normalized_kernel(layer, training):
@@ -108,11 +99,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         outputs = values * scale + (self.beta.value - mean * scale)
         return tf.cast(outputs, self.compute_dtype)
 
-    def _update_averages(self, mean, variance):
-        for average, new in (
-            (self.moving_mean, mean),
-            (self.moving_variance, variance),
-        ):
+    def _update_averages(self, *moments):
+        averages = (self.moving_mean, self.moving_variance)
+        for average, new in zip(averages, moments, strict=True):
             old = average.value
             average.assign(self.momentum * old + (1.0 - self.momentum) * new)
 
@@ -156,10 +145,6 @@ class GroupedConv2D(keras.layers.Layer):
     def call(self, inputs):
         """Convolves with stride 1 and zero padding."""
         return tf.nn.conv2d(inputs, self.kernel, strides=1, padding="SAME")
-
-    def compute_output_shape(self, input_shape):
-        """Returns the shape of the input."""
-        return input_shape
 
     def get_config(self):
         """Returns the constructor's arguments."""

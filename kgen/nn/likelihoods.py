@@ -209,7 +209,6 @@ LIKELIHOODS = {
 }
 
 
-@keras.saving.register_keras_serializable(package="kgen")
 class ActiveUnits(keras.metrics.Metric):
     """Number of latent dimensions that the encoder uses.
 
@@ -219,7 +218,6 @@ class ActiveUnits(keras.metrics.Metric):
 
     def __init__(self, latent_dim: int, name: str = "active_units", **kwargs: Any):
         super().__init__(name=name, **kwargs)
-        self.latent_dim = latent_dim
         self.count = self.add_variable((), "zeros", name="count")
         self.total = self.add_variable((latent_dim,), "zeros", name="total")
         self.squares = self.add_variable((latent_dim,), "zeros", name="squares")
@@ -235,7 +233,3 @@ class ActiveUnits(keras.metrics.Metric):
         mean = tf.math.divide_no_nan(self.total.value, self.count.value)
         mean_square = tf.math.divide_no_nan(self.squares.value, self.count.value)
         return tf.reduce_sum(tf.cast(mean_square - tf.square(mean) > 0.01, tf.float32))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return super().get_config() | {"latent_dim": self.latent_dim}

@@ -56,6 +56,20 @@ def fold_in(row_keys: tf.Tensor, *parts: tf.Tensor | int) -> tf.Tensor:
     return row_keys
 
 
+def global_positions(rows: tf.Tensor) -> tf.Tensor:
+    """Positions of this replica's rows in the global batch: int64 [rows]."""
+    context = tf.distribute.get_replica_context()
+    replica = context.replica_id_in_sync_group
+    num_rows = tf.shape(rows, out_type=tf.int64)[0]
+    if context.num_replicas_in_sync == 1 or rows.shape[0] is not None:
+        first = tf.cast(replica, tf.int64) * num_rows  # All replicas have as many.
+    else:  # The last batch of a pass may be split unevenly.
+        replicas = tf.range(context.num_replicas_in_sync)
+        counts = tf.where(replicas > replica, num_rows, 0)  # for later replicas
+        first = context.all_reduce(tf.distribute.ReduceOp.SUM, counts)[replica]
+    return first + tf.range(num_rows)
+
+
 def bits(row_keys: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Returns random 32-bit integers: int64 [rows, *shape] from int64 [rows] keys."""
     count = math.prod(shape)

@@ -127,18 +127,16 @@ class TransformerBlock(keras.layers.Layer):
         hidden_dim = input_shape[-1]
 
         def dense(units, width_in, scale=1.0):
+            normal = keras.initializers.RandomNormal(stddev=0.02 * scale)
             layer = keras.layers.Dense(
-                units,
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02 * scale),
-                dtype=self.dtype_policy,
+                units, kernel_initializer=normal, dtype=self.dtype_policy
             )
             layer.build((None, None, width_in))
             return layer
 
         def norm():
-            layer = keras.layers.LayerNormalization(
-                epsilon=1e-5, dtype=self.dtype_policy
-            )
+            options = {"epsilon": 1e-5, "dtype": self.dtype_policy}
+            layer = keras.layers.LayerNormalization(**options)
             layer.build((None, None, hidden_dim))
             return layer
 
@@ -180,37 +178,20 @@ class TransformerBlock(keras.layers.Layer):
         heads = tf.transpose(heads, [0, 2, 1, 3])
         queries, keys, values = tf.split(heads, 3, axis=1)
         if self.rotary:
-            queries, keys = (
-                apply_rotary_embedding(queries, positions),
-                apply_rotary_embedding(keys, positions),
-            )
+            queries = apply_rotary_embedding(queries, positions)
+            keys = apply_rotary_embedding(keys, positions)
         if cache is not None:
             keys, values = cache(keys, values)
         mixed = tf.transpose(attention(queries, keys, values, mask), [0, 2, 1, 3])
         mixed = tf.reshape(mixed, [-1, time, hidden_dim])
-        first, second = (
-            (None, None)
-            if row_keys is None
-            else (random.fold_in(row_keys, 0), random.fold_in(row_keys, 1))
-        )
-        hidden = inputs + apply_dropout(
-            self.attention_output(mixed), first, self.dropout
-        )
-        outputs = self.mlp_down(
-            keras.activations.gelu(
-                self.mlp_up(self.second_norm(hidden)), approximate=True
-            )
-        )
-        return hidden + apply_dropout(outputs, second, self.dropout), (keys, values)
+        hidden = inputs + self._drop(self.attention_output(mixed), row_keys, 0)
+        wide = self.mlp_up(self.second_norm(hidden))
+        outputs = self.mlp_down(keras.activations.gelu(wide, approximate=True))
+        return hidden + self._drop(outputs, row_keys, 1), (keys, values)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return super().get_config() | {
-            "num_heads": self.num_heads,
-            "rotary": self.rotary,
-            "dropout": self.dropout,
-            "num_blocks": self.num_blocks,
-        }
+    def _drop(self, outputs, row_keys, use):
+        keys = None if row_keys is None else random.fold_in(row_keys, use)
+        return apply_dropout(outputs, keys, self.dropout)
 
 
 @keras.saving.register_keras_serializable(package="kgen")

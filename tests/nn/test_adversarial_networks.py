@@ -7,7 +7,7 @@ from kgen.nn.adversarial_networks import dcgan_discriminator
 
 def test_the_graph_optimizer_reports_no_failure(capfd):
     """It fails on a convolution with bias, then LeakyReLU, then Flatten."""
-    discriminator = dcgan_discriminator((8, 8, 1), 2, None, 4, "spectral")
+    discriminator = dcgan_discriminator((8, 8, 1), None, 4, "spectral")
     weights = [variable.value for variable in discriminator.trainable_variables]
 
     @tf.function

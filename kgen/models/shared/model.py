@@ -176,14 +176,9 @@ class GenerativeModel(keras.Model):
         if not config:
             return config  # Never compiled.
         names = ("steps_per_execution", "jit_compile", "run_eagerly")
-        return {name: config[name] for name in names} | {
-            "seed": self.seed,
-            "gradient_clip_norm": self.gradient_clip_norm,
-            **{
-                name: keras.saving.serialize_keras_object(optimizer)
-                for name, optimizer in self._optimizers.items()
-            },
-        }
+        config = {name: config[name] for name in names}
+        config |= {"seed": self.seed, "gradient_clip_norm": self.gradient_clip_norm}
+        return config | keras.saving.serialize_keras_object(self._optimizers)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles with what `get_compile_config` returned."""
@@ -235,11 +230,7 @@ class GenerativeModel(keras.Model):
             if training:
                 finite = tf.reduce_all(tf.math.is_finite(value))
                 self._non_finite[name].update_state(tf.cast(~finite, tf.float32))
-        logs = {
-            name: metric.result()
-            for name, metric in self.log_metrics.items()
-            if name in values
-        }
+        logs = {k: m.result() for k, m in self.log_metrics.items() if k in values}
         if tf.distribute.has_strategy():
             # Keras reduces the replicas' logs over axis 0, which a scalar lacks
             # (keras issue 20585).
@@ -347,21 +338,9 @@ class GenerativeModel(keras.Model):
             rows: This replica's rows of any batch tensor: [rows, ...].
             stream: One of `kgen.nn.random`'s.
         """
-        num_rows = tf.shape(rows, out_type=tf.int64)[0]
-        position = self._first_row(rows.shape[0], num_rows) + tf.range(num_rows)
         step = 0 if stream == random.STREAM_TEST else self.step.value
-        return random.keys(self.seed, stream, step, position)
-
-    def _first_row(self, known_num_rows: int | None, num_rows: tf.Tensor) -> tf.Tensor:
-        """Number of rows on the replicas before this one: a scalar, int64."""
-        context = tf.distribute.get_replica_context()
-        replica = context.replica_id_in_sync_group
-        if context.num_replicas_in_sync == 1 or known_num_rows is not None:
-            return tf.cast(replica, tf.int64) * num_rows  # all have the same
-        # The last batch of a pass may be split unevenly.
-        replicas = tf.range(context.num_replicas_in_sync)
-        own = tf.where(replicas > replica, num_rows, 0)  # counts for later replicas
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, own)[replica]
+        positions = random.global_positions(rows)
+        return random.keys(self.seed, stream, step, positions)
 
     def recording(
         self,
@@ -430,12 +409,7 @@ class GenerativeModel(keras.Model):
         cls, config: dict[str, Any], custom_objects=None
     ) -> GenerativeModel:
         """Makes a model from what `get_config` returned."""
-        values = {
-            name: keras.saving.deserialize_keras_object(value, custom_objects)
-            if isinstance(value, dict) and "class_name" in value
-            else value
-            for name, value in config.items()
-        }
+        values = keras.saving.deserialize_keras_object(config, custom_objects)
         frozen = values.pop("frozen_layers", ())
         model = cls(**values)
         # From the outside in: a layer passes `trainable` on to its sublayers.

@@ -215,21 +215,21 @@ class BERT(TextModelMixin, GenerativeModel):
                 f"Received: k={k}"
             )
         rows = [self._masked_tokens(text) for text in texts]
-        found = []
         outputs = self.run("fill", tokens=padded(rows))["log_probabilities"]
-        for log_probs, row in zip(outputs, rows, strict=True):
-            predictions = []
-            for position in np.flatnonzero(row == self.vocab_size):
-                best = np.argsort(-log_probs[position], kind="stable")[:k]
-                predictions.append(
-                    [self._named(log_probs[position], token) for token in best]
-                )
-            found.append(predictions)
-        return found
+        return [
+            [
+                self._best(log_probs[at], k)
+                for at in np.flatnonzero(row == self.vocab_size)
+            ]
+            for log_probs, row in zip(outputs, rows, strict=True)
+        ]
 
-    def _named(self, log_probs, token):
-        text = None if self.text is None else self.text.decode([token])
-        return Prediction(int(token), text, float(np.exp(log_probs[token])))
+    def _best(self, log_probs, k):
+        """The k likeliest tokens at a position, as predictions."""
+        best = np.argsort(-log_probs, kind="stable")[:k]
+        texts = [None if self.text is None else self.text.decode([i]) for i in best]
+        probabilities = np.exp(log_probs[best]).tolist()
+        return list(map(Prediction, best.tolist(), texts, probabilities))
 
     def embed(self, texts: Any) -> np.ndarray:
         """The mean vector of each text's tokens: float32 [n, hidden_dim].

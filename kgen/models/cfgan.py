@@ -19,7 +19,7 @@ from kgen.models.shared.arguments import (
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.nn import random
-from kgen.nn.adversarial import non_saturating
+from kgen.nn.adversarial import joined, non_saturating
 from kgen.nn.gradients import Adam, squared_weights
 from kgen.nn.interactions import multi_hot
 from kgen.nn.layers import dense_network, layers_of_policy
@@ -157,7 +157,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
             recording.minimize(loss)
             generator_terms.append(terms)
         self.step.assign_add(1)
-        terms = _joined(discriminator_terms) | _joined(generator_terms)
+        terms = joined(discriminator_terms) | joined(generator_terms)
         return self.log(terms, training=True)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -264,10 +264,3 @@ def _decay(network, factor):
     if not factor:
         return 0.0
     return factor * squared_weights(network.trainable_variables)
-
-
-def _joined(updates):
-    """Terms of several updates, concatenated by name."""
-    return {
-        name: tf.concat([terms[name] for terms in updates], 0) for name in updates[0]
-    }

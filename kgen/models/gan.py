@@ -23,7 +23,13 @@ from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
 from kgen.nn import adversarial, gradients, random
-from kgen.nn.adversarial import ADVERSARIAL_LOSSES, AUGMENTATIONS, Diversity, augment
+from kgen.nn.adversarial import (
+    ADVERSARIAL_LOSSES,
+    AUGMENTATIONS,
+    Diversity,
+    augment,
+    joined,
+)
 from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS, sizes_that_work
 from kgen.nn.gradients import Adam, ema_decay
 from kgen.nn.image_networks import check_network
@@ -192,10 +198,7 @@ class GAN(GenerativeModel):
             generator_loss = self._generator_loss(real_shown, fake_shown, classes)
         recording.minimize(generator_loss)
         self._count(images)
-        terms = {
-            name: tf.concat([terms[name] for terms in discriminator_terms], axis=0)
-            for name in discriminator_terms[0]
-        }
+        terms = joined(discriminator_terms)
         terms |= {"generator_loss": generator_loss, "diversity": tf.stack([fake, real])}
         return self.log(terms, training=True)
 

@@ -100,19 +100,13 @@ class MultVAE(RecommenderMixin, GenerativeModel):
         features = self.catalogue.features
         width = self.catalogue.num_items + (0 if features is None else len(features.T))
         with layers_of_policy(self.dtype_policy):
-            self.encoder = dense_network(
-                "encoder",
-                (
-                    width,
-                    *self.hidden_units,
-                    2 * latent_dim if variational else latent_dim,
-                ),
-                activation,
-                *([] if variational else [keras.layers.Activation(activation)]),
-            )
-            self.decoder = dense_network(
-                "decoder", (latent_dim, *reversed(self.hidden_units), width), activation
-            )
+            # The code of Mult-DAE is one more hidden layer.
+            last = () if variational else (keras.layers.Activation(activation),)
+            code = 2 * latent_dim if variational else latent_dim
+            widths = (width, *self.hidden_units, code)
+            self.encoder = dense_network("encoder", widths, activation, *last)
+            widths = (latent_dim, *reversed(self.hidden_units), width)
+            self.decoder = dense_network("decoder", widths, activation)
         self.add_log_metrics("kl", "reconstruction", "loss", "ndcg")
 
     # -- the bound ----------------------------------------------------------

@@ -27,7 +27,7 @@ from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
 from kgen.nn import image_networks, likelihoods, random
 from kgen.nn.flows import CouplingFlow
-from kgen.nn.image_networks import check_network
+from kgen.nn.image_networks import check_network, suits_conv
 from kgen.nn.layers import layers_of_policy
 from kgen.nn.likelihoods import LIKELIHOODS, ActiveUnits, kl_warmup
 
@@ -128,12 +128,15 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
             "sample_weight": InputSpec(low=0, optional=True),
         }
         self.own_networks = {"encoder": encoder, "decoder": decoder}
-        make_encoder, make_decoder, *sizes = self._default_networks()
+        conv = network == "conv" or network == "auto" and suits_conv(self.image_shape)
+        make_encoder, make_decoder = image_networks.NETWORKS["conv" if conv else "mlp"]
+        sizes = (base_channels, num_blocks) if conv else (self.hidden_units,)
+        options = (num_classes, *sizes, activation)
         with layers_of_policy(self.dtype_policy):
             if encoder is None:
-                encoder = make_encoder(self.image_shape, 2 * latent_dim, *sizes)
+                encoder = make_encoder(self.image_shape, 2 * latent_dim, *options)
             if decoder is None:
-                decoder = make_decoder(self.image_shape, latent_dim, *sizes)
+                decoder = make_decoder(self.image_shape, latent_dim, *options)
         pixels, latents, code = self.image_shape, (latent_dim,), (2 * latent_dim,)
         self.encoder = check_network("encoder", encoder, pixels, code, num_classes)
         self.decoder = check_network("decoder", decoder, latents, pixels, num_classes)
@@ -357,36 +360,28 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
             output = decode(encode(images, labels)["latents"], labels)
             return {"reconstructions": output["images"]}
 
-        image, reconstruction = {"images": "image"}, {"reconstructions": "image"}
+        image, latent = {"images": "image"}, {"latents": "latent"}
+        reconstruction = {"reconstructions": "image"}
         encoder, decoder = (self.encoder,), (self.decoder,)
-        examples = (functools.partial(self._example, images),)
+        both, examples = encoder + decoder, (self._example,)
         return [
             Signature("generate", generate, noise, image, decoder + prior),
-            Signature(
-                "encode", encode, images, {"latents": "latent"}, encoder, examples
-            ),
+            Signature("encode", encode, images, latent, encoder, examples),
             Signature("decode", decode, latents, image, decoder),
             Signature(
-                "reconstruct",
-                reconstruct,
-                images,
-                reconstruction,
-                encoder + decoder,
-                examples,
+                "reconstruct", reconstruct, images, reconstruction, both, examples
             ),
         ]
 
-    def _example(self, specs, num_rows):
+    def _example(self, num_rows):
         """Images that the model makes, with their labels.
 
         Noise is out of distribution for a trained network, which is so steep there that
         float32 is too coarse to compare two runtimes.
         """
         rows = np.arange(num_rows)
-        values = {"labels": rows % (self.num_classes or 1)}
-        labels = values["labels"] if "labels" in specs else None
-        values["images"] = self.generate(rows, labels)
-        return {name: values[name] for name in specs}
+        labels = {"labels": rows % self.num_classes} if self.num_classes else {}
+        return {"images": self.generate(rows, **labels), **labels}
 
     def _prior_latents(self, seeds, temperature):
         keys = random.keys(seeds, random.STREAM_GENERATE)
@@ -418,16 +413,6 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
             "be 0 with several importance samples or a learned prior: it needs the KL "
             "of each dimension in closed form",
         )
-
-    def _default_networks(self):
-        """Makers of the default encoder and decoder, and the arguments of both."""
-        conv = self.network == "conv" or (
-            self.network == "auto" and image_networks.suits_conv(self.image_shape)
-        )
-        kind = "conv" if conv else "mlp"
-        sizes = (self.base_channels, self.num_blocks) if conv else (self.hidden_units,)
-        makers = image_networks.NETWORKS[kind]
-        return *makers, self.num_classes, *sizes, self.activation
 
     def health(self, logs: dict[str, float]) -> list[str]:
         """Warns of posterior collapse: latents that carry no information."""

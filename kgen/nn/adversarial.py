@@ -93,6 +93,11 @@ ADVERSARIAL_LOSSES = {
 PAIRED_LOSSES = ("relativistic",)  # The generator's loss needs real images, too.
 
 
+def joined(updates: list[dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+    """Concatenates the terms of several updates by their names."""
+    return tf.nest.map_structure(lambda *terms: tf.concat(terms, axis=0), *updates)
+
+
 def _columns(*logits: tf.Tensor) -> list[tf.Tensor]:
     return [tf.reshape(tf.cast(values, tf.float32), [-1]) for values in logits]
 

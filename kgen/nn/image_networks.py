@@ -6,6 +6,7 @@ of two inputs.
 """
 
 import math
+from collections.abc import Callable
 
 import keras
 from keras import layers
@@ -105,7 +106,7 @@ def depth_to_space(values, patch):
     return layers.Reshape((rows * patch, columns * patch, channels))(values)
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Callable[..., keras.Model], ...]] = {
     "mlp": (mlp_encoder, mlp_decoder),
     "conv": (conv_encoder, conv_decoder),
 }

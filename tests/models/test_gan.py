@@ -247,9 +247,9 @@ def test_truncation_is_chosen_by_row_and_a_wide_one_changes_nothing():
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 3), (64, 32, 3), (128, 128, 3)])
 def test_networks_make_and_score_images_of_a_shape(network, shape):
     generator, discriminator = NETWORKS[network]
-    made = generator(shape, 5, None, 2, "none")
+    made = generator(5, shape, None, 2, "none")
     assert made.output_shape == (None, *shape)
-    assert discriminator(shape, 5, None, 2, "none").output_shape == (None, 1)
+    assert discriminator(shape, None, 2, "none").output_shape == (None, 1)
 
 
 def test_sizes_that_work():
@@ -262,8 +262,8 @@ def test_sizes_that_work():
 
 def test_there_is_no_bias_before_a_batch_norm():
     for generator, discriminator in (NETWORKS["dcgan"], NETWORKS["residual"]):
-        for network in (generator, discriminator):
-            model = network((16, 16, 1), 5, None, 4, "batch")
+        options = ((16, 16, 1), None, 4, "batch")
+        for model in (generator(5, *options), discriminator(*options)):
             for layer in model.layers:
                 if isinstance(layer, keras.layers.BatchNormalization):
                     assert type(layer) is BatchNormalization  # over all replicas

@@ -118,7 +118,8 @@ def open_text(
         context: Tokens that a model sees at most, at least 1. A window has one more:
             the inputs are all but the last, the targets all but the first.
         validation_fraction: Share of the characters, in [0, 1).
-        test_fraction: Likewise. A split whose share is 0 does not exist.
+        test_fraction: Share of the characters, in [0, 1). A split whose share is 0 does
+            not exist.
         text_key: The key of the text in JSON Lines, or its feature in
             tensorflow-datasets.
         data_dir: The folder in which tensorflow-datasets keeps its data sets. None: its

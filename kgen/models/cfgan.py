@@ -48,7 +48,7 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         item_counts: Number of training users of each item: the scores for users
             without a history. None: all alike.
         generator_units: Widths of the generator's hidden layers.
-        discriminator_units: Likewise of the discriminator's.
+        discriminator_units: Widths of the discriminator's hidden layers.
         zero_reconstruction: Share of a user's other items whose squared scores, summed,
             are added to the generator's loss, in [0, 1].
         zero_reconstruction_weight: Factor of that sum.
@@ -61,10 +61,12 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         generator_weight_decay: Factor of the squared weights of the generator, summed,
             that are added to its mean loss; biases are left out. The default is the
             authors' 1e-3 of half the squares, as is the next one, for MovieLens 100K.
-        discriminator_weight_decay: Likewise of the discriminator.
+        discriminator_weight_decay: Factor of the squared weights of the discriminator,
+            summed, that are added to its mean loss.
         activation: Name of the Keras activation of the hidden layers.
-        output_activation: Likewise of the generator's last one. "linear", as in the
-            authors' program, ranks better than "sigmoid", which keeps scores in (0, 1).
+        output_activation: Name of the Keras activation of the generator's output.
+            "linear", as in the authors' program, ranks better than "sigmoid", which
+            keeps scores in (0, 1).
 
     Shapes:
         items, targets: ragged whole numbers [batch, None], positions in `item_ids`

@@ -67,11 +67,12 @@ class GAN(GenerativeModel):
             penalty, which is of the gradient of each image for itself.
         generator: Your own network in place of the default one: [latents] (or [latents,
             one-hot labels]) to images in [-1, 1], the range of tanh.
-        discriminator: Likewise: images in [-1, 1] (and labels) to logits [batch, 1].
+        discriminator: Your own network in place of the default one: images in [-1, 1]
+            (or [images, one-hot labels]) to logits [batch, 1].
         adversarial_loss: "minimax", "non_saturating", "least_squares", "hinge",
             "wasserstein" or "relativistic".
         r1_weight: Gamma of gamma / 2 * |gradient|^2 at real images.
-        r2_weight: Likewise at generated images.
+        r2_weight: Gamma of the same penalty at generated images.
         gradient_penalty_weight: Lambda of lambda * (|gradient| - 1)^2 between real and
             generated images. All gradients are by what the discriminator sees, images
             in [-1, 1], after augmentation.

@@ -58,8 +58,9 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
         encoder: Instead of the default: a Keras layer or model that maps images in
             [0, 1] to [batch, 2 * latent_dim], mean and log-variance side by side. With
             labels it is called with a list of images and one-hot labels.
-        decoder: Likewise, from latents to [batch, height, width, channels]: logits for
-            "bernoulli", otherwise the mean minus 0.5.
+        decoder: Instead of the default: a Keras layer or model that maps latents (and
+            one-hot labels) to [batch, height, width, channels]: logits for "bernoulli",
+            otherwise the mean minus 0.5.
         likelihood: "bernoulli", "gaussian" or "discretized_logistic".
         variance: Of a pixel, for the last two: a positive number (pixels in [0, 1]),
             or None: learned, one number for all pixels. 0.5 with "gaussian" makes the

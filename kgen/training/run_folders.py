@@ -97,7 +97,7 @@ class RunFolder:
 
         Args:
             resume: Whether the folder may hold a run.
-            overwrite: Likewise.
+            overwrite: Whether it may hold a run, which `start` will remove.
             report: Called with a line if the file system has no locks.
 
         Raises:

@@ -33,7 +33,7 @@ def windows(num_rows, time=12, seed=0):
     return tf.constant(rng.integers(0, 17, (num_rows, time)), tf.int32)
 
 
-def test_shares_of_the_tokens_are_hidden_and_replaced():
+def test_shares_of_the_tokens_are_masked_and_replaced():
     model = make(mask_rate=0.2)
     tokens = windows(400, time=100)
     keys = model.noise_keys(tokens, random.STREAM_TRAIN)
@@ -51,7 +51,7 @@ def test_shares_of_the_tokens_are_hidden_and_replaced():
     assert drawn.min() > 0.5 * drawn.mean()
 
 
-def test_the_choice_is_another_in_each_step_and_for_each_row():
+def test_the_chosen_tokens_differ_between_steps_and_between_rows():
     model = make()
     tokens = tf.zeros([4, 500], tf.int32)
     first = model._hide(tokens, model.noise_keys(tokens, random.STREAM_TRAIN))[1]
@@ -69,7 +69,7 @@ def test_the_choice_is_another_in_each_step_and_for_each_row():
     np.testing.assert_array_equal(*test)
 
 
-def test_the_loss_is_that_of_the_chosen_tokens():
+def test_the_loss_is_the_mean_over_the_chosen_tokens():
     model = make(mask_rate=0.5)
     tokens = tf.concat([windows(6), tf.fill([6, 3], -1)], axis=1)
     logs = model.test_step({"tokens": tokens})
@@ -78,21 +78,21 @@ def test_the_loss_is_that_of_the_chosen_tokens():
     assert not chosen[:, 12:].numpy().any()
     logits = np.float64(model({"tokens": shown}))
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    places = np.argwhere(chosen.numpy())
-    assert len(places) == 6 * 6  # Half of twelve; the padding does not count.
-    losses = [-log_probs[r, p, int(tokens[r, p])] for r, p in places]
-    right = [logits[r, p].argmax() == int(tokens[r, p]) for r, p in places]
+    positions = np.argwhere(chosen.numpy())
+    assert len(positions) == 6 * 6  # Half of twelve; the padding does not count.
+    losses = [-log_probs[r, p, int(tokens[r, p])] for r, p in positions]
+    right = [logits[r, p].argmax() == int(tokens[r, p]) for r, p in positions]
     np.testing.assert_allclose(logs["loss"], np.mean(losses), rtol=1e-5)
     np.testing.assert_allclose(logs["accuracy"], np.mean(right), rtol=1e-5)
 
 
-def test_every_token_sees_all_others_and_no_padding():
+def test_every_token_attends_to_all_others_and_to_no_padding():
     model = make()
     tokens = windows(1).numpy()
     before = model({"tokens": tokens}).numpy()
-    for place in (0, 5, 11):
+    for position in (0, 5, 11):
         changed = tokens.copy()
-        changed[0, place] = (changed[0, place] + 1) % 17
+        changed[0, position] = (changed[0, position] + 1) % 17
         differs = np.abs(model({"tokens": changed}).numpy() - before).max(axis=2)
         assert (differs > 1e-7).all()
     longer = np.concatenate([tokens, [[-1, -1]]], axis=1)
@@ -101,7 +101,7 @@ def test_every_token_sees_all_others_and_no_padding():
 
 
 @pytest.fixture(scope="module")
-def reader():
+def trained():
     """A BERT overfitted to one text."""
     model = make(
         tokenizer=CharTokenizer.of_text(TEXT).config(), context=50, hidden_dim=32
@@ -112,40 +112,40 @@ def reader():
     return model
 
 
-def test_masks_are_filled_by_what_stands_there(reader):
+def test_the_likeliest_predictions_are_the_masked_tokens(trained):
     masked = TEXT.replace("question", "qu[MASK]sti[MASK]n")
-    first, second = reader.fill_mask(masked, k=3)
+    first, second = trained.fill_mask(masked, k=3)
     assert first[0].text == "e" and second[0].text == "o"
     assert first[0].probability > 0.5
     assert first[0].probability > first[1].probability > first[2].probability
-    both = reader.fill_mask([masked, "to b[MASK]"], k=3)
-    assert [guess.text for guess in both[0][0]] == [guess.text for guess in first]
+    both = trained.fill_mask([masked, "to b[MASK]"], k=3)
+    assert [one.text for one in both[0][0]] == [one.text for one in first]
     assert len(both[1]) == 1
-    [every] = reader.fill_mask("to b[MASK]", k=reader.vocab_size)
-    assert sum(guess.probability for guess in every) == pytest.approx(1, abs=1e-5)
-    assert [reader.text.decode([one.token]) for one in first] == [
+    [every] = trained.fill_mask("to b[MASK]", k=trained.vocab_size)
+    assert sum(one.probability for one in every) == pytest.approx(1, abs=1e-5)
+    assert [trained.text.decode([one.token]) for one in first] == [
         one.text for one in first
     ]
 
 
-def test_masks_of_tokens_are_filled_with_tokens():
+def test_predictions_without_a_tokenizer_have_no_text():
     model = BERT(vocab_size=7, context=5, num_layers=1, num_heads=1, hidden_dim=4)
     [[best]] = model.fill_mask([[2, 7, 3]], k=7)
     assert sorted(one.token for one in best) == [*range(7)]
     assert all(one.text is None for one in best)
 
 
-def test_an_embedding_is_the_mean_over_the_tokens(reader):
+def test_an_embedding_is_the_mean_over_the_tokens(trained):
     texts = ["to be", "that is the question."]
-    vectors = reader.embed(texts)
+    vectors = trained.embed(texts)
     assert vectors.shape == (2, 32) and vectors.dtype == np.float32
     for text, vector in zip(texts, vectors, strict=True):
-        hidden = reader._hidden(tf.constant([reader.encode(text)]))[0].numpy()
+        hidden = trained._hidden(tf.constant([trained.encode(text)]))[0].numpy()
         np.testing.assert_allclose(vector, hidden.mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(reader.embed(texts[:1]), vectors[:1], atol=1e-5)
-    assert reader.embed([]).shape == (0, 32)
-    np.testing.assert_allclose(reader.embed(texts[0]), vectors[0], atol=1e-5)
-    served = next(s for s in reader.signatures() if "texts" in s.inputs).function
+    np.testing.assert_allclose(trained.embed(texts[:1]), vectors[:1], atol=1e-5)
+    assert trained.embed([]).shape == (0, 32)
+    np.testing.assert_allclose(trained.embed(texts[0]), vectors[0], atol=1e-5)
+    served = next(s for s in trained.signatures() if "texts" in s.inputs).function
     np.testing.assert_allclose(
         served(texts=tf.constant(texts))["embeddings"], vectors, atol=1e-5
     )
@@ -154,10 +154,10 @@ def test_an_embedding_is_the_mean_over_the_tokens(reader):
             served(texts=tf.constant([wrong]))
 
 
-def test_a_loaded_model_reads_the_same(reader, tmp_path):
-    reader.save(tmp_path / "m.keras")
+def test_a_loaded_model_returns_the_same_embeddings(trained, tmp_path):
+    trained.save(tmp_path / "m.keras")
     loaded = kgen.load(tmp_path / "m.keras")
-    np.testing.assert_array_equal(loaded.embed(["to be"]), reader.embed(["to be"]))
+    np.testing.assert_array_equal(loaded.embed(["to be"]), trained.embed(["to be"]))
 
 
 @pytest.mark.parametrize(
@@ -178,12 +178,12 @@ def test_a_loaded_model_reads_the_same(reader, tmp_path):
         (lambda m: make(vocab_size=None), "be 2 or more, or follow"),
     ],
 )
-def test_what_cannot_be_read_is_refused(reader, call, message):
+def test_wrong_texts_tokens_and_arguments_are_refused(trained, call, message):
     with pytest.raises(ValueError, match=message):
-        call(reader)
+        call(trained)
 
 
-def test_a_batch_of_another_kind_is_refused():
+def test_a_batch_of_wrong_tokens_is_refused():
     model = make()
     model.compile()
     with pytest.raises(ValueError, match="`tokens` must be integers.*float32"):

@@ -28,7 +28,7 @@ def softplus(x):
 # -- the masks ----------------------------------------------------------------------
 
 
-def test_so_large_a_share_of_the_other_items_is_drawn_and_none_of_ones_own():
+def test_a_share_of_the_unseen_items_is_drawn_and_no_seen_item():
     rng = np.random.default_rng(0)
     rows = (rng.random((200, 300)) < 0.2).astype(np.float32)
     keys = random.keys(0, random.STREAM_TRAIN, tf.range(200))
@@ -44,14 +44,14 @@ def test_so_large_a_share_of_the_other_items_is_drawn_and_none_of_ones_own():
     assert (drawn[0] != drawn[1]).any()
 
 
-def test_none_or_all_of_the_others_are_drawn():
+def test_shares_of_0_and_1_draw_no_and_all_unseen_items():
     keys = random.keys(0, random.STREAM_TRAIN, tf.range(3))
     np.testing.assert_array_equal(_draw_others(ROWS, keys, 0.0), np.zeros((3, 5)))
     np.testing.assert_array_equal(_draw_others(ROWS, keys, 1.0), 1 - ROWS)
 
 
-def shown_rows(model, batches):
-    """The inputs of each call of the discriminator: [condition, row]."""
+def discriminator_inputs(model, batches):
+    """Inputs of each call of the discriminator: [condition, row]."""
     model.compile(run_eagerly=True)
     layer, seen = model.discriminator.layers[0], []
     call = layer.call
@@ -66,10 +66,10 @@ def shown_rows(model, batches):
     return seen
 
 
-def test_the_discriminator_is_shown_the_row_or_the_scores_that_a_mask_lets_through():
+def test_the_discriminator_receives_the_user_row_or_the_masked_scores():
     model = small(generator_steps=1, discriminator_steps=1, partial_masking=0.5)
     scores = model.score(ROWS)
-    real, fake, _ = shown_rows(model, [ITEMS])
+    real, fake, _ = discriminator_inputs(model, [ITEMS])
     np.testing.assert_array_equal(real, np.concatenate([ROWS, ROWS], axis=1))
     np.testing.assert_array_equal(fake[:, :5], ROWS)
     through = fake[:, 5:] != 0
@@ -80,7 +80,7 @@ def test_the_discriminator_is_shown_the_row_or_the_scores_that_a_mask_lets_throu
 
 def test_masks_are_drawn_anew_for_each_update_of_each_step():
     model = small(60, discriminator_steps=2, generator_steps=3, partial_masking=0.5)
-    seen = shown_rows(model, [ITEMS, ITEMS])
+    seen = discriminator_inputs(model, [ITEMS, ITEMS])
     # A real and a generated row for the discriminator; a generated one for the other.
     assert len(seen) == 2 * (2 * 2 + 3)
     generated = [seen[step * 7 + call] for step in (0, 1) for call in (1, 3, 4, 5, 6)]
@@ -171,9 +171,9 @@ def test_one_step_of_sgd_by_hand(masking, zeros, output, eagerly):
         np.testing.assert_allclose(value, expected, atol=1e-6)
 
 
-def test_each_optimizer_moves_its_own_network_as_often_as_it_should(eagerly):
-    for still in ("generator", "discriminator"):
-        rates = {"generator": 0.1, "discriminator": 0.1} | {still: 0.0}
+def test_each_optimizer_updates_its_network_once_for_each_of_its_steps(eagerly):
+    for frozen in ("generator", "discriminator"):
+        rates = {"generator": 0.1, "discriminator": 0.1} | {frozen: 0.0}
         model = small(generator_steps=4, discriminator_steps=2)
         model.compile(*(keras.optimizers.SGD(rate) for rate in rates.values()))
         before = {name: getattr(model, name).get_weights() for name in rates}
@@ -181,7 +181,7 @@ def test_each_optimizer_moves_its_own_network_as_often_as_it_should(eagerly):
         for name, weights in before.items():
             after = getattr(model, name).get_weights()
             same = [np.array_equal(a, b) for a, b in zip(after, weights, strict=True)]
-            assert all(same) if name == still else not any(same)
+            assert all(same) if name == frozen else not any(same)
         assert int(model.generator_optimizer.iterations) == 4
         assert int(model.discriminator_optimizer.iterations) == 2
         assert int(model.step) == 1
@@ -202,8 +202,8 @@ def train(model, rows, num_steps):
     return {name: float(value) for name, value in logs.items()}
 
 
-def users_of_groups(num_users=48):
-    """Users with five of the eight items of one of three groups."""
+def rows_of_groups(num_users=48):
+    """Multi-hot rows of users, each with five of eight items of one of three groups."""
     rng = np.random.default_rng(0)
     rows = np.zeros((num_users, 24), np.float32)
     for user in range(num_users):
@@ -211,11 +211,11 @@ def users_of_groups(num_users=48):
     return rows
 
 
-def test_it_finds_the_other_items_of_a_group():
+def test_the_other_items_of_a_group_are_recommended():
     model = small(
         24, generator_units=(8,), discriminator_units=(16,), activation="tanh"
     )
-    rows = users_of_groups()
+    rows = rows_of_groups()
     logs = train(model, rows, 120)
     assert model.health(logs) == []
     found = model.recommend([np.flatnonzero(row) for row in rows], k=3).item_ids
@@ -224,7 +224,7 @@ def test_it_finds_the_other_items_of_a_group():
     assert set(model.recommend([[8, 9, 10, 11]], k=4).item_ids[0]) == {12, 13, 14, 15}
 
 
-def test_without_partial_masking_it_learns_the_identity():
+def test_the_generator_learns_the_identity_without_partial_masking():
     # Random rows: a user's other items cannot be predicted.
     rows = (np.random.default_rng(0).random((32, 12)) < 0.3).astype(np.float32)
     rows[:, 0] = 1
@@ -242,7 +242,7 @@ def test_without_partial_masking_it_learns_the_identity():
     assert "identity" in text
 
 
-def test_without_either_mask_all_scores_are_1():
+def test_scores_of_all_items_approach_1_without_masks():
     model = small(
         24,
         generator_units=(8,),
@@ -251,7 +251,7 @@ def test_without_either_mask_all_scores_are_1():
         partial_masking=0.0,
         zero_reconstruction=0.0,
     )
-    rows = users_of_groups()
+    rows = rows_of_groups()
     logs = train(model, rows, 100)
     # 19 items not in the history against five in it, without any mask.
     assert logs["distance"] > 0.5 * 19 / 5
@@ -261,7 +261,7 @@ def test_without_either_mask_all_scores_are_1():
 # -- health and bad input ------------------------------------------------------------
 
 
-def test_health_names_what_went_wrong():
+def test_health_warns_of_an_imbalance_and_of_the_identity():
     model = small()
     fine = {"discriminator_loss": 1.2, "distance": 0.6}
     assert model.health(fine) == []
@@ -302,7 +302,7 @@ def test_one_optimizer_for_both_networks_is_refused():
         small().compile(optimizer, optimizer)
 
 
-def test_its_configuration_makes_it_again():
+def test_a_model_is_made_again_from_its_configuration():
     model = small(item_counts=[5, 4, 3, 2, 1], partial_masking=0.25)
     again = CFGAN.from_config(model.get_config())
     assert again.get_config() == model.get_config()

@@ -58,7 +58,7 @@ def test_composite_prior_is_the_mixture_of_three_normals():
 
 
 def constant_model(**arguments):
-    """Its encoders ignore the user: posteriors N(1, 1) now, N(0, 4) before."""
+    """A model with equal posteriors for all users: N(1, 1), and N(0, 4) before."""
     model = small(**arguments)
     model.compile()
     for encoder, bias in (
@@ -94,13 +94,13 @@ def test_the_loss_by_hand():
     np.testing.assert_allclose(terms["loss"], loss, rtol=1e-5)
 
 
-def test_the_kl_weighs_by_the_items_or_alike():
+def test_the_kl_weight_is_by_item_or_equal_for_all_users():
     weights = small(kl_weight_per_item=0.1)._kl_weights(users())
     np.testing.assert_allclose(weights, [0.3, 0.1, 0.2, 0.2], rtol=1e-6)
     assert small(kl_weight=0.4)._kl_weights(users()) == 0.4
 
 
-def test_dense_connections_add_all_outputs_before():
+def test_each_encoder_layer_adds_all_earlier_outputs():
     # y1 = norm(swish(x1)), x2 = y1 W2 + y1, x3 = y2 W3 + y1 + y2, and so on.
     model = small(num_layers=4)
     weights = iter(model.encoder.get_weights())
@@ -117,14 +117,14 @@ def test_dense_connections_add_all_outputs_before():
     np.testing.assert_allclose(model.encoder(rows), expected, atol=1e-5)
 
 
-def test_inputs_have_length_one_and_lose_a_share_of_their_items():
+def test_input_rows_have_unit_norm_and_dropout_of_items():
     whole = normalized_multi_hot(users(), NUM_ITEMS).numpy()
     np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1.0, rtol=1e-6)
     assert {*np.flatnonzero(whole[2])} == {4, 5}
     many = tf.ragged.constant([[*range(NUM_ITEMS)]] * 2000, dtype=tf.int32)
     keys = kgen.nn.random.keys(tf.range(2000, dtype=tf.int64))
     rows = normalized_multi_hot(many, NUM_ITEMS, keys, dropout=0.75).numpy()
-    # What stays is four times 1 / sqrt(6); of 12,000 coins a share of .25 +- .004.
+    # Kept items have four times 1 / sqrt(6); of 12,000 coins a share of .25 +- .004.
     np.testing.assert_allclose(np.unique(rows), [0, 4 / np.sqrt(6)], rtol=1e-6)
     assert (rows > 0).mean() == pytest.approx(0.25, abs=0.016)
 
@@ -132,7 +132,7 @@ def test_inputs_have_length_one_and_lose_a_share_of_their_items():
 # -- alternation -------------------------------------------------------------------
 
 
-def test_each_turn_moves_its_own_network_and_the_decoders_first_makes_the_copy():
+def test_each_step_updates_one_network_and_the_first_decoder_step_copies_the_encoder():
     model = small(encoder_steps=3, decoder_steps=2)
     model.compile("sgd", "sgd")
     seen = []
@@ -149,7 +149,7 @@ def test_each_turn_moves_its_own_network_and_the_decoders_first_makes_the_copy()
     assert counts == [6, 4]
 
 
-def test_the_turn_goes_on_after_a_load(tmp_path):
+def test_the_alternation_continues_after_loading(tmp_path):
     model = small(encoder_steps=3, decoder_steps=2)
     model.compile("sgd", "sgd")
     for _ in range(4):
@@ -158,13 +158,13 @@ def test_the_turn_goes_on_after_a_load(tmp_path):
     loaded = kgen.load(tmp_path / "recvae.keras")
     assert not moved(loaded.old_encoder, weights_of(model.old_encoder))
     # The fifth step is the decoder's second, the sixth the encoder's.
-    turns = [(loaded.decoder, loaded.encoder), (loaded.encoder, loaded.decoder)]
-    for learns, rests in turns:
-        before = weights_of(learns), weights_of(rests)
+    steps = [(loaded.decoder, loaded.encoder), (loaded.encoder, loaded.decoder)]
+    for updated, fixed in steps:
+        before = weights_of(updated), weights_of(fixed)
         loaded.train_on_batch(users())
         model.train_on_batch(users())
-        assert moved(learns, before[0])
-        assert not moved(rests, before[1])
+        assert moved(updated, before[0])
+        assert not moved(fixed, before[1])
     for ours, theirs in zip(model.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
@@ -172,8 +172,8 @@ def test_the_turn_goes_on_after_a_load(tmp_path):
 # -- use ---------------------------------------------------------------------------
 
 
-def test_it_finds_the_rest_of_a_planted_group():
-    """Two groups of eight items; each user has five or six of one group."""
+def test_the_other_items_of_a_group_are_recommended():
+    """Two groups of eight items; each user interacts with five or six of one group."""
     rng = np.random.default_rng(0)
     rows = [rng.permutation(8)[: 5 + i % 2] + 8 * (i % 2) for i in range(64)]
     batch = tf.ragged.constant([row.tolist() for row in rows], dtype=tf.int32)
@@ -198,7 +198,7 @@ def test_validation_logs_the_ndcg_of_the_targets():
     assert float(logs["loss"]) == float(again["loss"])
 
 
-def test_health_names_a_collapse():
+def test_health_warns_of_posterior_collapse():
     model = small()
     assert model.health({"kl": 0.0, "standard_kl": 5.0}) == []
     (text,) = model.health({"kl": 20.0, "standard_kl": 0.05})
@@ -226,7 +226,7 @@ def test_wrong_arguments_are_refused(arguments, message):
         small(**arguments)
 
 
-def test_one_optimizer_for_both_is_refused():
+def test_one_optimizer_for_both_networks_is_refused():
     optimizer = keras.optimizers.Adam()
     with pytest.raises(ValueError, match="an optimizer of its own"):
         small().compile(optimizer, optimizer)
@@ -235,7 +235,7 @@ def test_one_optimizer_for_both_is_refused():
 # -- deterministic sums ------------------------------------------------
 
 
-def test_split_adds_its_gradients_and_add_passes_them_on():
+def test_split_sums_its_gradients_and_add_passes_its_gradient_on():
     inputs = tf.constant([[1.0, -2.0]])
     with tf.GradientTape() as tape:
         tape.watch(inputs)

@@ -23,19 +23,13 @@ from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
 from kgen.nn import adversarial, gradients, random
-from kgen.nn.adversarial import (
-    ADVERSARIAL_LOSSES,
-    AUGMENTATIONS,
-    Diversity,
-    augment,
-    joined,
-)
+from kgen.nn.adversarial import ADVERSARIAL_LOSSES, AUGMENTATIONS, Diversity, augment
 from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS, sizes_that_work
 from kgen.nn.gradients import Adam, ema_decay
 from kgen.nn.image_networks import check_network
 from kgen.nn.layers import layers_of_policy
 
-OF_GENERATOR = [name for name in NORMALIZATIONS if name != "spectral"]
+GENERATOR_NORMALIZATIONS = [name for name in NORMALIZATIONS if name != "spectral"]
 Augmentations = Annotated[
     Sequence[str],
     Rule(
@@ -116,7 +110,9 @@ class GAN(GenerativeModel):
         latent_dim: PositiveInt = 128,
         network: Annotated[str, one_of(NETWORKS)] = "dcgan",
         base_channels: PositiveInt = 64,
-        generator_normalization: Annotated[str, one_of(OF_GENERATOR)] = "batch",
+        generator_normalization: Annotated[
+            str, one_of(GENERATOR_NORMALIZATIONS)
+        ] = "batch",
         discriminator_normalization: Annotated[str, one_of(NORMALIZATIONS)] = (
             "spectral"
         ),
@@ -199,7 +195,7 @@ class GAN(GenerativeModel):
             generator_loss = self._generator_loss(real_shown, fake_shown, classes)
         recording.minimize(generator_loss)
         self._count(images)
-        terms = joined(discriminator_terms)
+        terms = adversarial.joined(discriminator_terms)
         terms |= {"generator_loss": generator_loss, "diversity": tf.stack([fake, real])}
         return self.log(terms, training=True)
 

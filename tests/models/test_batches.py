@@ -175,8 +175,11 @@ def test_sample_weights_are_those_of_the_mean():
     for received in (
         one_step(data, sample_weight=weights),
         one_step(data | {"sample_weight": 3 * weights}),
+        one_step(data | {"sample_weight": kept.astype(int)}),
         one_step((IMAGES, LABELS, weights)[0], y=LABELS, sample_weight=weights),
         one_step(tf.data.Dataset.from_tensors((IMAGES, LABELS, weights))),
+        one_step(tf.data.Dataset.from_tensors((IMAGES, LABELS, np.float64(weights)))),
+        one_step(tf.data.Dataset.from_tensors((IMAGES, LABELS, kept.astype(int)))),
     ):
         np.testing.assert_allclose(received, expected, atol=1e-6)
     assert np.abs(one_step(data) - expected).max() > 1e-4

@@ -92,6 +92,7 @@ def test_integer_images_other_than_uint8_are_refused_with_a_way_out(check, dtype
         (TOKENS, np.array([[4, 0, -1], [0, -1, -1]])),
         (MaskSpec(), np.array([[True, False]])),
         (InputSpec(dtype="int64"), np.array([-(2**63), 2**63 - 1])),
+        (InputSpec(low=0), np.array([0, 3])),
         (BoolSpec(), np.array([True])),
         (StateSpec((2,)), np.array([[np.inf, 1]], "float32")),
     ],

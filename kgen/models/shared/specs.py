@@ -139,7 +139,7 @@ class InputSpec:
 
     def to_network(self, tensor: Any) -> Any:
         """Returns a checked tensor in the form that networks take."""
-        return tensor
+        return tf.cast(tensor, self.dtype) if self.is_float else tensor
 
     def example(self, rng: np.random.Generator, num_rows: int) -> np.ndarray:
         """Returns valid random rows, to verify an export with."""

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.arguments import Rule
+from kgen.models.shared.arguments import PositiveInt, Rule, Share
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import InputSpec, TokenSpec
@@ -83,12 +83,12 @@ class BERT(TextModelMixin, GenerativeModel):
         *,
         tokenizer: dict[str, Any] | None = None,
         vocab_size: int | None = None,
-        context: int = 64,
-        num_layers: int = 4,
-        num_heads: int = 4,
+        context: PositiveInt = 64,
+        num_layers: PositiveInt = 4,
+        num_heads: PositiveInt = 4,
         hidden_dim: int = 128,
         mask_rate: MaskRate = 0.15,
-        dropout: float = 0.0,
+        dropout: Share = 0.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

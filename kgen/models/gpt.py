@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from kgen.models.shared.arguments import PositiveFloat, PositiveInt, Share, one_of
 from kgen.models.shared.generation import TextGenerationMixin
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
@@ -63,35 +64,28 @@ class GPT(TextGenerationMixin, GenerativeModel):
         *,
         tokenizer: dict[str, Any] | None = None,
         vocab_size: int | None = None,
-        context: int = 64,
-        num_layers: int = 4,
-        num_heads: int = 4,
+        context: PositiveInt = 64,
+        num_layers: PositiveInt = 4,
+        num_heads: PositiveInt = 4,
         hidden_dim: int = 128,
-        positions: str = "rotary",
-        dropout: float = 0.0,
-        tokens_per_character: float = 1.0,
+        positions: Annotated[str, one_of(POSITIONS)] = "rotary",
+        dropout: Share = 0.0,
+        tokens_per_character: PositiveFloat = 1.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.keep_arguments(locals())
         self.take_tokenizer(tokenizer, vocab_size)
-        self.context = context
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.hidden_dim = hidden_dim
-        self.positions = positions
-        self.dropout = dropout
-        self.tokens_per_character = tokens_per_character
-        self._check_arguments()
+        self.check_transformer_arguments()
+        enough = self.is_endless or context >= 2
+        self.check_argument("context", enough, "be 2 or more with learned positions")
         self.highest_token = self.vocab_size - 1
         self.declare_batches(has_mask=True)
 
         self.make_transformer(rotary=self.is_endless)
         self.add_log_metrics(
-            keras.metrics.Mean(name="loss"),
-            Perplexity(name="perplexity"),
-            keras.metrics.Mean(name="bits_per_character"),
+            "loss", Perplexity(name="perplexity"), "bits_per_character"
         )
-        self.built = True
 
     @property
     def is_endless(self) -> bool:
@@ -263,13 +257,3 @@ class GPT(TextGenerationMixin, GenerativeModel):
     def signatures(self) -> list[Signature]:
         """Returns `generate`, `beam_search`, `prefill` and `decode`."""
         return self.generation_signatures()
-
-    def _check_arguments(self) -> None:
-        self.check_transformer_arguments()
-        known = self.positions in POSITIONS
-        self.check_argument("positions", known, f"be one of {POSITIONS}")
-        enough = self.is_endless or self.context >= 2
-        self.check_argument("context", enough, "be 2 or more with learned positions")
-        self.check_argument(
-            "tokens_per_character", self.tokens_per_character > 0, "be above 0"
-        )

@@ -56,6 +56,7 @@ def activation_name(example: str) -> Rule:
 PositiveInt = Annotated[int, at_least(1)]
 NonNegativeInt = Annotated[int, at_least(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
+PositiveFloat = Annotated[float, Rule("be above 0", lambda value: value > 0)]
 Share = Annotated[float, Rule("be in [0, 1)", lambda share: 0 <= share < 1)]
 NumClasses = Annotated[int, at_least(2)]
 ImageShape = Annotated[

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.models.shared import batches
-from kgen.models.shared.arguments import argument_names, argument_rules, at_least
+from kgen.models.shared.arguments import argument_names, argument_rules
 from kgen.models.shared.batches import Batch
 from kgen.models.shared.signatures import Signature, trace
 from kgen.models.shared.specs import InputSpec
@@ -378,12 +378,6 @@ class GenerativeModel(keras.Model):
         if not kept:
             received = getattr(self, name)
             raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
-
-    def check_at_least(self, low: int, *names: str) -> None:
-        """Raises a ValueError unless these arguments are finite and at least `low`."""
-        rule = at_least(low)
-        for name in names:
-            self.check_argument(name, rule.is_kept(getattr(self, name)), rule.text)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, each an attribute of the same name.

@@ -42,7 +42,6 @@ class TextModelMixin:
     dtype_policy: Any
     batch_specs: dict[str, InputSpec]
     check_argument: Any
-    check_at_least: Any
     trainable_variables: Any
 
     def take_tokenizer(
@@ -73,12 +72,10 @@ class TextModelMixin:
         if self.text is not None:
             same = self.vocab_size == self.text.vocab_size
             check("vocab_size", same, f"be the tokenizer's, {self.text.vocab_size}")
-        self.check_at_least(1, "context", "num_layers", "num_heads")
         even = self.hidden_dim >= 2 and self.hidden_dim % (2 * self.num_heads) == 0
         check(
             "hidden_dim", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}"
         )
-        check("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
 
     def declare_batches(self, has_mask: bool) -> None:
         """Declares tokens, an optional loss mask, and row weights."""

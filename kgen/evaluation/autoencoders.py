@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -12,13 +13,8 @@ from typing import Any
 import numpy as np
 
 from kgen.data.image_sets import Binarization, ImageSet
-from kgen.evaluation.image_quality import (
-    in_rows,
-    mean_squared_error,
-    psnr,
-    ssim,
-    ssim_window,
-)
+from kgen.evaluation.blocks import Progress, in_blocks, row_blocks
+from kgen.evaluation.image_quality import mean_squared_error, psnr, ssim, ssim_window
 from kgen.evaluation.records import Record
 from kgen.evaluation.split_rows import (
     READ_BATCH_SIZE,
@@ -43,7 +39,7 @@ def evaluate_autoencoder(
     num_samples: int = 5000,
     seed: int = 0,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     unfinished: Path | None = None,
 ) -> list[Record]:
     """Measure bound, likelihood and reconstruction.
@@ -97,19 +93,33 @@ def evaluate_autoencoder(
     log_likelihood = _log_likelihood(
         model, images, labels, num_samples, seed, progress, unfinished
     )
+    baseline = pixel_baseline(model.likelihood, images, moments)
+    protocol = f"{data}, {model.likelihood} likelihood"
+    if model.likelihood == "bernoulli" and not np.isin(images, (0, 255)).all():
+        protocol += " of grey pixels (a cross-entropy, not a normalised likelihood)"
+    if labels is not None:
+        protocol += ", given the label"
+    record = functools.partial(Record.of_mean, seed=seed)
     return [
-        *_likelihood_records(
-            model,
-            images,
-            labels,
+        record(
             elbo,
-            log_likelihood,
-            num_samples,
-            moments,
-            data,
-            seed,
+            metric="elbo",
+            unit="nats/image",
+            protocol=f"{protocol}, one posterior sample for each image",
+            higher_is_better=True,
+            baseline=baseline,
         ),
-        *_reconstruction_records(model, images, labels, moments, data, seed),
+        record(
+            -log_likelihood,
+            metric=f"nll[is-{num_samples}]",
+            headline=True,
+            unit="nats/image",
+            protocol=f"{protocol}, importance sampling with {num_samples:,} posterior "
+            "samples for each image",
+            higher_is_better=False,
+            baseline=(baseline[0], -baseline[1]),
+        ),
+        *_reconstruction_records(record, model, images, labels, moments.mean, data),
     ]
 
 
@@ -149,39 +159,6 @@ def _training_moments(image_set: ImageSet, seed: int) -> Moments:
 # ---------------------------------------------------------------------------
 
 
-def _likelihood_records(
-    model, images, labels, elbo, log_likelihood, num_samples, moments, data, seed
-) -> list[Record]:
-    name, baseline = pixel_baseline(model.likelihood, images, moments)
-    protocol = f"{data}, {model.likelihood} likelihood"
-    if model.likelihood == "bernoulli" and not np.isin(images, (0, 255)).all():
-        protocol += " of grey pixels (a cross-entropy, not a normalised likelihood)"
-    if labels is not None:
-        protocol += ", given the label"
-    return [
-        Record.of_mean(
-            elbo,
-            metric="elbo",
-            unit="nats/image",
-            protocol=f"{protocol}, one posterior sample for each image",
-            seed=seed,
-            higher_is_better=True,
-            baseline=(name, baseline),
-        ),
-        Record.of_mean(
-            -log_likelihood,
-            metric=f"nll[is-{num_samples}]",
-            headline=True,
-            unit="nats/image",
-            protocol=f"{protocol}, importance sampling with {num_samples:,} posterior "
-            "samples for each image",
-            seed=seed,
-            higher_is_better=False,
-            baseline=(name, -baseline),
-        ),
-    ]
-
-
 def _log_likelihood(model, images, labels, num_samples, seed, progress, unfinished):
     """Log-likelihoods [n], computed and saved to `unfinished` block by block."""
     done = np.zeros([0], np.float32)
@@ -194,7 +171,7 @@ def _log_likelihood(model, images, labels, num_samples, seed, progress, unfinish
         values = model.log_likelihood(
             images[rows],
             num_samples,
-            labels=None if labels is None else labels[rows],
+            labels=_rows_of(labels, rows),
             seed=seed,
             first_index=start,
         )
@@ -239,14 +216,13 @@ def pixel_baseline(
         probability = (moments.mean * count + 1.0) / (count + 2.0)
         pixels = values * np.log(probability) + (1 - values) * np.log1p(-probability)
         return "independent pixels", float(pixels.sum())
-    errors = in_rows(
-        lambda rows: np.square(rows / 255.0 - moments.mean).sum(axis=(1, 2, 3)), images
-    )
+    errors = in_blocks(
+        lambda rows: np.square(rows / 255.0 - moments.mean).sum(axis=(1, 2, 3)),
+        images,
+        size=READ_BATCH_SIZE,
+    ).mean()
     constant = images[0].size * math.log(2.0 * math.pi * moments.variance)
-    return (
-        "independent pixels",
-        float(-0.5 * (constant + errors.mean() / moments.variance)),
-    )
+    return "independent pixels", -0.5 * float(constant + errors / moments.variance)
 
 
 # ---------------------------------------------------------------------------
@@ -254,37 +230,37 @@ def pixel_baseline(
 # ---------------------------------------------------------------------------
 
 
-def _reconstruction_records(model, images, labels, moments, data, seed) -> list[Record]:
-    batches = []
-    for start in range(0, len(images), READ_BATCH_SIZE):
-        rows = slice(start, start + READ_BATCH_SIZE)
-        targets = images[rows] / np.float32(255.0)
-        made = model.reconstruct(images[rows], None if labels is None else labels[rows])
-        mean = np.broadcast_to(moments.mean.astype(np.float32), targets.shape)
-        pairs = ((made, targets), (mean, targets))
-        batches.append(
-            [
-                [metric(*pair) for pair in pairs]
-                for metric in (mean_squared_error, psnr, ssim)
-            ]
-        )
-    values = np.concatenate(batches, axis=2)  # [metrics, 2, images]
+def _reconstruction_records(
+    record: Callable[..., Record], model, images, labels, mean_image, data
+) -> list[Record]:
     window = ssim_window(images.shape[1:])
-    details = (
-        ("mse", "", "of pixels in [0, 1]"),
-        ("psnr", "dB", "peak 1, mean of each image's"),
-        ("ssim", "", f"{window}x{window} Gaussian window, sigma 1.5"),
+    rows = (
+        ("mse", mean_squared_error, "", "of pixels in [0, 1]"),
+        ("psnr", psnr, "dB", "peak 1, mean of each image's"),
+        ("ssim", ssim, "", f"{window}x{window} Gaussian window, sigma 1.5"),
     )
+    blocks = []
+    for block in row_blocks(len(images), READ_BATCH_SIZE):
+        targets = images[block] / np.float32(255.0)
+        made = model.reconstruct(images[block], _rows_of(labels, block))
+        mean = np.broadcast_to(mean_image.astype(np.float32), targets.shape)
+        blocks.append(
+            [[measure(x, targets) for x in (made, mean)] for _, measure, _, _ in rows]
+        )
+    values = np.concatenate(blocks, axis=2)  # [metrics, 2, images]
     return [
-        Record.of_mean(
+        record(
             ours,
             metric=f"reconstruction_{name}",
             headline=name == "psnr",
             unit=unit,
             protocol=f"{data}, decoded posterior means, {detail}",
-            seed=seed,
             higher_is_better=name != "mse",
             baseline=("mean training image", float(baseline.mean())),
         )
-        for (name, unit, detail), (ours, baseline) in zip(details, values, strict=True)
+        for (name, _, unit, detail), (ours, baseline) in zip(rows, values, strict=True)
     ]
+
+
+def _rows_of(labels: np.ndarray | None, rows: slice) -> np.ndarray | None:
+    return None if labels is None else labels[rows]

@@ -84,8 +84,7 @@ def neighbour_measures(
     """
     if num_neighbours < 1:
         raise ValueError(
-            "`num_neighbours` must be at least 1. Received: "
-            f"num_neighbours={num_neighbours}"
+            f"`num_neighbours` must be at least 1. Received: {num_neighbours=}"
         )
     real, generated = _checked_vectors(real, generated, min_rows=num_neighbours + 1)
     real_radii, generated_radii = (_radii(x, num_neighbours) for x in (real, generated))

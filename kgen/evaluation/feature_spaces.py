@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from kgen.evaluation.blocks import row_blocks
 from kgen.models.shared.signatures import trace
 from kgen.models.shared.specs import ImageSpec
 from kgen.nn import random
@@ -25,6 +26,7 @@ DIGIT_WEIGHTS_SHA256 = (
 )
 DIGIT_SIZE = (28, 28)
 NUM_DIGITS = 10
+NUM_FEATURES = 64
 
 RANDOM_SEED = 2020
 # Chosen so that the distance grows with blur, noise and missing classes on digits,
@@ -35,7 +37,7 @@ _LEVEL_DIM = 16
 _CHANNELS = 32
 _GAIN = 2.0  # keeps the variance of handwritten digits similar on all levels
 
-_ROWS_AT_A_TIME = 250  # bounds the memory: 250 faces of 64x64 take 130 MB a level
+_BLOCK_ROWS = 250  # bounds the memory: 250 faces of 64x64 take 130 MB a level
 
 
 class DigitClassifier:
@@ -73,11 +75,18 @@ class DigitClassifier:
             network.set_weights([arrays[name] for name in arrays.files])
 
         def classify(images):
-            features, logits = network(images, training=False)
+            # [n, h, w, channels] -> [n * channels, h, w, 1]
+            single = tf.reshape(
+                tf.transpose(images, [0, 3, 1, 2]), [-1, *DIGIT_SIZE, 1]
+            )
+            features, logits = network(single, training=False)
+            num_rows, channels = tf.shape(images)[0], tf.shape(images)[3]
+            features = tf.reshape(features, [num_rows, channels * NUM_FEATURES])
+            logits = tf.reshape(logits, [num_rows, channels, NUM_DIGITS])
             return {"features": features, "probabilities": tf.nn.softmax(logits)}
 
-        specification = tf.TensorSpec([None, *DIGIT_SIZE, 1], tf.float32)
-        self._classify = trace(classify, images=specification)
+        specification = tf.TensorSpec([None, *DIGIT_SIZE, None], tf.float32)
+        self._graph = trace(classify, images=specification)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return features, and the probabilities of the ten digits.
@@ -91,20 +100,9 @@ class DigitClassifier:
         Raises:
             ValueError: On images of another shape, or values outside [0, 1].
         """
-
-        def classify(block):
-            block = _checked_images(block, (*DIGIT_SIZE, block.shape[-1]))
-            num_rows, channels = len(block), block.shape[-1]
-            # [n, h, w, channels] -> [n * channels, h, w, 1]
-            single = np.moveaxis(block, -1, 1).reshape(-1, *DIGIT_SIZE, 1)
-            found = self._classify(images=tf.constant(single))
-            return (
-                found["features"].numpy().reshape(num_rows, -1),
-                found["probabilities"].numpy().reshape(num_rows, channels, NUM_DIGITS),
-            )
-
-        features, probabilities = _in_blocks(classify, images)
-        return features, probabilities
+        shape = (*DIGIT_SIZE, images.shape[-1])
+        found = _outputs(self._graph, images, ImageSpec(*shape))
+        return found["features"], found["probabilities"]
 
 
 class RandomNetwork:
@@ -143,13 +141,8 @@ class RandomNetwork:
                 "`images` must have the shape [n, height, width, 1 or 3]. Received: "
                 f"{images.shape}."
             )
-        graph = _random_graph(shape)
-
-        def embed(block):
-            block = tf.constant(_checked_images(block, shape))
-            return (graph(images=block)["features"].numpy(),)
-
-        return _in_blocks(embed, images)[0], None
+        found = _outputs(_random_graph(shape), images, ImageSpec(*shape))
+        return found["features"], None
 
 
 def digit_network() -> keras.Model:
@@ -168,7 +161,7 @@ def digit_network() -> keras.Model:
             hidden = layers.BatchNormalization()(hidden)
             hidden = layers.Activation("swish")(hidden)
         hidden = layers.Dropout(0.3)(layers.Flatten()(hidden))
-        features = layers.Dense(64, use_bias=False)(hidden)
+        features = layers.Dense(NUM_FEATURES, use_bias=False)(hidden)
         features = layers.BatchNormalization(center=False, scale=False)(features)
         logits = layers.Dense(NUM_DIGITS)(layers.Activation("swish")(features))
         return keras.Model(images, [features, logits], name="kgen_mnist_v1")
@@ -214,15 +207,12 @@ def random_weights(layer: int, shape: tuple[int, ...]) -> np.ndarray:
         return (uniform.numpy() - np.float32(0.5)) * np.float32(math.sqrt(12.0))
 
 
-def _in_blocks(
-    embed: Callable[[np.ndarray], tuple[np.ndarray, ...]], images: np.ndarray
-) -> list[np.ndarray]:
-    """Embed blocks of images, to bound the memory, and join the results."""
-    starts = range(0, max(len(images), 1), _ROWS_AT_A_TIME)
-    blocks = [embed(images[start : start + _ROWS_AT_A_TIME]) for start in starts]
-    return [np.concatenate(arrays) for arrays in zip(*blocks, strict=True)]
-
-
-def _checked_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    spec = ImageSpec(*shape)
-    return spec.cast(spec.check("images", images))
+def _outputs(
+    graph: Callable[..., dict[str, tf.Tensor]], images: np.ndarray, spec: ImageSpec
+) -> dict[str, np.ndarray]:
+    """Check images, and compute their outputs in blocks, to bound the memory."""
+    blocks = []
+    for rows in row_blocks(max(len(images), 1), _BLOCK_ROWS):
+        block = spec.cast(spec.check("images", images[rows]))
+        blocks.append(graph(images=tf.constant(block)))
+    return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import numpy as np
 
 from kgen.data.image_sets import ImageSet
+from kgen.evaluation.blocks import Progress, row_blocks
 from kgen.evaluation.distances import (
     NUM_NEIGHBOURS,
     frechet_distance,
@@ -57,7 +58,7 @@ def evaluate_generator(
     num_sets: int = 3,
     seed: int = 0,
     feature_space: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Record]:
     """Measure quality and diversity of generated images, and the speed of sampling.
 
@@ -106,19 +107,21 @@ def evaluate_generator(
             f"feature_space={feature_space!r}"
         )
     check_one_shape(model, image_set)
-    real, labels = _sample(image_set, split, num_images, seed)
+    # Random images of a split, the same for one seed.
+    sample = functools.partial(read_split, image_set, seed=seed, shuffle=True)
+    real, labels = sample(split, limit=num_images)
     other_split = "test" if split == "train" else "train"
-    other, _ = _sample(image_set, other_split, len(real), seed)
+    other, _ = sample(other_split, limit=len(real))
     count = len(other)
     real, labels = real[:count], None if labels is None else labels[:count]
     space = _open_space(feature_space, real, labels)
-    conditions = labels if model.num_classes is not None else None
-    seeds = f"seeds 0 to {count - 1:,}"
-    if conditions is not None:
+    seeds, conditions = f"seeds 0 to {count - 1:,}", None
+    if labels is not None and model.num_classes is not None:
         seeds += ", with the labels of the real ones"
+        conditions = np.resize(labels, num_sets * count)
     real_features, real_numbers = _embed(space, real)
     shuffled_features, shuffled_numbers = _embed(space, shuffled_pixels(other, seed))
-    generated, numbers = _generate(model, space, conditions, count, num_sets, progress)
+    generated, numbers = _generate(model, space, conditions, num_sets * count, progress)
     features = _Features(
         space=space.name,
         real=real_features,
@@ -150,11 +153,8 @@ def evaluate_generator(
             image_set, features, numbers, shuffled_numbers, accuracy
         )
     speed = sampling_speed(model)
-    for reason in reasons:
-        speed = dataclasses.replace(
-            speed, protocol=f"{speed.protocol}; not measured: {reason}"
-        )
-    return [*records, speed]
+    protocol = "; not measured: ".join([speed.protocol, *reasons])
+    return [*records, dataclasses.replace(speed, protocol=protocol)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,11 +199,6 @@ def shuffled_pixels(images: np.ndarray, seed: int = 0) -> np.ndarray:
     return shuffled.reshape(images.shape)
 
 
-def _sample(image_set, split, num_images, seed):
-    """Random images of a split, the same for one seed; and their labels."""
-    return read_split(image_set, split, limit=num_images, seed=seed, shuffle=True)
-
-
 def _open_space(name, images, labels):
     """The feature space of a name; for None, chosen by the images."""
     if name is not None:
@@ -217,44 +212,33 @@ def _open_space(name, images, labels):
 
 
 def _accuracy(numbers, labels):
-    """Share of classified numbers that equal the labels; 0 without either."""
-    if numbers is None or labels is None:
-        return 0.0
-    return float(np.mean(numbers == labels[: len(numbers)]))
+    """Share of numbers that equal the labels; 0 without labels."""
+    return 0.0 if labels is None else float(np.mean(numbers == labels[: len(numbers)]))
 
 
 def _embed(space, images):
-    """Features [n, dim]; and the numbers [n] of the channels' digits, or None.
+    """Features [n, dim]; and the numbers [n] of the channels' digits, or -1.
 
     The first channel has the highest digit: red 1, green 2, blue 3 is 123.
     """
     features, probabilities = space.predict(images)
     if probabilities is None:
-        return features, None
+        return features, np.full(len(images), -1)
     digits = probabilities.argmax(axis=-1)  # [n, channels]
     return features, digits @ NUM_DIGITS ** np.arange(digits.shape[1])[::-1]
 
 
-def _generate(model, space, labels, count, num_sets, progress):
-    """Features of generated images, [sets * count, dim], and numbers or None."""
-    total = num_sets * count
-    labels = None if labels is None else np.resize(labels, total)
+def _generate(model, space, labels, total, progress):
+    """Features of generated images, [total, dim], and their numbers."""
+    spec = ImageSpec(*model.image_shape)
     batches = []
-    for start in range(0, total, READ_BATCH_SIZE):
-        rows = slice(start, min(start + READ_BATCH_SIZE, total))
-        images = model.generate(
-            range(rows.start, rows.stop), None if labels is None else labels[rows]
-        )
-        spec = ImageSpec(*model.image_shape)
+    for rows in row_blocks(total, READ_BATCH_SIZE, progress):
+        seeds = range(rows.start, rows.stop)
+        images = model.generate(seeds, None if labels is None else labels[rows])
         images = spec.cast(spec.check("images", images))
         # The 256 levels of an image file and of the real images.
         batches.append(_embed(space, np.rint(images * 255).astype(np.uint8)))
-        if progress:
-            progress(rows.stop, total)
-    features, numbers = zip(*batches, strict=True)
-    if numbers[0] is None:
-        return np.concatenate(features), None
-    return np.concatenate(features), np.concatenate(numbers)
+    return map(np.concatenate, zip(*batches, strict=True))
 
 
 # ---------------------------------------------------------------------------
@@ -264,37 +248,37 @@ def _generate(model, space, labels, count, num_sets, progress):
 
 def _distance_records(features: _Features) -> list[Record]:
     """The Frechet distance, and its floor by real images."""
-    distances = [frechet_distance(features.real, one) for one in features.generated]
-    floor = frechet_distance(features.real, features.other)
+    distance = functools.partial(frechet_distance, features.real)
+    distances = [distance(one) for one in features.generated]
+    floor = distance(features.other)
     interval, explained = None, ""
     if len(distances) > 1:
         interval = (min(distances), max(distances))
-        last_seed = features.generated.shape[0] * features.generated.shape[1] - 1
+        last_seed = len(distances) * len(features.real) - 1
         explained = (
             f"; interval: the lowest and the highest of {len(distances)} sets of "
             f"generated images (seeds 0 to {last_seed:,}), against the same real ones"
         )
-    shared: dict[str, Any] = {
-        "n": len(features.real),
-        "seed": features.seed,
-        "higher_is_better": False,
-        "baseline": (_SHUFFLED, frechet_distance(features.real, features.shuffled)),
-    }
+    record = functools.partial(
+        Record,
+        n=len(features.real),
+        seed=features.seed,
+        higher_is_better=False,
+        baseline=(_SHUFFLED, distance(features.shuffled)),
+    )
     return [
-        Record(
+        record(
             metric=f"frechet_distance[{features.space}]",
             headline=True,
             value=distances[0],
             interval=interval,
             protocol=f"{features.protocol}; {features.other_name}: {floor:.4g}"
             + explained,
-            **shared,
         ),
-        Record(
+        record(
             metric=f"frechet_distance_floor[{features.space}]",
             value=floor,
             protocol=f"{features.protocol}, but with {features.other_name}",
-            **shared,
         ),
     ]
 

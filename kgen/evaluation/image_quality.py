@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import tensorflow as tf
 
+from kgen.evaluation.blocks import in_blocks
+
 SSIM_WINDOW = 11  # pixels; with the sigma of 1.5, the window of the paper
-_ROWS_AT_A_TIME = 512  # SSIM computes five images for each pair
+_BLOCK_ROWS = 512  # SSIM computes five images for each pair
 
 
 def mean_squared_error(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -58,31 +58,13 @@ def ssim(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
             filter_sigma=1.5,
         ).numpy()
 
-    return in_rows(measure, images, targets)
+    return in_blocks(measure, images, targets, size=_BLOCK_ROWS)
 
 
 def ssim_window(image_shape: tuple[int, ...]) -> int:
     """Return the side of the SSIM window: 11, or the largest odd number that fits."""
     side = min(SSIM_WINDOW, *image_shape[:2])
     return side if side % 2 else side - 1
-
-
-def in_rows(
-    function: Callable[..., np.ndarray],
-    *arrays: np.ndarray,
-    rows: int = _ROWS_AT_A_TIME,
-) -> np.ndarray:
-    """Apply a function to blocks of rows, to bound the memory, and join the results.
-
-    Args:
-        function: From as many arrays to one number for each row.
-        *arrays: Arrays of n rows, n at least 1.
-        rows: Rows of a block.
-    """
-    starts = range(0, len(arrays[0]), rows)
-    return np.concatenate(
-        [function(*(array[i : i + rows] for array in arrays)) for i in starts]
-    )
 
 
 def _checked_pairs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -13,7 +14,8 @@ import tensorflow as tf
 
 from kgen.data.text_sets import TextSet
 from kgen.evaluation import text_statistics
-from kgen.evaluation.records import Record, bootstrap_interval
+from kgen.evaluation.blocks import Progress, row_blocks
+from kgen.evaluation.records import Record
 from kgen.evaluation.split_rows import check_at_least_1
 from kgen.evaluation.timing import rate_record
 
@@ -34,7 +36,7 @@ def evaluate_language_model(
     limit: int | None = None,
     num_texts: int = NUM_TEXTS,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Record]:
     """Measure loss, diversity and novelty of generated text, and decoding speed.
 
@@ -102,59 +104,55 @@ def _loss_records(model, text_set, split, limit, seed, protocol) -> list[Record]
     num_tokens = int(counts.sum())
     targets = text_set.tokens(split)[1 : num_tokens + 1]
     num_characters = len(text_set.tokenizer.decode(targets))
-    unigrams = text_statistics.unigram_loss(training_counts(text_set), targets)
-    # The loss is a mean over tokens, and windows are resampled: the share of each.
-    low, high = bootstrap_interval(nats / counts.mean(), seed=seed)
-    loss = nats.sum() / num_tokens
-    to_bits = num_tokens / num_characters / math.log(2.0)
-    rows = (
-        ("loss", "nats/token", float),
-        ("perplexity", "", math.exp),
-        ("bits_per_character", "bits", lambda nats: float(nats * to_bits)),
+    record = functools.partial(
+        Record.of_mean, unit="nats/token", seed=seed, higher_is_better=False
     )
-    records = [
-        Record(
+    name, unigrams = _unigram_baseline(text_set, targets)
+    loss: Any = record(
+        nats,
+        counts,
+        rows="windows",
+        metric="loss",
+        headline=True,
+        protocol=f"{protocol}, {num_tokens:,} tokens ({num_characters:,} characters), "
+        f"each predicted once in windows of {text_set.context}",
+        baseline=(name, unigrams),
+    )
+    to_bits = num_tokens / num_characters / math.log(2.0)
+    converted = [
+        dataclasses.replace(
+            loss,
             metric=metric,
-            headline=metric != "perplexity",
-            value=convert(loss),
+            headline=unit == "bits",
+            value=convert(loss.value),
             unit=unit,
-            protocol=(
-                f"{protocol}, {num_tokens:,} tokens ({num_characters:,} characters), "
-                f"each predicted once in windows of {text_set.context}; 95 % bootstrap "
-                "interval over windows"
-            ),
-            n=num_tokens,
-            seed=seed,
-            higher_is_better=False,
-            interval=(convert(low), convert(high)),
-            baseline=("token frequencies", convert(unigrams)),
+            interval=tuple(map(convert, loss.interval)),
+            baseline=(name, convert(unigrams)),
         )
-        for metric, unit, convert in rows
+        for metric, unit, convert in (
+            ("perplexity", "", math.exp),
+            ("bits_per_character", "bits", lambda nats: nats * to_bits),
+        )
     ]
-    return [*records, _random_batches(graph, text_set, split, seed, protocol)]
-
-
-def _random_batches(graph, text_set, split, seed, protocol) -> Record:
-    """The loss as nanoGPT estimates it, to compare with papers and logs."""
+    # The loss as nanoGPT estimates it, to compare with papers and logs.
     tokens, size = text_set.tokens(split).astype(np.int32), text_set.context + 1
     starts = np.random.default_rng(seed).integers(0, len(tokens) - size + 1, (20, 12))
-    windows = tokens[starts[..., None] + np.arange(size)]
-    nats = np.array([np.sum(graph(tf.constant(batch))[0]) for batch in windows])
-    losses = nats / windows[0, :, 1:].size
-    targets = windows[..., 1:].ravel()
-    unigrams = text_statistics.unigram_loss(training_counts(text_set), targets)
-    return Record(
+    drawn = tokens[starts[..., None] + np.arange(size)]
+    sums = [np.float64(graph(tf.constant(batch))).sum(axis=1) for batch in drawn]
+    estimate = record(
+        *np.transpose(sums),
+        rows="batches",
         metric="loss[random-batches]",
-        value=float(losses.mean()),
-        unit="nats/token",
         protocol=f"{protocol}, 20 batches of 12 windows of {text_set.context} from "
-        "random positions; mean; 95 % bootstrap interval over batches",
-        n=targets.size,
-        seed=seed,
-        higher_is_better=False,
-        interval=bootstrap_interval(losses, seed=seed),
-        baseline=("token frequencies", unigrams),
+        "random positions",
+        baseline=_unigram_baseline(text_set, drawn[..., 1:].ravel()),
     )
+    return [loss, *converted, estimate]
+
+
+def _unigram_baseline(text_set, tokens) -> tuple[str, float]:
+    counts = training_counts(text_set)
+    return "token frequencies", text_statistics.unigram_loss(counts, tokens)
 
 
 def _window_losses(model, tokens):
@@ -183,14 +181,12 @@ def _text_records(model, text_set, split, count, seed, progress, protocol):
     starts = np.linspace(0, room, count).astype(int)
     prompts = [tokens[start : start + num_prompt] for start in starts]
     generated: list[np.ndarray] = []
-    for start in range(0, count, 10):
+    for block in row_blocks(count, 10, progress):
         generated += model.generate(
-            prompts[start : start + 10],
+            prompts[block],
             max_new_tokens=num_text,
-            seeds=range(seed + start, seed + min(start + 10, count)),
+            seeds=range(seed + block.start, seed + block.stop),
         )
-        if progress:
-            progress(len(generated), count)
     decode = text_set.tokenizer.decode
     ours = [decode(row) for row in generated]
     theirs = [decode(tokens[start:][num_prompt:][:num_text]) for start in starts]
@@ -245,19 +241,18 @@ def _speed_records(model, prompt) -> list[Record]:
         for _ in range(num_tokens):
             tokens = tf.concat([tokens, next_token(tokens)], axis=1)
 
-    records: list[Record] = []
-    for name, call in (("uncached", uncached), ("cached", cached)):
-        baseline = ("uncached", records[0].value) if records else None
-        records.append(
-            rate_record(
-                call,
-                num_tokens,
-                metric=f"tokens_per_second[{name}]",
-                headline=name == "cached",
-                unit="tokens/s",
-                protocol=f"generate, one text of {num_tokens} tokens, greedy",
-                num_runs=3,
-                baseline=baseline,
-            )
-        )
-    return records
+    rate = functools.partial(
+        rate_record,
+        amount=num_tokens,
+        unit="tokens/s",
+        protocol=f"generate, one text of {num_tokens} tokens, greedy",
+        num_runs=3,
+    )
+    slow = rate(uncached, metric="tokens_per_second[uncached]")
+    fast = rate(
+        cached,
+        metric="tokens_per_second[cached]",
+        headline=True,
+        baseline=("uncached", slow.value),
+    )
+    return [slow, fast]

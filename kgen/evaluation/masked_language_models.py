@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from kgen.data.text_sets import TextSet
+from kgen.evaluation.blocks import Progress, row_blocks
 from kgen.evaluation.language_models import (
     BATCH_SIZE,
     check_tokenizer,
     training_counts,
 )
-from kgen.evaluation.records import Record, bootstrap_interval
+from kgen.evaluation.records import Record
 from kgen.evaluation.split_rows import check_at_least_1
 from kgen.evaluation.text_statistics import unigram_loss
 from kgen.evaluation.timing import rate_record
@@ -29,7 +30,7 @@ def evaluate_masked_language_model(
     split: str = "validation",
     limit: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Record]:
     """Measure the prediction of masked tokens, and the speed of embedding.
 
@@ -57,47 +58,36 @@ def evaluate_masked_language_model(
     inputs = np.where(masked, model.vocab_size, windows)
     graph = tf.function(lambda tokens: tf.nn.log_softmax(model(tokens)))
     nats, correct = np.zeros(windows.shape), np.zeros(windows.shape)
-    for start in range(0, len(windows), BATCH_SIZE):
-        rows = slice(start, start + BATCH_SIZE)
+    for rows in row_blocks(len(windows), BATCH_SIZE, progress):
         log_probs = graph(tf.constant(inputs[rows])).numpy()
         targets = np.maximum(windows[rows], 0)[..., None]
         nats[rows] = -np.take_along_axis(log_probs, targets, 2)[..., 0]
         correct[rows] = log_probs.argmax(axis=2) == windows[rows]
-        if progress:
-            progress(min(rows.stop, len(windows)), len(windows))
     targets, counts = windows[masked], training_counts(text_set)
     most_frequent = float((targets == counts.argmax()).mean())
-    num_masked = masked.sum(axis=1)  # [windows]
     texts = [row[row >= 0] for row in windows[:BATCH_SIZE]]
-
-    def mean_record(metric, unit, values, baseline):
-        sums = (values * masked).sum(axis=1)
-        return Record(
-            metric=metric,
-            headline=True,
-            value=float(sums.sum() / num_masked.sum()),
-            unit=unit,
-            protocol=(
-                f"{text_set.name}, {split}, every {MASK_EVERY}th token of "
-                f"{len(windows):,} windows of {model.context}; 95 % bootstrap interval "
-                "over windows"
-            ),
-            n=len(targets),
-            seed=seed,
-            higher_is_better=metric == "masked_accuracy",
-            interval=bootstrap_interval(sums / num_masked.mean(), seed=seed),
-            baseline=baseline,
-        )
-
+    record = functools.partial(
+        Record.of_mean,
+        counts=masked.sum(axis=1),
+        rows="windows",
+        headline=True,
+        protocol=f"{text_set.name}, {split}, every {MASK_EVERY}th token of "
+        f"{len(windows):,} windows of {model.context}",
+        seed=seed,
+    )
     return [
-        mean_record(
-            "masked_loss",
-            "nats",
-            nats,
-            ("token frequencies", unigram_loss(counts, targets)),
+        record(
+            (nats * masked).sum(axis=1),
+            metric="masked_loss",
+            unit="nats",
+            higher_is_better=False,
+            baseline=("token frequencies", unigram_loss(counts, targets)),
         ),
-        mean_record(
-            "masked_accuracy", "", correct, ("most frequent token", most_frequent)
+        record(
+            (correct * masked).sum(axis=1),
+            metric="masked_accuracy",
+            higher_is_better=True,
+            baseline=("most frequent token", most_frequent),
         ),
         rate_record(
             lambda: model.embed(texts),

@@ -18,6 +18,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
+from kgen.evaluation.blocks import Progress, row_blocks
+
 BLOCK_USERS = 256  # users whose scores are in memory together
 
 
@@ -63,7 +65,12 @@ def top_items(
     allowed = np.ones(scores.shape, bool)
     if candidates is not None:
         allowed[:] = False
-        allowed[:, _checked_positions(candidates, num_items)] = True
+        rule = (
+            f"[candidates], positions from 0 to {num_items - 1}, not a mask (of one, "
+        )
+        rule += "take `np.flatnonzero`)"
+        only = _checked_integers("candidates", candidates, rule, 1, range(num_items))
+        allowed[:, only] = True
     if seen is not None:
         allowed[seen.nonzero()] = False
     scores = np.where(allowed, scores, -np.inf)
@@ -89,7 +96,7 @@ def recommended(
     history: sparse.csr_array,
     k: int,
     candidates: np.ndarray | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Return the k best items of each user that are not in the history.
 
@@ -112,12 +119,10 @@ def recommended(
     if candidates is not None:
         candidates = np.flatnonzero(np.isin(order, candidates))
     blocks = [np.zeros((0, k), np.int64)]
-    for start in range(0, num_users, BLOCK_USERS):
-        seen = history[start : start + BLOCK_USERS]
+    for users in row_blocks(num_users, BLOCK_USERS, progress):
+        seen = history[users]
         top = top_items(score(seen)[:, order], seen[:, order], k, candidates)
         blocks.append(np.where(top < 0, -1, order[top]))
-        if progress:
-            progress(min(start + BLOCK_USERS, num_users), num_users)
     return np.concatenate(blocks)
 
 
@@ -320,18 +325,9 @@ def _check_length(k: int) -> None:
 
 def _checked_lists(top: np.ndarray, num_items: int) -> np.ndarray:
     """Return the lists as an array, or raise a ValueError."""
-    top = np.asarray(top)
-    if top.ndim != 2 or not np.issubdtype(top.dtype, np.integer):
-        raise ValueError(
-            "`top` must be positions of items, integers [users, k]. Received: "
-            f"{top.dtype} {top.shape}."
-        )
+    rule = f"[users, k], positions from 0 to {num_items - 1}, or -1 for an empty rank"
+    top = _checked_integers("top", top, rule, 2, range(-1, num_items))
     _check_length(top.shape[1])
-    if len(top) and not -1 <= top.min() <= top.max() < num_items:
-        raise ValueError(
-            f"`top` must hold positions from 0 to {num_items - 1}, or -1 for an empty "
-            f"rank. Received: {top.min()} to {top.max()}."
-        )
     ordered = np.sort(top, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
         raise ValueError(
@@ -340,17 +336,15 @@ def _checked_lists(top: np.ndarray, num_items: int) -> np.ndarray:
     return top
 
 
-def _checked_positions(candidates: np.ndarray, num_items: int) -> np.ndarray:
-    """Return the candidates as an array, or raise a ValueError."""
-    positions = np.asarray(candidates)
-    if positions.ndim != 1 or not np.issubdtype(positions.dtype, np.integer):
-        raise ValueError(
-            "`candidates` must be positions of items, integers [candidates]. Received: "
-            f"{positions.dtype} {positions.shape}. Of a mask, take `np.flatnonzero`."
-        )
-    if len(positions) and not 0 <= positions.min() <= positions.max() < num_items:
-        raise ValueError(
-            f"`candidates` must be positions from 0 to {num_items - 1}. Received: "
-            f"{positions.min()} to {positions.max()}."
-        )
-    return positions
+def _checked_integers(
+    name: str, values: np.ndarray, rule: str, num_axes: int, accepted: range
+) -> np.ndarray:
+    """Return integers as an array, or raise a ValueError."""
+    array = np.asarray(values)
+    if array.ndim != num_axes or not np.issubdtype(array.dtype, np.integer):
+        received = f"{array.dtype} {array.shape}"
+    elif array.size and not (array.min() in accepted and array.max() in accepted):
+        received = f"{array.min()} to {array.max()}"
+    else:
+        return array
+    raise ValueError(f"`{name}` must be integers {rule}. Received: {received}.")

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import get_lapack_funcs
 
+from kgen.evaluation.blocks import row_blocks
 from kgen.evaluation.ranking import recommended, top_items
 
 _BLOCK = 256  # rows of a dense block: with 21,000 items in float64 43 MB
@@ -116,13 +117,10 @@ class ItemKNN(Baseline):
     def __init__(self, *, num_neighbors: int = 100, shrinkage: float = 10.0):
         if num_neighbors < 1:
             raise ValueError(
-                "`num_neighbors` must be at least 1. Received: "
-                f"num_neighbors={num_neighbors}"
+                f"`num_neighbors` must be at least 1. Received: {num_neighbors=}"
             )
         if not 0 <= shrinkage < np.inf:
-            raise ValueError(
-                f"`shrinkage` must be at least 0. Received: shrinkage={shrinkage}"
-            )
+            raise ValueError(f"`shrinkage` must be at least 0. Received: {shrinkage=}")
         self.num_neighbors = num_neighbors
         self.shrinkage = shrinkage
         self.name = f"item KNN (neighbours {num_neighbors}, shrinkage {shrinkage:g})"
@@ -146,8 +144,7 @@ class ItemKNN(Baseline):
             )
         similarities = sparse.vstack(blocks, format="csr")
         similarities.eliminate_zeros()
-        # [neighbour, item]
-        self._weights = similarities.T.tocsr()
+        self._weights = similarities.T.tocsr()  # [neighbour, item]
 
     def _score(self, history: sparse.csr_array) -> np.ndarray:
         return (history @ self._weights).toarray()
@@ -175,7 +172,7 @@ class EASE(Baseline):
 
     def __init__(self, *, l2: float = 500.0):
         if not 0 < l2 < np.inf:
-            raise ValueError(f"`l2` must be above 0. Received: l2={l2}")
+            raise ValueError(f"`l2` must be above 0. Received: {l2=}")
         self.l2 = l2
         self.name = f"EASE (l2 {l2:g})"
 
@@ -322,8 +319,7 @@ def _scaled_rows(matrix: sparse.csr_array, lengths: np.ndarray) -> sparse.csr_ar
 def _products(train: sparse.csr_array) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield blocks of items, and the products of their columns with all columns."""
     by_item = train.T.tocsr()
-    for start in range(0, train.shape[1], _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for block in row_blocks(train.shape[1], _BLOCK):
         yield block, (by_item[block] @ train).toarray()
 
 
@@ -343,8 +339,7 @@ def _invert_in_place(matrix: np.ndarray) -> None:
         raise np.linalg.LinAlgError("The matrix is not positive definite.")
     invert(factor, lower=True, overwrite_c=True)
     # LAPACK wrote only the triangle below the transpose's diagonal: mirror it.
-    for start in range(0, len(matrix), _BLOCK):
-        block, below = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+    for block in row_blocks(len(matrix), _BLOCK):
         square = matrix[block, block]
         square[:] = np.triu(square) + np.triu(square, 1).T
-        matrix[below, block] = matrix[block, below].T
+        matrix[block.stop :, block] = matrix[block, block.stop :].T

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy import sparse
 
 from kgen.data.rating_sets import RatingSet
 from kgen.evaluation import ranking
+from kgen.evaluation.blocks import Progress
 from kgen.evaluation.recommender_baselines import (
     EASE,
     Baseline,
@@ -62,7 +62,7 @@ def evaluate_recommender(
     split: str = "test",
     limit: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Record]:
     """Measure the ranking of held-out items, diversity, and the time of a request.
 
@@ -116,19 +116,15 @@ def evaluate_recommender(
         protocol += (
             f", {len(users.candidates):,} held-out items ranked, ties in random order"
         )
+    scorers = {"": model} | {baseline.name: baseline for baseline in baselines}
     lists = {
         name: ranking.recommended(
-            score, users.history, LIST_LENGTH, users.candidates, progress
+            scorer.score, users.history, LIST_LENGTH, users.candidates, progress
         )
-        for name, score in [("", model.score)]
-        + [(baseline.name, baseline.score) for baseline in baselines]
+        for name, scorer in scorers.items()
     }
     values = {name: _user_values(top, users.targets) for name, top in lists.items()}
-    reference = next(
-        baseline.name
-        for baseline in reversed(baselines)
-        if isinstance(baseline, EASE) or users.candidates is not None
-    )
+    reference = baselines[-1].name
     records = []
     for subject, top in lists.items():
         records += _user_records(subject, values, reference, protocol, seed)
@@ -149,25 +145,20 @@ def _users(rating_set: RatingSet, split: str, limit: int | None) -> _Users:
 
 
 def _fitted_baselines(rating_set, train) -> list[Baseline]:
-    """One baseline of each kind, with the best options for the validation users."""
-    validation = _users(rating_set, "validation", None)
+    """Baselines of each kind, with the best options for the validation users.
+
+    The best kind is the last one.
+    """
+    history, targets, candidates = _users(rating_set, "validation", None)
     kinds: list[list[Baseline]] = [[Popularity()]]
-    if validation.candidates is None:
-        kinds += [
-            [ItemKNN(num_neighbors=n, shrinkage=s) for n, s in _KNN_OPTIONS],
-            [EASE(l2=l2) for l2 in _EASE_L2],
-        ]
+    if candidates is None:
+        kinds.append([ItemKNN(num_neighbors=n, shrinkage=s) for n, s in _KNN_OPTIONS])
     if rating_set.item_titles is not None:
         kinds.append([ContentKNN(rating_set.item_features()[0])])
+    if candidates is None:
+        kinds.append([EASE(l2=l2) for l2 in _EASE_L2])
     return [
-        choose(
-            kind,
-            train,
-            validation.history,
-            validation.targets,
-            ranking.ndcg,
-            candidates=validation.candidates,
-        )[0]
+        choose(kind, train, history, targets, ranking.ndcg, candidates=candidates)[0]
         for kind in kinds
     ]
 
@@ -238,12 +229,8 @@ def _catalogue_records(subject, top, users, train, protocol):
 
 def _request_time(model, rating_set, users: _Users) -> Record:
     """Milliseconds of `recommend` for one user, warm."""
-    histories = [
-        rating_set.item_ids[row.indices].tolist()
-        for row in (
-            users.history[[i % users.history.shape[0]]] for i in range(_NUM_TIMED)
-        )
-    ]
+    rows = users.history[np.arange(_NUM_TIMED) % users.history.shape[0]]
+    histories = [rating_set.item_ids[row.indices].tolist() for row in rows]
     k = min(10, rating_set.num_items)
     calls = [functools.partial(model.recommend, [one], k=k) for one in histories]
     call_seconds(calls[:1])  # compiles the graph

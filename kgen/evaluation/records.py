@@ -17,7 +17,6 @@ from kgen.files import replacing
 # The 2.5 % and 97.5 % quantiles of 1,000 resamples are exact to about a tenth of the
 # interval's width; 1,000 resamples of 10,000 images take a fifth of a second.
 NUM_RESAMPLES = 1000
-BOOTSTRAP_TEXT = f"95 % bootstrap interval over rows, {NUM_RESAMPLES:,} resamples"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,38 +50,53 @@ class Record:
     headline: bool = False
 
     @classmethod
-    def of_mean(cls, values: np.ndarray, *, protocol: str, **fields: Any) -> Record:
-        """Return the record of a mean over rows, with its bootstrap interval.
+    def of_mean(
+        cls,
+        values: np.ndarray,
+        counts: np.ndarray | None = None,
+        *,
+        rows: str = "rows",
+        protocol: str,
+        **fields: Any,
+    ) -> Record:
+        """Return the record of a mean, with its bootstrap interval over rows.
 
         Args:
-            values: One number for each row: [n].
+            values: One number for each row: [rows]; with `counts`, a sum over its
+                elements.
+            counts: Number of elements of each row, over which the mean is taken:
+                [rows]. None: one each.
+            rows: Name of the rows.
             protocol: The protocol without the interval.
             **fields: The other attributes; `seed` is also the seed of the interval.
         """
+        counts = np.ones(len(values)) if counts is None else counts
         return cls(
-            value=float(np.mean(values, dtype=np.float64)),
-            n=len(values),
-            interval=bootstrap_interval(values, seed=fields.get("seed") or 0),
-            protocol=f"{protocol}; mean; {BOOTSTRAP_TEXT}",
+            value=float(np.sum(values, dtype=np.float64) / counts.sum()),
+            n=int(counts.sum()),
+            interval=bootstrap_interval(
+                values / counts.mean(), seed=fields.get("seed") or 0
+            ),
+            protocol=f"{protocol}; mean; 95 % bootstrap interval over {rows}, "
+            f"{NUM_RESAMPLES:,} resamples",
             **fields,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; NaN and infinity, which it lacks, as text."""
-        return _map_floats(dataclasses.asdict(self), _to_json)
+        text = json.dumps(dataclasses.asdict(self))
+        return json.loads(text, parse_constant=lambda name: str(float(name)))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
         """Return the record of the values of `to_dict`."""
-        values = dict(values)
-        values["value"] = float(values["value"])
-        if values["interval"] is not None:
-            low, high = values["interval"]
-            values["interval"] = (float(low), float(high))
-        if values["baseline"] is not None:
-            name, value = values["baseline"]
-            values["baseline"] = (name, float(value))
-        return cls(**values)
+        interval, baseline = values["interval"], values["baseline"]
+        numbers = {
+            "value": float(values["value"]),
+            "interval": interval and tuple(map(float, interval)),
+            "baseline": baseline and (baseline[0], float(baseline[1])),
+        }
+        return cls(**values | numbers)
 
 
 def bootstrap_interval(
@@ -234,15 +248,3 @@ def _number(value: float, digits: int = 4) -> str:
         return str(value)
     whole = abs(value) >= 10 ** (digits - 1)
     return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
-
-
-def _map_floats(value: Any, function: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _map_floats(item, function) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_map_floats(item, function) for item in value]
-    return function(value) if isinstance(value, float) else value
-
-
-def _to_json(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)

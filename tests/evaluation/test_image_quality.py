@@ -5,7 +5,8 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from kgen.evaluation import mean_squared_error, psnr, ssim
-from kgen.evaluation.image_quality import in_rows, ssim_window
+from kgen.evaluation.blocks import in_blocks
+from kgen.evaluation.image_quality import ssim_window
 
 
 def pair(*shape):
@@ -80,7 +81,7 @@ def test_ssim_window_is_odd_and_fits():
     assert ssim_window((1, 1, 1)) == 1
 
 
-def test_in_rows_joins_its_blocks():
+def test_in_blocks_joins_its_blocks():
     values = np.arange(7)
     sizes = []
 
@@ -88,7 +89,7 @@ def test_in_rows_joins_its_blocks():
         sizes.append(len(rows))
         return 2 * rows
 
-    np.testing.assert_array_equal(in_rows(double, values, rows=3), 2 * values)
+    np.testing.assert_array_equal(in_blocks(double, values, size=3), 2 * values)
     assert sizes == [3, 3, 1]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from kgen.models.shared.specs import assertion
+
 # Of a file whose size the model does not fix: a small file can unpack to gigabytes.
 MAX_PIXELS = 2**25
 
@@ -39,8 +41,16 @@ def decode_images(files: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
     height, width, channels = shape
     headers = (tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32))
     sizes, orientations = tf.map_fn(_header, files, fn_output_signature=headers)
-    with tf.control_dependencies(_size_checks(sizes, height, width)):
-        files = tf.identity(files)
+    largest = tf.reduce_max(sizes, 0)
+    wanted = tf.stack([height or largest[0], width or largest[1]])
+    rule = f"images of {height or 'any'} x {width or 'any'} pixels, all of one size"
+    # Before anything is unpacked.
+    files = _checked(files, tf.reduce_all(sizes == wanted), f"be {rule}")
+    num_pixels = tf.reduce_prod(tf.cast(sizes, tf.int64), 1)
+    is_small = tf.reduce_all(num_pixels <= MAX_PIXELS)
+    files = _checked(files, is_small, f"be images of at most {MAX_PIXELS:,} pixels")
+    if None in (height, width):
+        files = _checked(files, tf.size(sizes) > 0, "be at least one image")
 
     @tf.autograph.experimental.do_not_convert  # It takes seconds.
     def decode(file_and_orientation):
@@ -54,35 +64,16 @@ def decode_images(files: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
             pixels = (tf.reduce_sum(pixels * _LUMA, -1, keepdims=True) + 2**15) // 2**16
         return tf.ensure_shape(pixels, shape)
 
-    pixels = tf.map_fn(
-        decode,
-        (files, orientations),
-        fn_output_signature=tf.TensorSpec(shape, tf.int32),
-    )
+    spec = tf.TensorSpec(shape, tf.int32)
+    pixels = tf.map_fn(decode, (files, orientations), fn_output_signature=spec)
     pixels = tf.ensure_shape(pixels, [None, *shape])
     return tf.cast(pixels, tf.float32) / 255.0
 
 
-def _size_checks(
-    sizes: tf.Tensor, height: int | None, width: int | None
-) -> list[tf.Operation]:
-    """Checks before anything is unpacked: a batch of images needs one size."""
-    largest = tf.reduce_max(sizes, 0)
-    wanted = tf.stack([height or largest[0], width or largest[1]])
-    num_pixels = tf.reduce_prod(tf.cast(sizes, tf.int64), 1)
-    rules = {
-        f"images of {height or 'any'} x {width or 'any'} pixels, all of one size": (
-            tf.reduce_all(sizes == wanted)
-        ),
-        f"images of at most {MAX_PIXELS:,} pixels": tf.reduce_all(
-            num_pixels <= MAX_PIXELS
-        ),
-        "at least one image": tf.size(sizes) > 0 if None in (height, width) else True,
-    }
-    return [
-        tf.debugging.Assert(holds, [f"`images_bytes` must be {text}."])
-        for text, holds in rules.items()
-    ]
+def _checked(tensor: tf.Tensor, holds: tf.Tensor, rule: str) -> tf.Tensor:
+    """The tensor behind an assertion about the files."""
+    with tf.control_dependencies([assertion(holds, f"`images_bytes` must {rule}.")]):
+        return tf.identity(tensor)
 
 
 def _is_png(file: tf.Tensor) -> tf.Tensor:
@@ -94,12 +85,8 @@ def _header(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Height and width of the upright image, int32 [2], and its orientation."""
     is_png = _is_png(file)
     is_jpeg = tf.strings.substr(file, 0, 2) == b"\xff\xd8"
-    known = tf.debugging.Assert(
-        (is_png | is_jpeg) & (tf.strings.length(file) > 25),
-        ["`images_bytes` must be PNG or JPEG files."],
-    )
-    with tf.control_dependencies([known]):
-        file = tf.identity(file)
+    is_known = (is_png | is_jpeg) & (tf.strings.length(file) > 25)
+    file = _checked(file, is_known, "be PNG or JPEG files")
     size = tf.cond(
         is_png,
         lambda: tf.io.decode_raw(
@@ -136,12 +123,11 @@ def _orientation(file: tf.Tensor) -> tf.Tensor:
     is_it = is_known & (number(entries[:, :2]) == _ORIENTATION_TAG)
     values = tf.boolean_mask(values, is_it)
 
-    is_readable = tf.debugging.Assert(
-        (tf.size(values) > 0) | ~tf.strings.regex_full_match(file, _COMPRESSED),
-        ["`images_bytes` must have Exif data in an eXIf chunk, and XMP uncompressed."],
+    is_readable = (tf.size(values) > 0) | ~tf.strings.regex_full_match(
+        file, _COMPRESSED
     )
-    with tf.control_dependencies([is_readable]):
-        xmp = tf.strings.regex_replace(file, _XMP, r"\1")
+    rule = "have Exif data in an eXIf chunk, and XMP uncompressed"
+    xmp = tf.strings.regex_replace(_checked(file, is_readable, rule), _XMP, r"\1")
     digit = tf.cast(tf.io.decode_raw(xmp, tf.uint8)[:1], tf.int64) - ord("0")
     digit = tf.where(tf.strings.length(xmp) == 1, digit, 1)
     return tf.cast(tf.concat([digit, values], 0)[-1], tf.int32)
@@ -180,12 +166,9 @@ def _png(file: tf.Tensor) -> tf.Tensor:
     alpha = tf.where((depth < 8) & tf.reduce_all(alpha == filler), 2**16 - 1, alpha)
     # Pillow compares a transparent colour with scaled pixels: training misses it.
     is_keyed = _is_one_of(colour, 0, 2) & tf.reduce_any(alpha < 2**16 - 1)
-    is_seen = tf.debugging.Assert(
-        ~(is_keyed & _is_one_of(depth, 2, 4, 16)),
-        ["`images_bytes` must have a transparent colour in PNG files of 8 bits only."],
-    )
-    with tf.control_dependencies([is_seen]):
-        pixels = tf.concat([rgb, alpha], -1)
+    is_seen = ~(is_keyed & _is_one_of(depth, 2, 4, 16))
+    rule = "have a transparent colour in PNG files of 8 bits only"
+    pixels = _checked(tf.concat([rgb, alpha], -1), is_seen, rule)
     # 8 bits come as 257 times their value. Of 16 bits of a colour Pillow keeps the
     # upper 8, and `kgen.data` rounds those of a grey image.
     return tf.where(colour == 0, (pixels + 128) // 257, pixels // 256)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,48 +56,66 @@ def _of_files(signature: Signature) -> Signature | None:
     if not made or "saved_model" not in signature.runtimes:
         return None
     graph = signature.compiled.get_concrete_function()
-    shapes = {name: signature.inputs[name].shape for name in given}
     channels = [graph.structured_outputs[name].shape[-1] for name in made]
-    channels += [shape[-1] for shape in shapes.values()]
+    channels += [signature.inputs[name].shape[-1] for name in given]
     if not {*channels} <= {*PNG_CHANNELS}:
         return None
 
-    def function(**inputs):
-        for name, shape in shapes.items():
-            inputs[name] = decode_images(inputs.pop(f"{name}_bytes"), shape)
-        return _files_for(made, signature.function(**inputs))
+    inputs = {}
+    for name in given:
+        read = functools.partial(decode_images, shape=signature.inputs[name].shape)
+        inputs[name] = Form(f"{name}_bytes", FileSpec(), read, _png)
+    outputs = {name: Form(f"{name}_bytes", "png", write=_png) for name in made}
+    changes = {"name": f"{signature.name}_png", "runtimes": ("saved_model",)}
+    return dataclasses.replace(in_forms(signature, inputs, outputs), **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Another form of an input or output of a signature.
+
+    Attributes:
+        name: Its name.
+        kind: Spec of an input, or kind of an output.
+        read: Function from this form to the signature's own.
+        write: Function from the signature's own form to this one.
+    """
+
+    name: str
+    kind: Any
+    read: Callable[[Any], Any] = lambda value: value
+    write: Callable[[Any], Any] = lambda value: value
+
+
+def in_forms(
+    signature: Signature, inputs: dict[str, Form], outputs: dict[str, Form]
+) -> Signature:
+    """The signature with some of its inputs and outputs in other forms."""
+    given = {k: inputs.get(k, Form(k, spec)) for k, spec in signature.inputs.items()}
+    made = {k: outputs.get(k, Form(k, kind)) for k, kind in signature.outputs.items()}
+
+    def function(**values):
+        own = {name: form.read(values[form.name]) for name, form in given.items()}
+        results = signature.function(**own)
+        return {form.name: form.write(results[name]) for name, form in made.items()}
 
     def example(num_rows):
-        values = _files_for(given, signature.example(num_rows))
+        own = signature.example(num_rows)
+        values = {form.name: form.write(own[name]) for name, form in given.items()}
         return {name: np.asarray(value) for name, value in values.items()}
 
-    inputs = {
-        f"{name}_bytes" if name in given else name: (
-            FileSpec() if name in given else spec
-        )
-        for name, spec in signature.inputs.items()
-    }
-    outputs = {
-        f"{name}_bytes" if name in made else name: "png" if name in made else kind
-        for name, kind in signature.outputs.items()
-    }
     return dataclasses.replace(
         signature,
-        name=f"{signature.name}_png",
         function=function,
-        inputs=inputs,
-        outputs=outputs,
+        inputs={form.name: form.kind for form in given.values()},
+        outputs={form.name: form.kind for form in made.values()},
         examples=(example,),
-        runtimes=("saved_model",),
     )
 
 
-def _files_for(names: list[str], values: dict) -> dict:
-    """The values, with PNG files in place of the named images."""
-    return {
-        **{name: value for name, value in values.items() if name not in names},
-        **{f"{name}_bytes": tf.io.encode_png(as_bytes(values[name])) for name in names},
-    }
+def _png(images: Any) -> tf.Tensor:
+    """PNG files of images in [0, 1]."""
+    return tf.io.encode_png(as_bytes(images))
 
 
 def as_bytes(images: tf.Tensor) -> tf.Tensor:

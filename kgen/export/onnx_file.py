@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 import kgen
-from kgen.export.image_files import as_bytes, image_inputs
+from kgen.export.image_files import Form, as_bytes, image_inputs, in_forms
 from kgen.export.manifest import ExportError, write_sums
 from kgen.export.runtime_process import runtime_process
 from kgen.export.staging import size_of, staged
@@ -175,61 +174,46 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
             f"{', '.join(DTYPES)}. Received: layout={layout!r}, dtype={dtype!r}"
         )
     first, is_uint8 = layout == "nchw", dtype == "uint8"
+    is_default = not first and not is_uint8
     images = [name for name, kind in signature.outputs.items() if kind == "image"]
     given = image_inputs(signature)
-    how = {
-        "image_layout": layout.upper(),
-        "image_range": "[0, 255]" if is_uint8 else "[0, 1]",
-        "preprocessing": "none" if is_uint8 else "values of 0 to 255 divided by 255",
-    }
     if not images and not given:
-        if (layout, dtype) != ("nhwc", "float32"):
+        if not is_default:
             raise ValueError(
                 "`layout` and `dtype` are those of images, and the signature "
                 f"{signature.name} has none. Received: {layout}, {dtype}"
             )
         return signature
+    how = {
+        "image_layout": layout.upper(),
+        "image_range": "[0, 255]" if is_uint8 else "[0, 1]",
+        "preprocessing": "none" if is_uint8 else "values of 0 to 255 divided by 255",
+    }
     signature = dataclasses.replace(signature, metadata=how | signature.metadata)
-    if (layout, dtype) == ("nhwc", "float32"):
+    if is_default:
         return signature
 
-    def function(**inputs):
-        if "labels" in inputs:
-            inputs["labels"] = tf.cast(inputs["labels"], tf.int32)
-        for name in given:
-            value = tf.cast(inputs[name], tf.float32)
-            value = value / 255.0 if is_uint8 else value
-            inputs[name] = tf.transpose(value, [0, 2, 3, 1]) if first else value
-        outputs = dict(signature.function(**inputs))
-        for name in images:
-            value = outputs[name]
-            value = tf.transpose(value, [0, 3, 1, 2]) if first else value
-            outputs[name] = as_bytes(value) if is_uint8 else value
-        return outputs
+    def read(values):
+        images = tf.cast(values, tf.float32)
+        images = images / 255.0 if is_uint8 else images
+        return tf.transpose(images, [0, 2, 3, 1]) if first else images
 
-    def example(num_rows):
-        values = dict(signature.example(num_rows))
-        for name in given:
-            value = np.asarray(values[name])
-            value = value.transpose(0, 3, 1, 2) if first else value
-            values[name] = np.round(255 * value).astype("uint8") if is_uint8 else value
-        return values
+    def write(images):
+        images = tf.transpose(images, [0, 3, 1, 2]) if first else images
+        return as_bytes(images) if is_uint8 else images
 
-    inputs = dict(signature.inputs)
-    if "labels" in inputs:  # As the tools of PyTorch give them, which this is for.
-        inputs["labels"] = InputSpec(dtype="int64", low=0, high=inputs["labels"].high)
+    inputs = {}
     for name in given:
-        height, width, channels = inputs[name].shape
+        height, width, channels = signature.inputs[name].shape
         shape = (channels, height, width) if first else (height, width, channels)
-        inputs[name] = InputSpec(shape, dtype, low=0, high=255 if is_uint8 else 1)
-    pixels = {name: "pixels" if is_uint8 else "image" for name in images}
-    return dataclasses.replace(
-        signature,
-        function=function,
-        inputs=inputs,
-        outputs=signature.outputs | pixels,
-        examples=(example,),
-    )
+        spec = InputSpec(shape, dtype, low=0, high=255 if is_uint8 else 1)
+        inputs[name] = Form(name, spec, read, write)
+    if "labels" in signature.inputs:  # As the tools of PyTorch, which this is for.
+        spec = InputSpec(dtype="int64", low=0, high=signature.inputs["labels"].high)
+        inputs["labels"] = Form("labels", spec, lambda x: tf.cast(x, tf.int32))
+    kind = "pixels" if is_uint8 else "image"
+    outputs = {name: Form(name, kind, write=write) for name in images}
+    return in_forms(signature, inputs, outputs)
 
 
 def _describe(proto: Any, signature: Signature, about: dict[str, str]) -> None:
@@ -269,11 +253,9 @@ def _complaints() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _unchanged_environment(name: str) -> Iterator[None]:
-    before = os.environ.get(name)
+    before = {key: value for key, value in os.environ.items() if key == name}
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
+        os.environ.pop(name, None)
+        os.environ.update(before)

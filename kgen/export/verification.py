@@ -142,17 +142,8 @@ def _verify(
 ) -> list[Verification]:
     """Compares an export with Keras on the first example of each signature."""
     process = runtime_process(runtime)
-    inputs = {signature.name: _batches(signature) for signature in signatures}
-    with tf.device("/CPU:0"):
-        expected = {
-            signature.name: _run_keras(signature, inputs[signature.name])
-            for signature in signatures
-        }
-        ties = {
-            signature.name: _ties(signature, inputs[signature.name])
-            for signature in signatures
-        }
-    answer = process.run(path, inputs)
+    trials = [_Trial(signature) for signature in signatures]
+    answer = process.run(path, {one.signature.name: one.inputs for one in trials})
     if isinstance(answer, str):
         raise ExportError(
             f"The {runtime} export does not run in a process of its own, and was "
@@ -161,26 +152,22 @@ def _verify(
     received, milliseconds = answer
     problems: list[str] = []
     verifications = []
-    for signature in signatures:
-        name = signature.name
-        ours, theirs = expected[name], received[name]
-        found = _structure_problems(signature, ours, theirs)
+    for trial in trials:
+        name = trial.signature.name
+        outputs = received[name]
+        found = trial.structure_problems(outputs)
         if not found:
-            all_rows = theirs[signature.verified_rows]
-            first_rows = {key: values[:FEW] for key, values in all_rows.items()}
-            others = f" when {signature.verified_rows - FEW} others follow"
-            gaps = [
-                gap
-                for size in ours
-                for gap in _compare(signature, theirs[size], ours[size], ties[name])
-            ]
-            changes = _compare(signature, theirs[FEW], first_rows, ties[name], others)
+            gaps = [gap for size in trial.inputs for gap in trial.gaps(outputs, size)]
+            changes = trial.changes_by_other_rows(outputs)
             found = [gap.text for gap in gaps + changes if not gap.share <= 1]
             largest = max(gaps, key=lambda gap: gap.share)
-            notes = _tied_rows(signature, theirs, ours, ties[name])
             verifications.append(
                 Verification(
-                    name, largest.size, largest.tolerance, milliseconds[name], notes
+                    name,
+                    largest.size,
+                    largest.tolerance,
+                    milliseconds[name],
+                    trial.tied_rows(outputs),
                 )
             )
         problems += found
@@ -202,121 +189,127 @@ class _Gap(NamedTuple):
         return self.size / self.tolerance
 
 
-def _compare(
-    signature: Signature,
-    received: dict[str, np.ndarray],
-    expected: dict[str, np.ndarray],
-    ties: np.ndarray,
-    when: str = "",
-) -> list[_Gap]:
-    """Compares each output of a batch by the comparison of its kind."""
-    gaps = []
-    for name, kind in signature.outputs.items():
-        comparison = COMPARISONS[kind]
-        num_rows = len(expected[name])
-        pair = Pair(
-            received[name],
-            expected[name],
-            signature.tolerance,
-            expected.get("scores"),
-            ties[:num_rows],
-        )
-        size = comparison.distance(pair)
-        tolerance = comparison.tolerance or signature.tolerance
-        text = (
-            f"{signature.name} on {num_rows} rows: {name} differ by {size:.3g}{when}, "
-            f"tolerance {tolerance:.3g}"
-        )
-        gaps.append(_Gap(text, size, tolerance))
-    return gaps
+class _Trial:
+    """Batches of the first example of a signature, and the outputs of Keras.
 
+    Args:
+        signature: The signature.
 
-def _ties(signature: Signature, batches: Batches) -> np.ndarray:
-    """For each row the position of its first tied token, or NO_TIE."""
-    batch = batches[signature.verified_rows]
-    if signature.margins is None:
-        return np.full(signature.verified_rows, NO_TIE)
-    rows = {name: tf.constant(value) for name, value in batch.items()}
-    margins = tf.function(signature.margins, autograph=False)(**rows)
-    tied = margins.numpy() < TIED_TOKENS
-    return np.where(tied.any(axis=1), tied.argmax(axis=1), NO_TIE)
+    Attributes:
+        inputs: The first rows of the example, one, few and all.
+        expected: The outputs for each batch.
+        ties: For each row the position of its first tied token, or NO_TIE.
+    """
 
+    def __init__(self, signature: Signature):
+        self.signature = signature
+        self.num_rows = signature.verified_rows
+        self.inputs = self._batches()
+        with tf.device("/CPU:0"):
+            tensors = {
+                size: {name: tf.constant(value) for name, value in batch.items()}
+                for size, batch in self.inputs.items()
+            }
+            self.expected = {
+                size: {k: v.numpy() for k, v in signature.function(**batch).items()}
+                for size, batch in tensors.items()
+            }
+            self.ties = np.full(self.num_rows, NO_TIE)
+            if signature.margins is not None:
+                margins = tf.function(signature.margins, autograph=False)
+                tied = margins(**tensors[self.num_rows]).numpy() < TIED_TOKENS
+                self.ties = np.where(tied.any(axis=1), tied.argmax(axis=1), NO_TIE)
 
-def _tied_rows(
-    signature: Signature, theirs: Batches, ours: Batches, ties: np.ndarray
-) -> tuple[str, ...]:
-    """Says which rows of the largest batch continue differently after a tie."""
-    size = signature.verified_rows
-    differs = np.zeros(size, bool)
-    for name, kind in signature.outputs.items():
-        if kind != "state":
-            rows = theirs[size][name] != ours[size][name]
-            differs |= rows.reshape(size, -1).any(axis=1)
-    return tuple(
-        f"row {row}: token {ties[row]} is as likely as another, within {TIED_TOKENS}"
-        for row in np.flatnonzero(differs & (ties != NO_TIE))
-    )
-
-
-def _batches(signature: Signature) -> Batches:
-    """The first rows, one, few and all, of the same example."""
-    example = signature.example(signature.verified_rows)
-    if example.keys() != signature.inputs.keys():
-        raise ExportError(
-            f"`example` of the signature {signature.name} must make its inputs, "
-            f"{sorted(signature.inputs)}. Received: {sorted(example)}."
-        )
-    batches: Batches = {size: {} for size in (ONE, FEW, signature.verified_rows)}
-    for name, spec in signature.inputs.items():
-        value = np.asarray(example[name])
-        if value.dtype.kind == "U":
-            value = np.char.encode(value)
-        value = value.astype("S" if spec.dtype == "string" else spec.dtype)
-        for size, batch in batches.items():
-            batch[name] = value[:size]
-    return batches
-
-
-def _run_keras(signature: Signature, batches: Batches) -> Batches:
-    return {
-        size: {
-            name: value.numpy()
-            for name, value in signature.function(
-                **{name: tf.constant(value) for name, value in batch.items()}
-            ).items()
+    def _batches(self) -> Batches:
+        example = self.signature.example(self.num_rows)
+        if example.keys() != self.signature.inputs.keys():
+            raise ExportError(
+                f"`example` of the signature {self.signature.name} must make its "
+                f"inputs, {sorted(self.signature.inputs)}. Received: {sorted(example)}."
+            )
+        arrays = {}
+        for name, spec in self.signature.inputs.items():
+            value = np.asarray(example[name])
+            if value.dtype.kind == "U":
+                value = np.char.encode(value)
+            arrays[name] = value.astype("S" if spec.dtype == "string" else spec.dtype)
+        return {
+            size: {name: value[:size] for name, value in arrays.items()}
+            for size in (ONE, FEW, self.num_rows)
         }
-        for size, batch in batches.items()
-    }
 
+    def structure_problems(self, received: Batches) -> list[str]:
+        """Problems with names, types and shapes, which make outputs incomparable."""
+        signature, problems = self.signature, []
+        for size, ours in self.expected.items():
+            theirs = received.get(size, {})
+            for where, outputs in (("Keras", ours), ("it", theirs)):
+                if outputs.keys() != signature.outputs.keys():
+                    return [
+                        f"{signature.name} must return {sorted(signature.outputs)}, "
+                        f"{where} returned {sorted(outputs)}"
+                    ]
+            for name in signature.outputs:
+                one, other = ours[name], theirs[name]
+                wanted, found = (f"{x.dtype} {list(x.shape)}" for x in (one, other))
+                if found != wanted:
+                    problem = f"is {found} instead of {wanted}"
+                elif one.dtype.kind == "f" and np.isnan(one).any():
+                    problem = "are NaN in Keras already"
+                elif one.shape[:1] != (size,):
+                    problem = f"has the shape {list(one.shape)}, not one row for each "
+                    problem += "row of the inputs"
+                else:
+                    continue
+                problems.append(f"{signature.name} on {size} rows: {name} {problem}")
+        return problems
 
-def _structure_problems(
-    signature: Signature, ours: Batches, theirs: Batches
-) -> list[str]:
-    """Problems with names, types and shapes, which make outputs incomparable."""
-    declared = set(signature.outputs)
-    problems = []
-    for size in ours:
-        for where, outputs in (("Keras", ours[size]), ("it", theirs.get(size, {}))):
-            if set(outputs) != declared:
-                return [
-                    f"{signature.name} must return {sorted(declared)}, "
-                    f"{where} returned {sorted(outputs)}"
-                ]
-        for name in signature.outputs:
-            one, other = ours[size][name], theirs[size][name]
-            if one.dtype != other.dtype or one.shape != other.shape:
-                problems.append(
-                    f"{signature.name} on {size} rows: {name} is "
-                    f"{other.dtype} {list(other.shape)} instead of "
-                    f"{one.dtype} {list(one.shape)}"
-                )
-            elif one.dtype.kind == "f" and np.isnan(one).any():
-                problems.append(
-                    f"{signature.name} on {size} rows: {name} are NaN in Keras already"
-                )
-            elif one.shape[:1] != (size,):
-                problems.append(
-                    f"{signature.name} on {size} rows: {name} has the shape "
-                    f"{list(one.shape)}, not one row for each row of the inputs"
-                )
-    return problems
+    def gaps(self, received: Batches, size: int) -> list[_Gap]:
+        """Differences of each output of a batch from that of Keras."""
+        return self._compare(received[size], self.expected[size])
+
+    def changes_by_other_rows(self, received: Batches) -> list[_Gap]:
+        """Differences of the first few rows alone and in the largest batch."""
+        first = {name: rows[:FEW] for name, rows in received[self.num_rows].items()}
+        when = f" when {self.num_rows - FEW} others follow"
+        return self._compare(received[FEW], first, when)
+
+    def _compare(
+        self,
+        received: dict[str, np.ndarray],
+        expected: dict[str, np.ndarray],
+        when: str = "",
+    ) -> list[_Gap]:
+        """Compares each output of a batch by the comparison of its kind."""
+        gaps = []
+        for name, kind in self.signature.outputs.items():
+            comparison, tolerance = COMPARISONS[kind], self.signature.tolerance
+            rows = len(expected[name])
+            pair = Pair(
+                received[name],
+                expected[name],
+                tolerance,
+                expected.get("scores"),
+                self.ties[:rows],
+            )
+            size = comparison.distance(pair)
+            tolerance = comparison.tolerance or tolerance
+            text = f"{self.signature.name} on {rows} rows: {name} differ by "
+            text += f"{size:.3g}{when}, tolerance {tolerance:.3g}"
+            gaps.append(_Gap(text, size, tolerance))
+        return gaps
+
+    def tied_rows(self, received: Batches) -> tuple[str, ...]:
+        """Says which rows of the largest batch continue differently after a tie."""
+        ours, theirs = self.expected[self.num_rows], received[self.num_rows]
+        differs = np.zeros(self.num_rows, bool)
+        for name, kind in self.signature.outputs.items():
+            if kind != "state":
+                rows = theirs[name] != ours[name]
+                differs |= rows.reshape(self.num_rows, -1).any(axis=1)
+        ties = self.ties
+        return tuple(
+            f"row {row}: token {ties[row]} is as likely as another, within "
+            f"{TIED_TOKENS}"
+            for row in np.flatnonzero(differs & (ties != NO_TIE))
+        )

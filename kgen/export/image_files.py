@@ -66,8 +66,10 @@ def _of_files(signature: Signature) -> Signature | None:
         read = functools.partial(decode_images, shape=signature.inputs[name].shape)
         inputs[name] = Form(f"{name}_bytes", FileSpec(), read, _png)
     outputs = {name: Form(f"{name}_bytes", "png", write=_png) for name in made}
-    changes = {"name": f"{signature.name}_png", "runtimes": ("saved_model",)}
-    return dataclasses.replace(in_forms(signature, inputs, outputs), **changes)
+    of_files = in_forms(signature, inputs, outputs)
+    return dataclasses.replace(
+        of_files, name=f"{signature.name}_png", runtimes=("saved_model",)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

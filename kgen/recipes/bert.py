@@ -22,6 +22,7 @@ class BERTRecipe(TextRecipe):
     """
 
     recipe_name: ClassVar[str] = "bert"
+    model_name: ClassVar[str] = "BERT"
     task: ClassVar[str] = "filled masks"
     next_command: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
     evaluations = ("evaluate_masked_language_model",)
@@ -29,17 +30,10 @@ class BERTRecipe(TextRecipe):
     epochs: int = option(5, "Passes over the training text, 1 or more.")
     mask_rate: float = option(0.15, "Share of the tokens to mask and predict.")
 
-    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
-        """Makes a compiled `kgen.models.BERT` for this text."""
-        from kgen.models import BERT
-
-        return self.make(
-            BERT,
-            steps_per_epoch,
-            self.adamw(steps_per_epoch),
-            tokenizer=data.tokenizer.config(),
-            context=self.context + 1,  # The windows of the data have one more.
-        )
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns the tokenizer, and the length of the windows of the data."""
+        options = super().model_options(data, steps_per_epoch)
+        return options | {"context": self.context + 1}
 
     def sample(self, model: Any, data: Any) -> str:
         """Masks every fifth token at the start of the validation text, and fills it."""

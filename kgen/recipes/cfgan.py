@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from kgen.recipes.recipe import batch_size_option, option
+from kgen.recipes.recipe import ABOVE_0, batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
 
@@ -44,6 +44,8 @@ class CFGANRecipe(RecommenderRecipe):
     """
 
     recipe_name: ClassVar[str] = "cfgan"
+    model_name: ClassVar[str] = "CFGAN"
+    rules = RecommenderRecipe.rules | {"discriminator_learning_rate": ABOVE_0}
 
     epochs: int = option(160, "Passes over the training users, 1 or more.")
     batch_size: int | None = batch_size_option(64, "Users")
@@ -71,23 +73,12 @@ class CFGANRecipe(RecommenderRecipe):
         "linear", "Keras activation of the generator's scores."
     )
 
-    def __post_init__(self) -> None:
-        """Checks what can be checked without the data."""
-        super().__post_init__()
-        self._check_above_0("discriminator_learning_rate")
-
-    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
-        """Makes a compiled `kgen.models.CFGAN` for these ratings."""
-        from kgen.models import CFGAN
+    def optimizers(self, steps_per_epoch: int) -> list[Any]:
+        """Returns an Adam for each network, whose rates stay as they are."""
         from kgen.nn.gradients import Adam
 
-        return self.make(
-            CFGAN,
-            steps_per_epoch,
-            Adam(self.learning_rate),
-            Adam(self.discriminator_learning_rate or self.learning_rate),
-            **self.item_options(data),
-        )
+        rates = (self.learning_rate, self.discriminator_learning_rate)
+        return [Adam(rate or self.learning_rate) for rate in rates]
 
 
 PRESETS = {

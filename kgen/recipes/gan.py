@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 from kgen.recipes.images import ImageRecipe
-from kgen.recipes.recipe import option
+from kgen.recipes.recipe import ABOVE_0, option
 
 SMALL_DATA = 10_000  # training images up to which augmentation pays
 TINY = 16  # pixels a side, below which an image is too small for augmentation
@@ -62,6 +62,11 @@ class GANRecipe(ImageRecipe):
     """
 
     recipe_name: ClassVar[str] = "gan"
+    model_name: ClassVar[str] = "GAN"
+    rules = ImageRecipe.rules | {
+        "discriminator_learning_rate": ABOVE_0,
+        "adam_beta": ("in [0, 1)", lambda beta: 0 <= beta < 1),
+    }
     extra_options: ClassVar[tuple[str, ...]] = ("truncation",)
 
     epochs: int = option(100, "Passes over the training data, 1 or more.")
@@ -118,19 +123,8 @@ class GANRecipe(ImageRecipe):
         10_000, "Of the generator's moving average, in images seen; 0: no average."
     )
 
-    def __post_init__(self) -> None:
-        """Checks what can be checked without the data."""
-        super().__post_init__()
-        self._check_above_0("discriminator_learning_rate")
-        if not 0 <= self.adam_beta < 1:
-            raise ValueError(
-                f"`adam_beta` must be in [0, 1). Received: adam_beta={self.adam_beta}"
-            )
-
-    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
-        """Makes a compiled `kgen.models.GAN` for these images."""
-        from kgen.models import GAN
-
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns options that the images decide: shape, classes, network and augmentation."""
         tiny = min(data.image_shape[:2]) < TINY
         augmentation = self.augmentation
         if augmentation is None:
@@ -139,17 +133,17 @@ class GANRecipe(ImageRecipe):
         network = self.network
         if network == "auto":
             network = "residual" if tiny else "dcgan"
-        rates = (self.learning_rate, self.discriminator_learning_rate)
-        beta, num_steps = self.adam_beta, self.epochs * steps_per_epoch
-        return self.make(
-            GAN,
-            steps_per_epoch,
-            *(self.adam(steps_per_epoch, rate, beta_1=beta) for rate in rates),
-            network=network,
-            augmentation=augmentation,
-            penalty_decay_images=num_steps * self.rows_per_batch(data),
-            **self.image_options(data),
-        )
+        num_steps = self.epochs * steps_per_epoch
+        return super().model_options(data, steps_per_epoch) | {
+            "network": network,
+            "augmentation": augmentation,
+            "penalty_decay_images": num_steps * self.rows_per_batch(data),
+        }
+
+    def optimizers(self, steps_per_epoch: int) -> list[Any]:
+        """Returns an Adam for each network."""
+        rates, beta = (None, self.discriminator_learning_rate), self.adam_beta
+        return [self.adam(steps_per_epoch, rate, beta_1=beta) for rate in rates]
 
 
 _MNIST = GANRecipe(
@@ -167,10 +161,7 @@ PRESETS = {
         _MNIST, name="gan-fashion-mnist", data="fashion_mnist"
     ),
     "stacked_mnist": GANRecipe(
-        name="gan-stacked-mnist",
-        data="stacked_mnist",
-        epochs=20,
-        batch_size=64,
+        name="gan-stacked-mnist", data="stacked_mnist", epochs=20, batch_size=64
     ),
     "celeba_64": GANRecipe(
         name="gan-celeba-64",

@@ -40,6 +40,7 @@ class GPTRecipe(TextRecipe):
     """
 
     recipe_name: ClassVar[str] = "gpt"
+    model_name: ClassVar[str] = "GPT"
 
     epochs: int = option(2, "Passes over the training text, 1 or more.")
     # Converting and verifying the decoding loop takes as long as an epoch.
@@ -50,17 +51,11 @@ class GPTRecipe(TextRecipe):
         "rotary", "Position encoding; with learned ones, text ends at the context."
     )
 
-    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
-        """Makes a compiled `kgen.models.GPT` for this text."""
-        from kgen.models import GPT
-
-        return self.make(
-            GPT,
-            steps_per_epoch,
-            self.adamw(steps_per_epoch),
-            tokenizer=data.tokenizer.config(),
-            tokens_per_character=len(data.tokens("train")) / data.characters("train"),
-        )
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns the tokenizer, and the length of its tokens."""
+        options = super().model_options(data, steps_per_epoch)
+        ratio = len(data.tokens("train")) / data.characters("train")
+        return options | {"tokens_per_character": ratio}
 
     def sample(self, model: Any, data: Any) -> str:
         """Generates two continuations of the beginning of the validation text."""

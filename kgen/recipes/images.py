@@ -78,8 +78,8 @@ class ImageRecipe(Recipe):
         """Returns the binarization of pixels, or None for none."""
         return None
 
-    def image_options(self, data: Any) -> dict[str, Any]:
-        """Returns arguments of every model of images, from the data."""
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns the shape of the images and the number of their classes."""
         if self.conditional and data.num_classes is None:
             raise ValueError(
                 "`conditional` needs data with labels. Received: data without. Give "

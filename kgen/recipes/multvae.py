@@ -53,6 +53,10 @@ class MultVAERecipe(RecommenderRecipe):
     """
 
     recipe_name: ClassVar[str] = "multvae"
+    model_name: ClassVar[str] = "MultVAE"
+    rules = RecommenderRecipe.rules | {
+        "kl_warmup": ("in [0, 1], a share of the run", lambda share: 0 <= share <= 1)
+    }
 
     epochs: int = option(60, "Passes over the training users, 1 or more.")
     batch_size: int | None = batch_size_option(100, "Users")
@@ -74,27 +78,13 @@ class MultVAERecipe(RecommenderRecipe):
     weight_decay: float = option(0.0, "Factor of the summed squares of the weights.")
     activation: str = option("tanh", "Keras activation of the hidden layers.")
 
-    def __post_init__(self) -> None:
-        """Checks what can be checked without the data."""
-        super().__post_init__()
-        if not 0 <= self.kl_warmup <= 1:
-            raise ValueError(
-                "`kl_warmup` must be in [0, 1], a share of the run. Received: "
-                f"kl_warmup={self.kl_warmup}"
-            )
-
-    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
-        """Makes a compiled `kgen.models.MultVAE` for these ratings."""
-        from kgen.models import MultVAE
-
-        return self.make(
-            MultVAE,
-            steps_per_epoch,
-            self.adam(steps_per_epoch),
-            item_features=_item_features(data) if self.item_features else None,
-            kl_warmup_steps=round(self.kl_warmup * self.epochs * steps_per_epoch),
-            **self.item_options(data),
-        )
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns the items, their counts and features, and the warm-up's length."""
+        num_steps = self.epochs * steps_per_epoch
+        return super().model_options(data, steps_per_epoch) | {
+            "item_features": _item_features(data) if self.item_features else None,
+            "kl_warmup_steps": round(self.kl_warmup * num_steps),
+        }
 
 
 def _item_features(data):
@@ -120,8 +110,6 @@ PRESETS = {
         epochs=12,
     ),
     "ml_1m": MultVAERecipe(
-        name="multvae-ml-1m",
-        data="movielens/1m-ratings",
-        min_rating=0.0,
+        name="multvae-ml-1m", data="movielens/1m-ratings", min_rating=0.0
     ),
 }

@@ -29,27 +29,48 @@ def batch_size_option(size: int, rows: str = "Rows") -> Any:
     return option(None, text, size=size)
 
 
+# Rules of options: in words, and as a test. NaN keeps none.
+AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
+AT_LEAST_0 = ("0 or more", lambda value: value >= 0)
+ABOVE_0 = ("above 0, and finite", lambda value: 0 < value < math.inf)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Options of every recipe; `run` leads from them to a trained model.
 
-    A recipe adds fields, and defines `open_data`, `make_model` and `sample`. All its
+    A recipe adds fields, and defines `open_data`, `model_options` and `sample`. All its
     values can be written on a command line and in JSON.
 
     Attributes:
         recipe_name: Its name in `kgen fit NAME`.
+        model_name: Name of the class of its model in `kgen.models`.
         task: Output of its model: "images", "text", "filled masks" or "items".
         extra_options: Options of `kgen generate` and `kgen evaluate` that its model
             takes and others of the task do not.
         next_command: A command that uses a trained run; `{run}` stands for the run.
         evaluations: Names of the functions of `kgen.evaluation` that measure its model.
+        rules: Rules of options that can be checked without the data.
     """
 
     recipe_name: ClassVar[str]
+    model_name: ClassVar[str]
     task: ClassVar[str]
     extra_options: ClassVar[tuple[str, ...]] = ()
     next_command: ClassVar[str]
     evaluations: ClassVar[tuple[str, ...]]
+    rules: ClassVar[dict[str, tuple[str, Callable[[Any], bool]]]] = {
+        "epochs": AT_LEAST_1,
+        "batch_size": AT_LEAST_1,
+        "steps_per_execution": AT_LEAST_1,
+        "sample_epochs": AT_LEAST_1,
+        "warmup_steps": AT_LEAST_0,
+        "checkpoint_seconds": AT_LEAST_0,
+        "learning_rate": ABOVE_0,
+        "worker_timeout": ABOVE_0,
+        "gradient_clip_norm": ABOVE_0,
+        "seed": ("in [0, 2**63)", lambda seed: 0 <= seed < 2**63),
+    }
 
     # Data may be moved; their fingerprint is compared.
     data: str = setting("digits", "Data set: a name, or the path of a folder or file.")
@@ -108,24 +129,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the data."""
-        for name in ("epochs", "batch_size", "steps_per_execution", "sample_epochs"):
+        for name, (rule, holds) in self.rules.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be 1 or more. Received: {value}")
-        self._check_above_0("learning_rate", "worker_timeout", "gradient_clip_norm")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"`seed` must be in [0, 2**63). Received: {self.seed}")
+            if value is not None and not holds(value):
+                raise ValueError(f"`{name}` must be {rule}. Received: {name}={value}")
         if self.name is not None and (
             self.name in ("", "..") or Path(self.name).name != self.name
         ):
             raise ValueError(
                 "`name` must be the name of a folder, without a path to it, which is "
                 f"what `folder` is for. Received: name={self.name}"
-            )
-        if self.warmup_steps < 0 or not self.checkpoint_seconds >= 0:
-            raise ValueError(
-                "`warmup_steps` and `checkpoint_seconds` must be 0 or more. Received: "
-                f"{self.warmup_steps} and {self.checkpoint_seconds}"
             )
 
     @property
@@ -175,9 +188,13 @@ class Recipe:
         """Returns further arguments of the pipelines."""
         return {}
 
-    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
-        """Makes a compiled model; called in the strategy's scope."""
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns arguments of the model that are not options, or have other values."""
         raise NotImplementedError
+
+    def optimizers(self, steps_per_epoch: int) -> list[Any]:
+        """Returns the optimizers of the model."""
+        return [self.adam(steps_per_epoch)]
 
     def sample(self, model: Any, data: Any) -> Any:
         """Makes images, or a text, to look at after an epoch."""
@@ -255,22 +272,17 @@ class Recipe:
             records += self.call(function, model, data, **given)
         return records
 
-    def make(
-        self, model_class: type, steps_per_epoch: int, *optimizers: Any, **others: Any
-    ) -> Any:
-        """Makes a model with the options that it takes by name, and compiles it.
-
-        Args:
-            model_class: The class.
-            steps_per_epoch: Steps of an epoch.
-            *optimizers: Its optimizers.
-            **others: Its arguments that are not options, or have another value.
-        """
+    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
+        """Makes a compiled model; called in the strategy's scope."""
         import tensorflow as tf
 
+        from kgen import models
+
+        model_class = getattr(models, self.model_name)
+        others = self.model_options(data, steps_per_epoch)
         model = self.call(model_class, dtype=self._dtype(), **others)
         model.compile(
-            *optimizers,
+            *self.optimizers(steps_per_epoch),
             seed=self.seed,
             gradient_clip_norm=self.gradient_clip_norm,
             steps_per_execution=min(self.steps_per_execution, steps_per_epoch),
@@ -289,15 +301,6 @@ class Recipe:
         peak = self.learning_rate if rate is None else rate
         schedule = warmup_cosine(peak, total, self.warmup_steps)
         return Adam(schedule, **options)
-
-    def _check_above_0(self, *names: str) -> None:
-        """Refuses these options where they are given and not above 0."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(
-                    f"`{name}` must be above 0, and finite. Received: {name}={value}"
-                )
 
     def _dtype(self) -> str:
         """Returns the dtype policy behind `precision`."""

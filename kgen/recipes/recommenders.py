@@ -73,8 +73,8 @@ class RecommenderRecipe(Recipe):
             lines += [f"  recommended  {title}" for title in titles(data, recommended)]
         return "\n".join(lines) + "\n"
 
-    def item_options(self, data: Any) -> dict[str, Any]:
-        """Returns arguments of every recommender, from the data: its items."""
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns the items and their counts."""
         counts = data.item_counts().tolist()
         return {"item_ids": data.item_ids.tolist(), "item_counts": counts}
 

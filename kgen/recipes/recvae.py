@@ -33,6 +33,7 @@ class RecVAERecipe(RecommenderRecipe):
     """
 
     recipe_name: ClassVar[str] = "recvae"
+    model_name: ClassVar[str] = "RecVAE"
 
     epochs: int = option(120, "Passes over the training users, of both networks.")
     batch_size: int | None = batch_size_option(100, "Users")
@@ -52,18 +53,16 @@ class RecVAERecipe(RecommenderRecipe):
     encoder_epochs: int = option(3, "Passes that train the encoder, in a cycle.")
     decoder_epochs: int = option(1, "Passes after them that train the decoder.")
 
-    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
-        """Makes a compiled `kgen.models.RecVAE` for these ratings."""
-        from kgen.models import RecVAE
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns the items, their counts, and the lengths of a cycle's two parts."""
+        return super().model_options(data, steps_per_epoch) | {
+            "encoder_steps": self.encoder_epochs * steps_per_epoch,
+            "decoder_steps": self.decoder_epochs * steps_per_epoch,
+        }
 
-        return self.make(
-            RecVAE,
-            steps_per_epoch,
-            *(self.adam(steps_per_epoch) for _ in range(2)),
-            encoder_steps=self.encoder_epochs * steps_per_epoch,
-            decoder_steps=self.decoder_epochs * steps_per_epoch,
-            **self.item_options(data),
-        )
+    def optimizers(self, steps_per_epoch: int) -> list[Any]:
+        """Returns an Adam for each network."""
+        return [self.adam(steps_per_epoch) for _ in range(2)]
 
 
 PRESETS = {

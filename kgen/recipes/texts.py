@@ -16,6 +16,13 @@ class TextRecipe(Recipe):
     task: ClassVar[str] = "text"
     next_command: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
     evaluations = ("evaluate_language_model",)
+    rules = Recipe.rules | {
+        "validation_fraction": (
+            "above 0 and below 1: every run is validated",
+            lambda share: 0 < share < 1,
+        ),
+        "weight_decay": ("0 or more, and finite", lambda decay: 0 <= decay < math.inf),
+    }
 
     data: str = setting(
         "python-manual",
@@ -43,24 +50,14 @@ class TextRecipe(Recipe):
     hidden_dim: int = option(128, "Length of a token's vector, divisible by the heads.")
     dropout: float = option(0.0, "Dropout rate of the vectors, in [0, 1).")
 
-    def __post_init__(self) -> None:
-        """Checks what can be checked without the data."""
-        super().__post_init__()
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                "`validation_fraction` must be above 0 and below 1: every run is "
-                "validated. Received: "
-                f"validation_fraction={self.validation_fraction}"
-            )
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                "`weight_decay` must be 0 or more, and finite. Received: "
-                f"weight_decay={self.weight_decay}"
-            )
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns the tokenizer."""
+        return {"tokenizer": data.tokenizer.config()}
 
-    def adamw(self, steps_per_epoch: int) -> Any:
+    def optimizers(self, steps_per_epoch: int) -> list[Any]:
         """Returns Adam with decoupled weight decay."""
-        return self.adam(steps_per_epoch, beta_2=0.99, weight_decay=self.weight_decay)
+        decay = self.weight_decay
+        return [self.adam(steps_per_epoch, beta_2=0.99, weight_decay=decay)]
 
     def open_data(self, *, download: bool = True) -> Any:
         """Opens the text."""

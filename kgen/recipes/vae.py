@@ -46,6 +46,7 @@ class VAERecipe(ImageRecipe):
     """
 
     recipe_name: ClassVar[str] = "vae"
+    model_name: ClassVar[str] = "VAE"
     evaluations = ("evaluate_autoencoder", "evaluate_generator")
     extra_options: ClassVar[tuple[str, ...]] = ("temperature", "num_samples")
 
@@ -81,17 +82,11 @@ class VAERecipe(ImageRecipe):
         None, "How many of those get a gradient, drawn by their weights; default: all."
     )
 
-    def make_model(self, data: Any, steps_per_epoch: int) -> Any:
-        """Makes a compiled `kgen.models.VAE` for these images."""
-        from kgen.models import VAE
-
-        return self.make(
-            VAE,
-            steps_per_epoch,
-            self.adam(steps_per_epoch),
-            kl_warmup_steps=round(self.kl_warmup_epochs * steps_per_epoch),
-            **self.image_options(data),
-        )
+    def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
+        """Returns shape and classes of the images, and the length of the warm-up."""
+        options = super().model_options(data, steps_per_epoch)
+        steps = round(self.kl_warmup_epochs * steps_per_epoch)
+        return options | {"kl_warmup_steps": steps}
 
     def _binarize(self) -> str | None:
         if self.binarize != "auto":

@@ -232,12 +232,12 @@ FREE = {"encoder", "decoder", "generator", "discriminator", "vocab_size", "kwarg
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_a_recipe_has_an_option_for_each_argument_of_its_model(name):
     recipe_class = recipes.recipe_class(name)
-    model_class = getattr(models, recipe_class.__name__.removesuffix("Recipe"))
-    given = inspect.getsource(recipe_class.make_model)
-    for base in recipe_class.__mro__:
-        for method in ("image_options", "item_options"):
-            if method in vars(base):
-                given += inspect.getsource(vars(base)[method])
+    model_class = getattr(models, recipe_class.model_name)
+    given = "".join(
+        inspect.getsource(base.model_options)
+        for base in recipe_class.__mro__
+        if hasattr(base, "model_options")
+    )
     fields = recipe_class.__dataclass_fields__.keys()
     for argument in inspect.signature(model_class.__init__).parameters.keys() - FREE:
         known = (

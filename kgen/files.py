@@ -39,3 +39,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # A failed write does not name its file.
         raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file in UTF-8, all or nothing; see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -155,10 +155,8 @@ def digit_network() -> keras.Model:
         images = keras.Input((*DIGIT_SIZE, 1))
         hidden = images
         for filters, strides in ((16, 1), (32, 2), (32, 1), (64, 2), (64, 2)):
-            hidden = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(
-                hidden
-            )
-            hidden = layers.BatchNormalization()(hidden)
+            conv = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)
+            hidden = layers.BatchNormalization()(conv(hidden))
             hidden = layers.Activation("swish")(hidden)
         hidden = layers.Dropout(0.3)(layers.Flatten()(hidden))
         features = layers.Dense(NUM_FEATURES, use_bias=False)(hidden)

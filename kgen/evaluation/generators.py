@@ -128,25 +128,21 @@ def evaluate_generator(
         other=_embed(space, other)[0],
         shuffled=shuffled_features,
         generated=generated.reshape(num_sets, count, -1),
-        protocol=(
-            f"{image_set.name}: {count:,} generated images ({seeds}), rounded to 256 "
-            f"levels, against {count:,} of {split}"
-        ),
+        protocol=f"{image_set.name}: {count:,} generated images ({seeds}), rounded to "
+        f"256 levels, against {count:,} of {split}",
         other_name=f"{count:,} of {other_split} instead of generated ones",
         seed=seed,
     )
     records, reasons = [], []
-    if count >= 2:
-        records += _distance_records(features)
-    else:
-        reasons.append("a Frechet distance, for which 2 images are needed")
-    if count >= MIN_NEIGHBOUR_IMAGES:
-        records += _neighbour_records(features)
-    else:
-        reasons.append(
-            "precision, recall, density and coverage, for which "
-            f"{MIN_NEIGHBOUR_IMAGES} images are needed"
-        )
+    neighbour_names = "precision, recall, density and coverage"
+    for names, fewest, measured in (
+        ("a Frechet distance", 2, _distance_records),
+        (neighbour_names, MIN_NEIGHBOUR_IMAGES, _neighbour_records),
+    ):
+        if count >= fewest:
+            records += measured(features)
+        else:
+            reasons.append(f"{names}, for which {fewest} images are needed")
     accuracy = _accuracy(real_numbers, labels)
     if accuracy >= _MIN_ACCURACY:
         records += _mode_records(
@@ -293,11 +289,9 @@ def _neighbour_records(features: _Features) -> list[Record]:
         Record.of_mean(
             values,
             metric=f"{name}[{features.space}]",
-            protocol=(
-                f"{features.protocol}; balls to the {NUM_NEIGHBOURS}th nearest "
-                f"neighbour, fixed for the interval; {features.other_name}: "
-                f"{others[name].mean():.4g}"
-            ),
+            protocol=f"{features.protocol}; balls to the {NUM_NEIGHBOURS}th nearest "
+            f"neighbour, fixed for the interval; {features.other_name}: "
+            f"{others[name].mean():.4g}",
             seed=features.seed,
             higher_is_better=True,
             baseline=(_SHUFFLED, float(shuffled[name].mean())),

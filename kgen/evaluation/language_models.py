@@ -23,7 +23,6 @@ NUM_TEXTS = 50
 PROMPT_CHARACTERS, TEXT_CHARACTERS = 40, 400
 NGRAM = 5  # words in a row that count as copied if the training text has them
 TIMED_TOKENS = 128
-BATCH_SIZE = 64  # windows
 _distinct_words = functools.partial(text_statistics.distinct, n=1)
 _distinct_pairs = functools.partial(text_statistics.distinct, n=2)
 
@@ -45,7 +44,7 @@ def evaluate_language_model(
     continue prompts at evenly spaced positions of the split, at a temperature of 1.
 
     Args:
-        model: Has `generate`, and a call that returns logits.
+        model: Has `generate`, `score`, and a call that returns logits.
         text_set: The text the model was trained on.
         split: "validation" or "test"; "train" measures memorisation.
         limit: At most so many windows, and texts.
@@ -90,35 +89,37 @@ def training_counts(text_set: TextSet) -> np.ndarray:
     return np.bincount(text_set.tokens("train"), minlength=size)
 
 
+def unigram_baseline(text_set: TextSet, tokens: np.ndarray) -> tuple[str, float]:
+    """Return the baseline of a loss: the frequencies of tokens in training."""
+    counts = training_counts(text_set)
+    return "token frequencies", text_statistics.unigram_loss(counts, tokens)
+
+
 # -- loss ----------------------------------------------------------------------
 
 
 def _loss_records(model, text_set, split, limit, seed, protocol) -> list[Record]:
-    graph = tf.function(lambda tokens: _window_losses(model, tokens))
-    pipeline = text_set.pipeline(split, batch_size=BATCH_SIZE)
-    batches = pipeline.dataset()
-    if limit is not None:
-        batches = batches.take(-(-limit // BATCH_SIZE))
-    windows = [np.float64(graph(batch["tokens"])) for batch in batches]
-    nats, counts = np.concatenate(windows, axis=1)[:, :limit]
-    num_tokens = int(counts.sum())
-    targets = text_set.tokens(split)[1 : num_tokens + 1]
+    tokens, context = text_set.tokens(split), text_set.context
+    starts = np.arange(0, len(tokens) - 1, context)[:limit]
+    windows = [tokens[start : start + context + 1] for start in starts]
+    counts = np.array([len(window) - 1 for window in windows])
+    targets = tokens[1 : counts.sum() + 1]
     num_characters = len(text_set.tokenizer.decode(targets))
     record = functools.partial(
         Record.of_mean, unit="nats/token", seed=seed, higher_is_better=False
     )
-    name, unigrams = _unigram_baseline(text_set, targets)
+    name, unigrams = unigram_baseline(text_set, targets)
     loss: Any = record(
-        nats,
+        -model.score(windows),
         counts,
         rows="windows",
         metric="loss",
         headline=True,
-        protocol=f"{protocol}, {num_tokens:,} tokens ({num_characters:,} characters), "
-        f"each predicted once in windows of {text_set.context}",
+        protocol=f"{protocol}, {len(targets):,} tokens ({num_characters:,} "
+        f"characters), each predicted once in windows of {context}",
         baseline=(name, unigrams),
     )
-    to_bits = num_tokens / num_characters / math.log(2.0)
+    to_bits = len(targets) / num_characters / math.log(2.0)
     converted = [
         dataclasses.replace(
             loss,
@@ -135,34 +136,18 @@ def _loss_records(model, text_set, split, limit, seed, protocol) -> list[Record]
         )
     ]
     # The loss as nanoGPT estimates it, to compare with papers and logs.
-    tokens, size = text_set.tokens(split).astype(np.int32), text_set.context + 1
-    starts = np.random.default_rng(seed).integers(0, len(tokens) - size + 1, (20, 12))
-    drawn = tokens[starts[..., None] + np.arange(size)]
-    sums = [np.float64(graph(tf.constant(batch))).sum(axis=1) for batch in drawn]
+    starts = np.random.default_rng(seed).integers(0, len(tokens) - context, 20 * 12)
+    drawn = tokens[starts[:, None] + np.arange(context + 1)]
     estimate = record(
-        *np.transpose(sums),
+        -model.score(drawn).reshape(20, 12).sum(axis=1),
+        np.full(20, 12 * context),
         rows="batches",
         metric="loss[random-batches]",
-        protocol=f"{protocol}, 20 batches of 12 windows of {text_set.context} from "
-        "random positions",
-        baseline=_unigram_baseline(text_set, drawn[..., 1:].ravel()),
+        protocol=f"{protocol}, 20 batches of 12 windows of {context} from random "
+        "positions",
+        baseline=unigram_baseline(text_set, drawn[:, 1:].ravel()),
     )
     return [loss, *converted, estimate]
-
-
-def _unigram_baseline(text_set, tokens) -> tuple[str, float]:
-    counts = training_counts(text_set)
-    return "token frequencies", text_statistics.unigram_loss(counts, tokens)
-
-
-def _window_losses(model, tokens):
-    """Nats of each window, and its number of predicted tokens: [batch] each."""
-    targets = tokens[:, 1:]
-    counted = tf.cast(targets >= 0, tf.float32)
-    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        tf.maximum(targets, 0), model(tokens[:, :-1])
-    )
-    return tf.reduce_sum(losses * counted, axis=1), tf.reduce_sum(counted, axis=1)
 
 
 # -- generated text ------------------------------------------------------------
@@ -190,9 +175,8 @@ def _text_records(model, text_set, split, count, seed, progress, protocol):
     decode = text_set.tokenizer.decode
     ours = [decode(row) for row in generated]
     theirs = [decode(tokens[start:][num_prompt:][:num_text]) for start in starts]
-    known = text_statistics.ngrams(
-        text_statistics.words(decode(text_set.tokens("train"))), NGRAM
-    )
+    train = text_statistics.words(decode(text_set.tokens("train")))
+    known = text_statistics.ngrams(train, NGRAM)
     novelty = functools.partial(text_statistics.novelty, known=known, n=NGRAM)
     copied = f"share of {NGRAM} words in a row that the training text does not contain"
     rows: list[tuple[str, Callable[[list[str]], float], str]] = [
@@ -208,11 +192,9 @@ def _text_records(model, text_set, split, count, seed, progress, protocol):
             metric=metric,
             headline=metric.startswith("novelty"),
             value=measure(ours),
-            protocol=(
-                f"{protocol}, {count} texts of {num_text} tokens that continue "
-                f"{num_prompt} of the split, temperature 1; the baseline is the "
-                f"continuation in the split; {detail}"
-            ),
+            protocol=f"{protocol}, {count} texts of {num_text} tokens that continue "
+            f"{num_prompt} of the split, temperature 1; the baseline is the "
+            f"continuation in the split; {detail}",
             n=count,
             seed=seed,
             higher_is_better=metric != "self_bleu",

@@ -11,15 +11,15 @@ import tensorflow as tf
 from kgen.data.text_sets import TextSet
 from kgen.evaluation.blocks import Progress, row_blocks
 from kgen.evaluation.language_models import (
-    BATCH_SIZE,
     check_tokenizer,
     training_counts,
+    unigram_baseline,
 )
 from kgen.evaluation.records import Record
 from kgen.evaluation.split_rows import check_at_least_1
-from kgen.evaluation.text_statistics import unigram_loss
 from kgen.evaluation.timing import rate_record
 
+BATCH_SIZE = 64  # windows
 MASK_EVERY = 7  # tokens: about the share that is masked in training
 
 
@@ -63,8 +63,8 @@ def evaluate_masked_language_model(
         targets = np.maximum(windows[rows], 0)[..., None]
         nats[rows] = -np.take_along_axis(log_probs, targets, 2)[..., 0]
         correct[rows] = log_probs.argmax(axis=2) == windows[rows]
-    targets, counts = windows[masked], training_counts(text_set)
-    most_frequent = float((targets == counts.argmax()).mean())
+    targets = windows[masked]
+    most_frequent = targets == training_counts(text_set).argmax()
     texts = [row[row >= 0] for row in windows[:BATCH_SIZE]]
     record = functools.partial(
         Record.of_mean,
@@ -81,13 +81,13 @@ def evaluate_masked_language_model(
             metric="masked_loss",
             unit="nats",
             higher_is_better=False,
-            baseline=("token frequencies", unigram_loss(counts, targets)),
+            baseline=unigram_baseline(text_set, targets),
         ),
         record(
             (correct * masked).sum(axis=1),
             metric="masked_accuracy",
             higher_is_better=True,
-            baseline=("most frequent token", most_frequent),
+            baseline=("most frequent token", float(most_frequent.mean())),
         ),
         rate_record(
             lambda: model.embed(texts),

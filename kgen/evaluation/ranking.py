@@ -62,13 +62,10 @@ def top_items(
             "name the others in `candidates`."
         )
     num_users, num_items = scores.shape
-    allowed = np.ones(scores.shape, bool)
+    allowed = np.full(scores.shape, candidates is None)
     if candidates is not None:
-        allowed[:] = False
-        rule = (
-            f"[candidates], positions from 0 to {num_items - 1}, not a mask (of one, "
-        )
-        rule += "take `np.flatnonzero`)"
+        last = num_items - 1
+        rule = f"[candidates], positions from 0 to {last} (`np.flatnonzero` of a mask)"
         only = _checked_integers("candidates", candidates, rule, 1, range(num_items))
         allowed[:, only] = True
     if seen is not None:
@@ -78,8 +75,8 @@ def top_items(
     length = min(k, num_items)
     # The score at the last rank. Items above it are in the list; of items equal to it,
     # the first ones, until the list is full.
-    last = np.partition(scores, num_items - length, axis=1)[:, -length, None]
-    above, equal = scores > last, scores == last
+    lowest = np.partition(scores, num_items - length, axis=1)[:, -length, None]
+    above, equal = scores > lowest, scores == lowest
     room = length - above.sum(axis=1, keepdims=True)
     equal &= np.cumsum(equal, axis=1, dtype=np.int32) <= room
     positions = np.nonzero(above | equal)[1].reshape(num_users, length)  # ascending

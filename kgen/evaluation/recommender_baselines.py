@@ -9,6 +9,7 @@ from typing import Self
 import numpy as np
 from scipy import sparse
 from scipy.linalg import get_lapack_funcs
+from sklearn.preprocessing import normalize
 
 from kgen.evaluation.blocks import row_blocks
 from kgen.evaluation.ranking import recommended, top_items
@@ -226,7 +227,7 @@ class ContentKNN(Baseline):
         num_with = np.bincount(self.features.indices, minlength=num_features)
         rarity = np.log(num_items / np.maximum(num_with, 1))
         weighted = self.features @ sparse.diags_array(rarity)
-        self._vectors = _scaled_rows(weighted, np.sqrt(weighted.power(2).sum(axis=1)))
+        self._vectors = normalize(weighted)
 
     def _fit(self, train: sparse.csr_array) -> None:
         if train.shape[1] != self.features.shape[0]:
@@ -236,7 +237,7 @@ class ContentKNN(Baseline):
             )
 
     def _score(self, history: sparse.csr_array) -> np.ndarray:
-        means = _scaled_rows(history, history.sum(axis=1)) @ self._vectors
+        means = normalize(history.astype(np.float64), "l1") @ self._vectors
         return (means @ self._vectors.T).toarray()
 
 
@@ -308,12 +309,6 @@ def _checked_matrix(matrix: sparse.csr_array, name: str) -> sparse.csr_array:
             "threshold: 1 for a rating of at least 4."
         )
     return matrix
-
-
-def _scaled_rows(matrix: sparse.csr_array, lengths: np.ndarray) -> sparse.csr_array:
-    """Divide each row by its length; rows of length 0 stay empty."""
-    scales = np.divide(1, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
-    return (sparse.diags_array(scales) @ matrix).tocsr()
 
 
 def _products(train: sparse.csr_array) -> Iterator[tuple[slice, np.ndarray]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kgen.files import replacing
+from kgen.files import write_text
 
 # The 2.5 % and 97.5 % quantiles of 1,000 resamples are exact to about a tenth of the
 # interval's width; 1,000 resamples of 10,000 images take a fifth of a second.
@@ -123,20 +123,15 @@ def bootstrap_interval(
         )
     generator = np.random.default_rng(seed)
     count = len(values)
-    means = [
-        values[generator.integers(0, count, count)].mean() for _ in range(num_resamples)
-    ]
+    means = [generator.choice(values, count).mean() for _ in range(num_resamples)]
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """Write records as a JSON list, atomically."""
-    text = json.dumps(
-        [record.to_dict() for record in records], indent=2, allow_nan=False
-    )
-    with replacing(path) as file:
-        file.write(f"{text}\n".encode())
+    values = [record.to_dict() for record in records]
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
@@ -211,15 +206,8 @@ def _side_by_side(records: list[Record]) -> list[str]:
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Rows as lines: the first column to the left, numbers to the right."""
     first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        "  ".join(
-            [
-                row[0].ljust(first),
-                *(cell.rjust(n) for cell, n in zip(row[1:], others, strict=True)),
-            ]
-        ).rstrip()
-        for row in rows
-    ]
+    line = f"{{:<{first}}}" + "".join(f"  {{:>{width}}}" for width in others)
+    return [line.format(*row).rstrip() for row in rows]
 
 
 def _wrapped(text: str) -> list[str]:

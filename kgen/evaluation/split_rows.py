@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kgen.data.image_sets import Binarization, ImageSet
+from kgen.data.image_sets import ImageSet
 
 READ_BATCH_SIZE = 500  # images
 
@@ -19,13 +19,7 @@ def check_at_least_1(**arguments: int | None) -> None:
 
 
 def read_split(
-    image_set: ImageSet,
-    split: str,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    binarize: Binarization = None,
-    shuffle: bool = False,
+    image_set: ImageSet, split: str, *, limit: int | None = None, **options: Any
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read the images of a split, and their labels if it has labels.
 
@@ -33,20 +27,13 @@ def read_split(
         image_set: The images.
         split: "test", "validation" or "train".
         limit: Only the first images, this many.
-        seed: Of the binarisation and the order.
-        binarize: None, "dynamic" or "static".
-        shuffle: Whether the order is random, so that the first are a sample.
+        **options: Of `ImageSet.pipeline`: `seed`, `binarize`, and `shuffle`, with which
+            the first images are a sample.
 
     Returns:
         uint8 [n, height, width, channels] and int32 [n] or None.
     """
-    pipeline = image_set.pipeline(
-        split,
-        batch_size=READ_BATCH_SIZE,
-        seed=seed,
-        binarize=binarize,
-        shuffle=shuffle,
-    )
+    pipeline = image_set.pipeline(split, batch_size=READ_BATCH_SIZE, **options)
     count = min(limit or pipeline.num_rows, pipeline.num_rows)
     dataset = pipeline.dataset().take(-(-count // READ_BATCH_SIZE))
     batches = list(dataset.as_numpy_iterator())

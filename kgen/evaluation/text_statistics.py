@@ -49,12 +49,10 @@ def self_bleu(texts: Sequence[str]) -> float:
 
     if len(texts) < 2:
         return 0.0
-    scores = [
-        sacrebleu.sentence_bleu(
-            text, [*texts[:index], *texts[index + 1 :]], lowercase=True
-        ).score
-        for index, text in enumerate(texts)
-    ]
+    scores = []
+    for index, text in enumerate(texts):
+        others = [*texts[:index], *texts[index + 1 :]]
+        scores.append(sacrebleu.sentence_bleu(text, others, lowercase=True).score)
     return statistics.fmean(scores) / 100.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
+import timeit
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,12 +20,8 @@ RUN_SECONDS = 0.2  # shorter runs mostly measure the machine's other processes
 
 def call_seconds(calls: Iterable[Callable[[], Any]]) -> np.ndarray:
     """Return the wall-clock seconds of each call."""
-    times = []
-    for call in calls:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return np.array(times)
+    clock = time.perf_counter
+    return np.array([timeit.timeit(call, number=1, timer=clock) for call in calls])
 
 
 def rate_record(
@@ -55,12 +52,10 @@ def rate_record(
     call()
     num_calls = math.ceil(RUN_SECONDS / call_seconds([call])[0])
     amount *= num_calls
-
-    def run():
-        for _ in range(num_calls):
-            call()
-
-    rates = amount / call_seconds([run] * num_runs)
+    seconds = timeit.repeat(
+        call, number=num_calls, repeat=num_runs, timer=time.perf_counter
+    )
+    rates = amount / np.array(seconds)
     return Record(
         value=float(np.median(rates)),
         unit=unit,

@@ -36,19 +36,6 @@ class Pair:
     ties: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """The comparison of one kind of output.
-
-    Attributes:
-        distance: The distance of a pair: infinite where a value is simply wrong.
-        tolerance: Largest distance accepted; None: that of the signature.
-    """
-
-    distance: Callable[[Pair], float]
-    tolerance: float | None = None
-
-
 def difference(received: np.ndarray, expected: np.ndarray) -> float:
     """The largest |received - expected| / max(1, |expected|); infinite for a NaN.
 
@@ -115,14 +102,17 @@ def _text(pair: Pair) -> float:
     return np.inf if differs.any() else 0.0
 
 
-COMPARISONS = {
-    "image": Comparison(_numbers),
-    "latent": Comparison(_numbers),
-    "scores": Comparison(_numbers),
-    "state": Comparison(_numbers),
-    "items": Comparison(_items),
-    "tokens": Comparison(_tokens),
-    "text": Comparison(_text),
-    "png": Comparison(_pixel_share, PIXEL_TOLERANCE),
-    "pixels": Comparison(_pixel_share, PIXEL_TOLERANCE),
+# Distances of a pair by kind of output: infinite where a value is simply wrong.
+COMPARISONS: dict[str, Callable[[Pair], float]] = {
+    "image": _numbers,
+    "latent": _numbers,
+    "scores": _numbers,
+    "state": _numbers,
+    "items": _items,
+    "tokens": _tokens,
+    "text": _text,
+    "png": _pixel_share,
+    "pixels": _pixel_share,
 }
+# Largest distances accepted of the other kinds: those of the signature.
+TOLERANCES = {"png": PIXEL_TOLERANCE, "pixels": PIXEL_TOLERANCE}

@@ -87,11 +87,10 @@ def _header(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     is_jpeg = tf.strings.substr(file, 0, 2) == b"\xff\xd8"
     is_known = (is_png | is_jpeg) & (tf.strings.length(file) > 25)
     file = _checked(file, is_known, "be PNG or JPEG files")
+    png_size = tf.strings.substr(file, 16, 8)
     size = tf.cond(
         is_png,
-        lambda: tf.io.decode_raw(
-            tf.strings.substr(file, 16, 8), tf.int32, little_endian=False
-        )[::-1],
+        lambda: tf.io.decode_raw(png_size, tf.int32, little_endian=False)[::-1],
         lambda: tf.image.extract_jpeg_shape(file)[:2],
     )
     orientation = _orientation(file)
@@ -123,9 +122,8 @@ def _orientation(file: tf.Tensor) -> tf.Tensor:
     is_it = is_known & (number(entries[:, :2]) == _ORIENTATION_TAG)
     values = tf.boolean_mask(values, is_it)
 
-    is_readable = (tf.size(values) > 0) | ~tf.strings.regex_full_match(
-        file, _COMPRESSED
-    )
+    is_compressed = tf.strings.regex_full_match(file, _COMPRESSED)
+    is_readable = (tf.size(values) > 0) | ~is_compressed
     rule = "have Exif data in an eXIf chunk, and XMP uncompressed"
     xmp = tf.strings.regex_replace(_checked(file, is_readable, rule), _XMP, r"\1")
     digit = tf.cast(tf.io.decode_raw(xmp, tf.uint8)[:1], tf.int64) - ord("0")
@@ -155,10 +153,8 @@ def _upright(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 def _png(file: tf.Tensor) -> tf.Tensor:
     """RGBA of 8 bits, int32 [height, width, 4]."""
     pixels = tf.cast(tf.io.decode_png(file, channels=4, dtype=tf.uint16), tf.int32)
-    depth, colour = tf.unstack(
-        tf.cast(tf.io.decode_raw(tf.strings.substr(file, 24, 2), tf.uint8), tf.int32),
-        num=2,
-    )
+    header = tf.io.decode_raw(tf.strings.substr(file, 24, 2), tf.uint8)
+    depth, colour = tf.unstack(tf.cast(header, tf.int32), num=2)
     rgb, alpha = pixels[..., :3], pixels[..., 3:]
     # Where a file of fewer than 8 bits has no transparency, the decoder's opaque is the
     # largest number of its bits.

@@ -25,12 +25,8 @@ def with_image_files(signatures: list[Signature]) -> list[Signature]:
     64 because of their ending. Outputs are PNG files; inputs are PNG or JPEG files of
     the size that the model takes, see `decode_images`. Other outputs stay.
     """
-    return [
-        made
-        for signature in signatures
-        for made in (signature, _of_files(signature))
-        if made is not None
-    ]
+    pairs = [(signature, _of_files(signature)) for signature in signatures]
+    return [made for pair in pairs for made in pair if made is not None]
 
 
 class FileSpec(InputSpec):

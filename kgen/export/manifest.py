@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from kgen.files import replacing
+from kgen.files import write_text
 
 FOLDER_SUMS = "SHA256SUMS"
 
@@ -34,8 +34,7 @@ def write_sums(path: str | os.PathLike[str], beside: tuple[str, ...] = ()) -> No
     path, sums = Path(path), sums_of(path)
     files = _files_in(path) if path.is_dir() else [path.name, *beside]
     lines = [f"{_sha256(sums.parent / name)}  {name}\n" for name in files]
-    with replacing(sums) as file:
-        file.write("".join(lines).encode())
+    write_text(sums, "".join(lines))
 
 
 def check_sums(path: str | os.PathLike[str]) -> int:

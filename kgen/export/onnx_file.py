@@ -19,7 +19,7 @@ from kgen.export.manifest import ExportError, write_sums
 from kgen.export.runtime_process import runtime_process
 from kgen.export.staging import size_of, staged
 from kgen.export.verification import Export, signatures_for, verify
-from kgen.files import replacing
+from kgen.files import write_text
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import InputSpec
@@ -101,8 +101,7 @@ def to_onnx(
             raise ExportError(f"{error} The converter said: {complaints[0]}") from error
         num_bytes = size_of(temporary)
         for name, text in chosen.files.items():
-            with replacing(path.parent / name) as file:
-                file.write(text.encode())
+            write_text(path.parent / name, text)
         temporary.replace(path)
         write_sums(path, tuple(chosen.files))
     return Export(path, verifications, num_bytes, time.monotonic() - start)
@@ -177,19 +176,19 @@ def _with_images_as(signature: Signature, layout: str, dtype: str) -> Signature:
     is_default = not first and not is_uint8
     images = [name for name, kind in signature.outputs.items() if kind == "image"]
     given = image_inputs(signature)
-    if not images and not given:
-        if not is_default:
-            raise ValueError(
-                "`layout` and `dtype` are those of images, and the signature "
-                f"{signature.name} has none. Received: {layout}, {dtype}"
-            )
-        return signature
-    how = {
-        "image_layout": layout.upper(),
-        "image_range": "[0, 255]" if is_uint8 else "[0, 1]",
-        "preprocessing": "none" if is_uint8 else "values of 0 to 255 divided by 255",
-    }
-    signature = dataclasses.replace(signature, metadata=how | signature.metadata)
+    if images or given:
+        scaled = "values of 0 to 255 divided by 255"
+        how = {
+            "image_layout": layout.upper(),
+            "image_range": "[0, 255]" if is_uint8 else "[0, 1]",
+            "preprocessing": "none" if is_uint8 else scaled,
+        }
+        signature = dataclasses.replace(signature, metadata=how | signature.metadata)
+    elif not is_default:
+        raise ValueError(
+            "`layout` and `dtype` are those of images, and the signature "
+            f"{signature.name} has none. Received: {layout}, {dtype}"
+        )
     if is_default:
         return signature
 

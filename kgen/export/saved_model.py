@@ -67,7 +67,8 @@ def to_saved_model(
     signatures = signatures_for(model, "saved_model")
     with staged(folder, "saved_model") as temporary:
         _write(signatures, temporary)
-        _write_extra(signatures, temporary, type(model).__name__, metadata or {})
+        about = {"model": type(model).__name__, **(metadata or {})}
+        _write_extra(signatures, temporary, about)
         write_warm_up(temporary, model_name(folder), signatures)
         verifications = verify(temporary, signatures, "saved_model")
         write_sums(temporary)
@@ -82,22 +83,15 @@ def to_saved_model(
 def _write(signatures: Sequence[Signature], path: Path) -> None:
     # Variables are tracked, not layers: Keras' ExportArchive stores the variables of a
     # tracked layer twice, and traces `call` of layers that no signature uses.
-    tracked = {
-        id(variable.value): variable.value
-        for signature in signatures
-        for layer in signature.layers
-        for variable in layer.variables
-    }
+    layers = [layer for signature in signatures for layer in signature.layers]
+    tracked = {id(one.value): one.value for layer in layers for one in layer.variables}
     # Graphs use one copy of each variable that a strategy mirrors.
-    copies = {
-        id(copy)
-        for variable in tracked.values()
-        for copy in getattr(variable, "values", (variable,))
-    }
+    copies = [getattr(one, "values", (one,)) for one in tracked.values()]
+    known = {id(copy) for group in copies for copy in group}
     endpoints = {}
     for signature in signatures:
         endpoint = signature.compiled.get_concrete_function()
-        stray = [v.name for v in endpoint.variables if id(v) not in copies]
+        stray = [v.name for v in endpoint.variables if id(v) not in known]
         if stray:
             raise ExportError(
                 f"`layers` of the signature {signature.name} must hold every variable "
@@ -120,20 +114,13 @@ def _write(signatures: Sequence[Signature], path: Path) -> None:
 
 
 def _write_extra(
-    signatures: Sequence[Signature],
-    path: Path,
-    model_name: str,
-    metadata: dict[str, str],
+    signatures: Sequence[Signature], path: Path, about: dict[str, str]
 ) -> None:
     """Writes metadata and text files, which the server does not read."""
-    about = {
-        "kgen_version": kgen.__version__,
-        "model": model_name,
-        "signatures": {one.name: one.describe() for one in signatures},
-        **metadata,
-    }
+    described = {one.name: one.describe() for one in signatures}
+    metadata = {"kgen_version": kgen.__version__, "signatures": described, **about}
     files = {name: text for one in signatures for name, text in one.files.items()}
-    files["kgen.json"] = json.dumps(about, indent=2)
+    files["kgen.json"] = json.dumps(metadata, indent=2)
     extra = path / "assets.extra"
     extra.mkdir()
     for name, text in files.items():

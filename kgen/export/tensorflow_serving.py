@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kgen.files import replacing
+from kgen.files import write_text
 
 if TYPE_CHECKING:  # `kgen serve` needs a name from here before it loads TensorFlow.
     from kgen.models.shared.signatures import Signature
@@ -93,20 +93,18 @@ def write_configuration(folder: Path, signatures: Sequence[Signature]) -> None:
     rows with their first values.
     """
     name = model_name(folder)
-    even = all(
-        None not in spec.shape for one in signatures for spec in one.inputs.values()
-    )
+    shapes = [spec.shape for one in signatures for spec in one.inputs.values()]
+    even = all(None not in shape for shape in shapes)
+    compose = _COMPOSE + (_BATCHED if even else "")
     files = {
         "models.config": _MODELS.format(name=name),
-        "compose.yaml": _COMPOSE.format(name=name, image=IMAGE)
-        + (_BATCHED.format(name=name) if even else ""),
+        "compose.yaml": compose.format(name=name, image=IMAGE),
     }
     if even:
         files["batching.config"] = _BATCHING
     for file_name, text in files.items():
         if not (folder / file_name).exists():
-            with replacing(folder / file_name) as file:
-                file.write(text.encode())
+            write_text(folder / file_name, text)
 
 
 def write_warm_up(version: Path, name: str, signatures: Sequence[Signature]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kgen.export.staging import rename_to_next_version, staged
-from kgen.files import replacing
+from kgen.files import write_text
 
 _CONFIG = """\
 name: "{name}"
@@ -63,9 +63,8 @@ def to_triton(
     with staged(model, "version") as temporary:
         temporary.mkdir()
         shutil.copyfile(onnx_file, temporary / "model.onnx")
-        with replacing(model / "config.pbtxt") as file:
-            text = _CONFIG.format(name=name, tensors="".join(tensors))
-            file.write(text.encode())
+        text = _CONFIG.format(name=name, tensors="".join(tensors))
+        write_text(model / "config.pbtxt", text)
         return rename_to_next_version(temporary, model)
 
 

@@ -11,7 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from kgen.export.comparison import COMPARISONS, NO_TIE, TIED_TOKENS, Pair
+from kgen.export.comparison import (
+    COMPARISONS,
+    NO_TIE,
+    TIED_TOKENS,
+    TOLERANCES,
+    Pair,
+)
 from kgen.export.image_files import with_image_files
 from kgen.export.manifest import ExportError
 from kgen.export.runtime_process import runtime_process
@@ -157,19 +163,11 @@ def _verify(
         outputs = received[name]
         found = trial.structure_problems(outputs)
         if not found:
-            gaps = [gap for size in trial.inputs for gap in trial.gaps(outputs, size)]
-            changes = trial.changes_by_other_rows(outputs)
+            gaps, changes = trial.gaps(outputs)
             found = [gap.text for gap in gaps + changes if not gap.share <= 1]
-            largest = max(gaps, key=lambda gap: gap.share)
-            verifications.append(
-                Verification(
-                    name,
-                    largest.size,
-                    largest.tolerance,
-                    milliseconds[name],
-                    trial.tied_rows(outputs),
-                )
-            )
+            _, size, tolerance = max(gaps, key=lambda gap: gap.share)
+            time, notes = milliseconds[name], trial.tied_rows(outputs)
+            verifications.append(Verification(name, size, tolerance, time, notes))
         problems += found
     if problems:
         raise ExportError(
@@ -264,15 +262,14 @@ class _Trial:
                 problems.append(f"{signature.name} on {size} rows: {name} {problem}")
         return problems
 
-    def gaps(self, received: Batches, size: int) -> list[_Gap]:
-        """Differences of each output of a batch from that of Keras."""
-        return self._compare(received[size], self.expected[size])
-
-    def changes_by_other_rows(self, received: Batches) -> list[_Gap]:
-        """Differences of the first few rows alone and in the largest batch."""
+    def gaps(self, received: Batches) -> tuple[list[_Gap], list[_Gap]]:
+        """Differences from Keras; and of a few rows alone and before others."""
+        gaps = []
+        for size, expected in self.expected.items():
+            gaps += self._compare(received[size], expected)
         first = {name: rows[:FEW] for name, rows in received[self.num_rows].items()}
         when = f" when {self.num_rows - FEW} others follow"
-        return self._compare(received[FEW], first, when)
+        return gaps, self._compare(received[FEW], first, when)
 
     def _compare(
         self,
@@ -283,17 +280,16 @@ class _Trial:
         """Compares each output of a batch by the comparison of its kind."""
         gaps = []
         for name, kind in self.signature.outputs.items():
-            comparison, tolerance = COMPARISONS[kind], self.signature.tolerance
             rows = len(expected[name])
             pair = Pair(
                 received[name],
                 expected[name],
-                tolerance,
+                self.signature.tolerance,
                 expected.get("scores"),
                 self.ties[:rows],
             )
-            size = comparison.distance(pair)
-            tolerance = comparison.tolerance or tolerance
+            size = COMPARISONS[kind](pair)
+            tolerance = TOLERANCES.get(kind, self.signature.tolerance)
             text = f"{self.signature.name} on {rows} rows: {name} differ by "
             text += f"{size:.3g}{when}, tolerance {tolerance:.3g}"
             gaps.append(_Gap(text, size, tolerance))

@@ -16,11 +16,7 @@ RECIPES = {
 __getattr__, __dir__, _names = lazy.attach(
     __name__,
     submod_attrs={
-        "bert": ["BERTRecipe"],
-        "cfgan": ["CFGANRecipe"],
-        "gan": ["GANRecipe"],
-        "gpt": ["GPTRecipe"],
-        "multvae": ["MultVAERecipe"],
+        **{name: [place.partition(":")[2]] for name, place in RECIPES.items()},
         "recipe": ["Recipe"],
         "records": [
             "export_metadata",
@@ -29,8 +25,6 @@ __getattr__, __dir__, _names = lazy.attach(
             "recipe_class",
             "recipe_of_run",
         ],
-        "recvae": ["RecVAERecipe"],
-        "vae": ["VAERecipe"],
     },
 )
 __all__ = ["RECIPES", *_names]

@@ -124,7 +124,7 @@ class GANRecipe(ImageRecipe):
     )
 
     def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
-        """Returns options that the images decide: shape, classes, network and augmentation."""
+        """Returns shape and classes of the images, and what their size decides."""
         tiny = min(data.image_shape[:2]) < TINY
         augmentation = self.augmentation
         if augmentation is None:

@@ -70,6 +70,10 @@ class Recipe:
         "worker_timeout": ABOVE_0,
         "gradient_clip_norm": ABOVE_0,
         "seed": ("in [0, 2**63)", lambda seed: 0 <= seed < 2**63),
+        "name": (
+            "the name of a folder, without a path to it, which is what `folder` is for",
+            lambda name: name not in ("", "..") and Path(name).name == name,
+        ),
     }
 
     # Data may be moved; their fingerprint is compared.
@@ -133,13 +137,6 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise ValueError(f"`{name}` must be {rule}. Received: {name}={value}")
-        if self.name is not None and (
-            self.name in ("", "..") or Path(self.name).name != self.name
-        ):
-            raise ValueError(
-                "`name` must be the name of a folder, without a path to it, which is "
-                f"what `folder` is for. Received: name={self.name}"
-            )
 
     @property
     def run_folder(self) -> Path:

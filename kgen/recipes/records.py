@@ -43,14 +43,13 @@ def make_record(recipe: Recipe, data: Any, model: Any, strategy: Any) -> dict[st
     packages = ("keras", "tensorflow", "numpy", "tensorflow-datasets")
     versions = {name: importlib.metadata.version(name) for name in packages}
     takes_labels = getattr(model, "num_classes", None) is not None
+    class_names = [str(name) for name in data.class_names] if takes_labels else None
     options = dataclasses.asdict(with_absolute_paths(recipe))
     return {
         "recipe": recipe.recipe_name,
         "options": json.loads(json.dumps(options)),
         "data": {"description": data.describe(), "fingerprint": data.fingerprint},
-        "class_names": [str(name) for name in data.class_names]
-        if takes_labels
-        else None,
+        "class_names": class_names,
         "precision": model.dtype_policy.name,
         "strategy": type(strategy).__name__,
         "replicas": strategy.num_replicas_in_sync,

@@ -205,12 +205,8 @@ def _finish(recipe: Recipe, model, data, folder, report: Report) -> None:
     report("saving, measuring and exporting")
     folder.save_model(model)
     if recipe.measure != "none":
-        records = recipe.evaluate(
-            model,
-            data,
-            unfinished=folder.unfinished_measures,
-            **MEASURES[recipe.measure],
-        )
+        options = {"unfinished": folder.unfinished_measures, **MEASURES[recipe.measure]}
+        records = recipe.evaluate(model, data, **options)
         evaluation.write_records(folder.metrics, records)
         folder.unfinished_measures.unlink(missing_ok=True)
         report(evaluation.table(one for one in records if one.headline))
@@ -240,18 +236,18 @@ def _plan(recipe, data, pipeline, model, strategy, shrunk) -> list[str]:
     devices += ", without XLA" if recipe.jit_compile and not model.jit_compile else ""
     steps = pipeline.steps_per_epoch
     trainable = sum(int(np.prod(one.shape)) for one in model.trainable_variables)
-    few = f" instead of {recipe.default_batch_size}, for {pipeline.num_rows} rows"
+    batches = f"batches of {recipe.batch_size}"
+    if shrunk:
+        default = recipe.default_batch_size
+        batches += f" instead of {default}, for {pipeline.num_rows} rows"
+    all_steps = f"{recipe.epochs:,} epochs x {steps:,} = {recipe.epochs * steps:,}"
     rows = [
         ("recipe", recipe.recipe_name),
         ("data", "\n".ljust(12).join(textwrap.wrap(data.describe(), 69))),
         ("model", f"{type(model).__name__}, {trainable:,} trainable parameters"),
         ("device", devices),
         ("precision", model.dtype_policy.name),
-        (
-            "steps",
-            f"{recipe.epochs:,} epochs x {steps:,} = {recipe.epochs * steps:,}, "
-            f"batches of {recipe.batch_size}{few if shrunk else ''}",
-        ),
+        ("steps", f"{all_steps}, {batches}"),
         ("folder", str(recipe.run_folder)),
     ]
     return [f"{name:<10} {value}" for name, value in rows]

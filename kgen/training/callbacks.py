@@ -19,7 +19,7 @@ import rich.console
 import rich.progress
 import tensorflow as tf
 
-from kgen.files import replacing
+from kgen.files import write_text
 from kgen.pictures import write_image_grid
 
 NUM_COLUMNS = 80  # of a line that is printed
@@ -42,7 +42,8 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self._check(logs)
 
     def _check(self, logs: dict[str, Any] | None) -> None:
-        bad = [name for name, value in (logs or {}).items() if not _finite(value)]
+        values = {k: np.asarray(v, np.float64) for k, v in (logs or {}).items()}
+        bad = [name for name, value in values.items() if not np.isfinite(value).all()]
         if not bad:
             return
         first, step = self.model.first_non_finite() or (bad[0], None)
@@ -83,8 +84,7 @@ class History(keras.callbacks.Callback):
         writer = csv.DictWriter(text, list(names), restval="")
         writer.writeheader()
         writer.writerows(self.rows)
-        with replacing(self.file) as opened:
-            opened.write(text.getvalue().encode())
+        write_text(self.file, text.getvalue())
 
 
 class Samples(keras.callbacks.Callback):
@@ -115,8 +115,7 @@ class Samples(keras.callbacks.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         samples, file = self.make_samples(), self.folder / f"epoch-{done:04d}"
         if isinstance(samples, str):
-            with replacing(file.with_suffix(".txt")) as opened:
-                opened.write(samples.encode())
+            write_text(file.with_suffix(".txt"), samples)
         else:
             write_image_grid(samples, file.with_suffix(".png"))
 
@@ -251,14 +250,12 @@ class Progress(keras.callbacks.Callback):
         """Prints the epoch's line."""
         elapsed = time.monotonic() - self._started
         done = self._step - self._first_step
-        left = round(elapsed / done * (self.total_steps - self._step))
+        seconds = round(elapsed / done * (self.total_steps - self._step))
+        left = datetime.timedelta(seconds=seconds)
         names = sorted(logs, key=lambda name: name not in ("loss", "val_loss"))
         values = [f"{name} {float(_scalar(logs[name])):.4g}" for name in names]
         start = f"epoch {epoch + 1}/{self.total_steps // self.steps_per_epoch}"
-        end = [
-            f"{self._rate():,.0f} rows/s",
-            f"{datetime.timedelta(seconds=left)} left",
-        ]
+        end = [f"{self._rate():,.0f} rows/s", f"{left} left"]
         # history.csv has all; a column that did not fit once is not shown again.
         while True:
             line = "  ".join([start, *values[: self._num_values], *end])
@@ -274,7 +271,3 @@ class Progress(keras.callbacks.Callback):
 
 def _scalar(value: Any) -> Any:
     return np.asarray(value).reshape(-1)[0]
-
-
-def _finite(value: Any) -> bool:
-    return bool(np.all(np.isfinite(np.asarray(value, np.float64))))

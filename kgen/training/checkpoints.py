@@ -152,8 +152,7 @@ class Checkpointer(keras.callbacks.Callback):
                 )
         if self.write:
             entries = {f"state-{i:05d}": value for i, value in enumerate(values)}
-            for index, value in enumerate(metric_values):
-                entries[f"metrics-{index:05d}"] = value
+            entries |= {f"metrics-{i:05d}": v for i, v in enumerate(metric_values)}
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.file) as opened:
                 np.savez(opened, **entries)

@@ -57,10 +57,8 @@ def read_cluster(text: str) -> Cluster:
         config = json.loads(text)
     except json.JSONDecodeError as error:
         raise _refusal(text, f"be JSON ({error})") from error
-    cluster, task = (
-        config.get(name) if isinstance(config, dict) else None
-        for name in ("cluster", "task")
-    )
+    config = config if isinstance(config, dict) else {}
+    cluster, task = config.get("cluster"), config.get("task")
     if not isinstance(cluster, dict) or not isinstance(task, dict):
         raise _refusal(text, "name a cluster and a task")
     jobs: dict[str, list[str]] = {}

@@ -14,17 +14,6 @@ from kgen.models.shared.model import GenerativeModel
 from kgen.training.strategies import distribute
 
 
-class _PinEpoch(keras.callbacks.Callback):
-    """Sets the pipeline's epoch, as Keras opens more iterators than epochs."""
-
-    def __init__(self, pipeline: Pipeline):
-        super().__init__()
-        self.pipeline = pipeline
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.pipeline.epoch = epoch
-
-
 def fit(
     model: GenerativeModel,
     pipeline: Pipeline,
@@ -49,7 +38,12 @@ def fit(
         callbacks: Keras callbacks. On several processes, files should be written by
             the chief alone.
     """
+
+    def pin_epoch(epoch, logs):  # Keras opens more iterators than epochs.
+        pipeline.epoch = epoch
+
     strategy = strategy or tf.distribute.get_strategy()
+    pin = keras.callbacks.LambdaCallback(on_epoch_begin=pin_epoch)
     check = functools.partial(checked_data, specs=model.batch_specs)
     epoch, step = divmod(int(model.step.numpy()), pipeline.steps_per_epoch)
     # A pass that starts inside an epoch is shorter than the others, and Keras takes one
@@ -68,6 +62,6 @@ def fit(
             steps_per_epoch=pipeline.steps_per_epoch - skip,
             validation_data=held_out,
             validation_steps=validation.steps_per_epoch if validation else None,
-            callbacks=[_PinEpoch(pipeline), *callbacks],
+            callbacks=[pin, *callbacks],
             verbose=0,
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from kgen.files import replacing
+from kgen.files import write_text
 
 LOCK = ".lock"
 # All that a run, `kgen evaluate` and `kgen export` write, besides recipe.json and the
@@ -154,8 +154,7 @@ class RunFolder:
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Writes recipe.json, all or nothing."""
-        with replacing(self.recipe) as opened:
-            opened.write(json.dumps(record, indent=2).encode() + b"\n")
+        write_text(self.recipe, json.dumps(record, indent=2) + "\n")
 
     @contextlib.contextmanager
     def _lock(self, report: Callable[[str], None]) -> Iterator[None]:

@@ -121,9 +121,8 @@ def barrier(strategy: tf.distribute.Strategy, value: int = 0) -> list[int]:
         own = tf.where(at, tf.constant(value, tf.int64), 0)
         return context.all_reduce(tf.distribute.ReduceOp.SUM, own)
 
-    [given, *_] = strategy.experimental_local_results(
-        tf.function(strategy.run)(sum_at_places)
-    )
+    results = tf.function(strategy.run)(sum_at_places)
+    [given, *_] = strategy.experimental_local_results(results)
     return given.numpy().tolist()[:: num_replicas // num_processes(strategy)]
 
 
@@ -161,14 +160,13 @@ def distribute(
 
     def worker_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         workers = context.num_input_pipelines
-        return check(
-            pipeline.dataset(
-                skip=skip,
-                rank=context.input_pipeline_id,
-                num_ranks=workers,
-                replicas=context.num_replicas_in_sync // workers,
-            )
+        dataset = pipeline.dataset(
+            skip=skip,
+            rank=context.input_pipeline_id,
+            num_ranks=workers,
+            replicas=context.num_replicas_in_sync // workers,
         )
+        return check(dataset)
 
     distributed = strategy.distribute_datasets_from_function(worker_dataset)
     # Keras takes the cardinality for the number of steps, but here it is the number of
@@ -181,16 +179,15 @@ def distribute(
 
 def _multi_worker_strategy(cluster: Cluster) -> tf.distribute.Strategy:
     on_terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    # Before anything else: it refuses once the devices have been listed.
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(
-        tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec(cluster.jobs),
-            task_type=cluster.task_type,
-            task_id=cluster.task_index,
-            num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
-            rpc_layer="grpc",
-        )
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(cluster.jobs),
+        task_type=cluster.task_type,
+        task_id=cluster.task_index,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
     )
+    # Before anything else: it refuses once the devices have been listed.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
     # Kubernetes ends a pod with SIGTERM, which TensorFlow catches and ignores.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)

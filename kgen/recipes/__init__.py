@@ -16,7 +16,11 @@ RECIPES = {
 __getattr__, __dir__, _names = lazy.attach(
     __name__,
     submod_attrs={
-        **{name: [place.partition(":")[2]] for name, place in RECIPES.items()},
+        "bert": ["BERTRecipe"],
+        "cfgan": ["CFGANRecipe"],
+        "gan": ["GANRecipe"],
+        "gpt": ["GPTRecipe"],
+        "multvae": ["MultVAERecipe"],
         "recipe": ["Recipe"],
         "records": [
             "export_metadata",
@@ -25,6 +29,8 @@ __getattr__, __dir__, _names = lazy.attach(
             "recipe_class",
             "recipe_of_run",
         ],
+        "recvae": ["RecVAERecipe"],
+        "vae": ["VAERecipe"],
     },
 )
 __all__ = ["RECIPES", *_names]

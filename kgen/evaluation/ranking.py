@@ -65,8 +65,8 @@ def top_items(
     allowed = np.full(scores.shape, candidates is None)
     if candidates is not None:
         last = num_items - 1
-        rule = f"[candidates], positions from 0 to {last} (`np.flatnonzero` of a mask)"
-        only = _checked_integers("candidates", candidates, rule, 1, range(num_items))
+        rule = f"[candidates], positions from 0 to {last} (of a mask `np.flatnonzero`)"
+        only = _checked_integers("candidates", candidates, rule, 1, 0, last)
         allowed[:, only] = True
     if seen is not None:
         allowed[seen.nonzero()] = False
@@ -322,8 +322,9 @@ def _check_length(k: int) -> None:
 
 def _checked_lists(top: np.ndarray, num_items: int) -> np.ndarray:
     """Return the lists as an array, or raise a ValueError."""
-    rule = f"[users, k], positions from 0 to {num_items - 1}, or -1 for an empty rank"
-    top = _checked_integers("top", top, rule, 2, range(-1, num_items))
+    last = num_items - 1
+    rule = f"[users, k], positions from 0 to {last}, or -1 for an empty rank"
+    top = _checked_integers("top", top, rule, 2, -1, last)
     _check_length(top.shape[1])
     ordered = np.sort(top, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
@@ -334,13 +335,13 @@ def _checked_lists(top: np.ndarray, num_items: int) -> np.ndarray:
 
 
 def _checked_integers(
-    name: str, values: np.ndarray, rule: str, num_axes: int, accepted: range
+    name: str, values: np.ndarray, rule: str, num_axes: int, low: int, high: int
 ) -> np.ndarray:
     """Return integers as an array, or raise a ValueError."""
     array = np.asarray(values)
     if array.ndim != num_axes or not np.issubdtype(array.dtype, np.integer):
         received = f"{array.dtype} {array.shape}"
-    elif array.size and not (array.min() in accepted and array.max() in accepted):
+    elif array.size and not low <= array.min() <= array.max() <= high:
         received = f"{array.min()} to {array.max()}"
     else:
         return array

@@ -124,7 +124,8 @@ def evaluate_recommender(
         for name, scorer in scorers.items()
     }
     values = {name: _user_values(top, users.targets) for name, top in lists.items()}
-    reference = baselines[-1].name
+    ease = [baseline for baseline in baselines if isinstance(baseline, EASE)]
+    reference = (ease or baselines)[-1].name
     records = []
     for subject, top in lists.items():
         records += _user_records(subject, values, reference, protocol, seed)
@@ -145,18 +146,14 @@ def _users(rating_set: RatingSet, split: str, limit: int | None) -> _Users:
 
 
 def _fitted_baselines(rating_set, train) -> list[Baseline]:
-    """Baselines of each kind, with the best options for the validation users.
-
-    The best kind is the last one.
-    """
+    """One baseline of each kind, with the best options for the validation users."""
     history, targets, candidates = _users(rating_set, "validation", None)
     kinds: list[list[Baseline]] = [[Popularity()]]
     if candidates is None:
         kinds.append([ItemKNN(num_neighbors=n, shrinkage=s) for n, s in _KNN_OPTIONS])
+        kinds.append([EASE(l2=l2) for l2 in _EASE_L2])
     if rating_set.item_titles is not None:
         kinds.append([ContentKNN(rating_set.item_features()[0])])
-    if candidates is None:
-        kinds.append([EASE(l2=l2) for l2 in _EASE_L2])
     return [
         choose(kind, train, history, targets, ranking.ndcg, candidates=candidates)[0]
         for kind in kinds

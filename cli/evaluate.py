@@ -58,16 +58,16 @@ def command(
         _print_protocols(path)
         return
     split = split or "test"
-    recipe = recipe_of_run(run)
+    recipe, record = recipe_of_run(run), read_record(run)
     if data is not None:
         recipe = dataclasses.replace(recipe, data=data)
     options = {} if num_samples is None else {"num_samples": num_samples}
-    if options and "num_samples" not in recipe.extra_options:
+    if options and "reconstruct" not in record["signatures"]:
         raise click.UsageError(
-            f"The {recipe.recipe_name} model of {run} has no likelihood, and takes no "
+            f"The model of {run} has no likelihood of images, and takes no "
             "--num-samples."
         )
-    if recipe.task == "items" and split == "train":
+    if "recommend" in record["signatures"] and split == "train":
         raise click.UsageError(
             "No items of training users are held out: use --split test or validation."
         )
@@ -79,7 +79,7 @@ def command(
 
     unfinished = run / "evaluate-unfinished.npz"  # likelihoods computed so far
     opened = recipe.open_data()
-    if opened.fingerprint != read_record(run)["data"]["fingerprint"]:
+    if opened.fingerprint != record["data"]["fingerprint"]:
         raise click.UsageError(
             f"The data of {run} are not its training data (their fingerprint has "
             "changed), so their test split may hold rows that it was trained on. Name "

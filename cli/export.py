@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from kgen import training
-from kgen.recipes import recipe_of_run
+from kgen.recipes import read_record
 
 from .options import RunFolder, debug_option
 from .startup import load_tensorflow
@@ -62,11 +62,10 @@ def command(run: Path, file_format: str, layout: str, dtype: str, check: bool) -
             )
         _check(run)
         return
-    recipe = recipe_of_run(run)
-    if other and recipe.task != "images":
+    signatures = read_record(run)["signatures"].values()
+    if other and not any("image" in one["outputs"].values() for one in signatures):
         raise click.UsageError(
-            f"The {recipe.recipe_name} model of {run} has no images, and takes no "
-            "--layout or --dtype."
+            f"The model of {run} has no images, and takes no --layout or --dtype."
         )
     # One writer: a fit may be replacing the run. And a killed export's files go.
     with training.RunFolder(run).claim(resume=True, report=click.echo):

@@ -25,6 +25,7 @@ from .options import (
     unknown,
 )
 from .startup import load_tensorflow
+from .tasks import tasks
 
 
 class RecipeGroup(SuggestingGroup):
@@ -147,15 +148,16 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
             settings = call.ensure_object(Settings)
             raise Interrupted(_how_to_resume(settings.arguments)) from None
         if folder is not None:
-            _say_what_comes_next(folder, recipe.next_command)
+            _say_what_comes_next(folder)
 
     return train
 
 
-def _say_what_comes_next(folder: Path, use: str) -> None:
+def _say_what_comes_next(folder: Path) -> None:
     run = shlex.quote(name_of_run(folder))
     click.echo(f"The run is in {folder}. What to type next:")
-    click.echo(f"  {use.format(run=run)}")
+    for task in tasks(folder).values():
+        click.echo(f"  {task.example(run)}")
     click.echo(f"  kgen evaluate {run}")
     click.echo(f"  tensorboard --logdir {shlex.quote(str(folder))}")
 

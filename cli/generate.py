@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-
-from kgen.recipes import read_record, recipe_of_run
+from click.core import ParameterSource
 
 from .options import IntegerRanges, RunFolder, debug_option, is_run
 from .startup import load_model
+from .tasks import check_ranges, find_task
 
 
 @click.command("generate")
@@ -22,12 +22,12 @@ from .startup import load_model
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0, max=100),
+    type=float,
     help="Scale of the noise; 0: the most likely text; default: 1.",
 )
 @click.option(
     "--truncation",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
     help="Bound of a GAN's latents, such as 0.7: more typical, less diverse images.",
 )
 @click.option(
@@ -50,25 +50,25 @@ from .startup import load_model
     "where tokens are to be filled in.",
 )
 @click.option("--stream", is_flag=True, help="Print text while it is generated.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Default: 500.")
+@click.option("--max-new-tokens", type=int, help="Default: 500.")
 @click.option(
     "--top-k",
-    type=click.IntRange(min=0),
+    type=int,
     help="Sample from so many tokens; 0: from all. For a BERT: predictions to print.",
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(min=0, max=1, min_open=True),
+    type=float,
     help="Sample from the most likely tokens that have this total probability.",
 )
 @click.option(
     "--min-p",
-    type=click.FloatRange(min=0, max=1),
+    type=float,
     help="Sample from tokens with this share of the highest probability.",
 )
 @click.option(
     "--repetition-penalty",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
     help="Divisor of the logits of tokens that occurred before.",
 )
 @click.option(
@@ -78,28 +78,24 @@ from .startup import load_model
 )
 @click.option("--stop", multiple=True, help="Stop sequence; may be repeated.")
 @debug_option
-def command(run: Path, seeds: tuple[int, ...] | None, **typed: Any) -> None:
+@click.pass_context
+def command(call: click.Context, run: Path, **options: Any) -> None:
     """Generate images or text from RUN, one for each seed; or fill masks in a text."""
-    out = typed.pop("out")
-    given = {
+    typed = {
         name: value
-        for name, value in typed.items()
-        if value is not None and value is not False and value != ()
+        for name, value in options.items()
+        if call.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
+    out = typed.get("out")
     if out is not None and not out.parent.is_dir():
         raise click.UsageError(f"--out: the folder {out.parent} does not exist.")
-    recipe = recipe_of_run(run)
-    if recipe.task not in GENERATORS:
-        raise click.UsageError(
-            f"{run} generates nothing. It recommends items: kgen recommend {run}"
-        )
-    generate, options = GENERATORS[recipe.task]
-    unknown = given.keys() - {*options, *recipe.extra_options}
+    task = find_task(run, "generate")
+    generate, own_options = GENERATORS[task.kind]
+    unknown = typed.keys() - {*own_options, *task.inputs}
     if unknown:
-        raise click.UsageError(
-            f"The {recipe.recipe_name} model of {run} takes no {_as_flags(unknown)}."
-        )
-    generate(run, seeds, out, **given)
+        raise click.UsageError(f"The model of {run} takes no {_as_flags(unknown)}.")
+    check_ranges(task.inputs, typed)
+    generate(run, task.inputs, **typed)
 
 
 def _as_flags(names: Iterable[str]) -> str:
@@ -108,9 +104,10 @@ def _as_flags(names: Iterable[str]) -> str:
 
 def _generate_text(
     run: Path,
-    seeds: tuple[int, ...] | None,
-    out: Path | None,
+    inputs: dict[str, Any],
     *,
+    seeds: tuple[int, ...] = (0,),
+    out: Path | None = None,
     prompt: str = "\n",
     stream: bool = False,
     max_new_tokens: int = 500,
@@ -119,7 +116,6 @@ def _generate_text(
     **sampling: Any,
 ) -> None:
     """Print or write the prompt and its continuation, for each seed."""
-    seeds = seeds or (0,)
     if out is not None and (out.is_dir() or is_run(out.parent)):
         raise click.UsageError(f"--out is a folder, or a file of a run: {out}")
     if not prompt or "" in stop:
@@ -133,8 +129,7 @@ def _generate_text(
         raise click.UsageError(
             "--stream prints one text: without --out, --num-beams, and a second seed."
         )
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop}
-    options |= sampling
+    options = {"max_new_tokens": max_new_tokens, "stop": stop, **sampling}
     model = load_model(run)
     if stream:
         chunks = model.stream(prompt, seed=seeds[0], **options)
@@ -159,28 +154,18 @@ def _generate_text(
 
 
 def _fill_masks(
-    run: Path,
-    seeds: tuple[int, ...] | None,
-    out: Path | None,
-    *,
-    prompt: str = "",
-    top_k: int | None = None,
+    run: Path, inputs: dict[str, Any], *, prompt: str = "", top_k: int | None = None
 ) -> None:
     """Print the prompt with its masks filled, and the best predictions for each."""
-    if seeds or out:
-        raise click.UsageError(
-            f"The masks of a text are filled without --seeds and --out. Model: {run}"
-        )
     if "[MASK]" not in prompt:
         raise click.UsageError(
             f"A text with [MASK] in it is needed: --prompt 'to be or n[MASK]t to be'. "
             f"Received: {prompt!r}"
         )
-    model = load_model(run)
-    most = model.vocab_size
-    if top_k is not None and not 1 <= top_k <= most:
-        raise click.UsageError(f"--top-k must be 1 to {most}, the number of tokens.")
-    predictions = model.fill_mask(prompt, k=top_k or min(5, most))
+    most = inputs["tokens"]["high"]  # The mask comes after all tokens of the text.
+    top_k = min(5, most) if top_k is None else top_k
+    check_ranges({"top_k": inputs["tokens"] | {"low": 1}}, {"top_k": top_k})
+    predictions = load_model(run).fill_mask(prompt, k=top_k)
     for best, *_ in predictions:
         prompt = prompt.replace("[MASK]", best.text, 1)
     click.echo(prompt)
@@ -190,10 +175,10 @@ def _fill_masks(
 
 def _generate_images(
     run: Path,
-    seeds: tuple[int, ...] | None,
-    out: Path | None,
+    inputs: dict[str, Any],
     *,
-    labels: tuple[int, ...] | None = None,
+    seeds: tuple[int, ...] = tuple(range(64)),
+    out: Path | None = None,
     **options: Any,
 ) -> None:
     """Write an image for each seed."""
@@ -204,31 +189,22 @@ def _generate_images(
                 f"{out} exists, and kgen did not write it. Choose another place: --out"
             )
     _check_destination(out)
-    classes = read_record(run).get("class_names")
-    if labels is not None and not classes:
-        raise click.UsageError(
-            f"The model of {run} has no classes: leave out --labels."
-        )
-    if labels is not None and max(labels) >= len(classes):
-        raise click.UsageError(
-            f"--labels must be from 0 to {len(classes) - 1}. Received: {max(labels)}"
-        )
-    seeds = seeds or tuple(range(64))
-    if classes:
-        labels = labels or tuple(range(len(classes)))
-        labels = tuple(itertools.islice(itertools.cycle(labels), len(seeds)))
-    _write_images(load_model(run).generate(seeds, labels, **options), seeds, out)
+    if "labels" in inputs:
+        labels = options.get("labels") or range(inputs["labels"]["high"] + 1)
+        cycle = itertools.cycle(labels)
+        options["labels"] = tuple(itertools.islice(cycle, len(seeds)))
+    _write_images(load_model(run).generate(seeds, **options), seeds, out)
     noun = "image" if len(seeds) == 1 else "images"
     click.echo(f"{len(seeds)} {noun}: {out}")
 
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-TEXT = ("prompt", "stream", "max_new_tokens", "num_beams", "stop", *SAMPLING)
-# A function for each task, and its options.
+TEXT = ("out", "prompt", "stream", "num_beams", "stop")
+# A function for each kind of output, and its options beside the signature's inputs.
 GENERATORS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "images": (_generate_images, ("labels",)),
+    "image": (_generate_images, ("out",)),
+    "scores": (_fill_masks, ("prompt", "top_k")),
     "text": (_generate_text, TEXT),
-    "filled masks": (_fill_masks, ("prompt", "top_k")),
+    "tokens": (_generate_text, TEXT),
 }
 
 

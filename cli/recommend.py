@@ -11,6 +11,7 @@ from kgen.recipes import recipe_of_run
 
 from .options import RunFolder, aligned, debug_option, model_config
 from .startup import load_model
+from .tasks import check_ranges, find_task
 
 
 @click.command("recommend")
@@ -24,7 +25,7 @@ from .startup import load_model
 @click.option(
     "-k",
     "--count",
-    type=click.IntRange(min=1),
+    type=int,
     help="Items to recommend; default: 10, or as many as there are.",
 )
 @click.option(
@@ -36,24 +37,14 @@ from .startup import load_model
 @debug_option
 def command(run: Path, items: str, count: int | None, remove_seen: bool) -> None:
     """Recommend items by RUN to a user who likes --items."""
-    recipe = recipe_of_run(run)
-    if recipe.task != "items":
-        raise click.UsageError(
-            f"The {recipe.recipe_name} model of {run} recommends nothing. Use: kgen "
-            f"generate {run}"
-        )
+    find_task(run, "recommend")
     known = model_config(run)["item_ids"]
     history = _history(items, known)
-    if count is not None and count > len(known):
-        raise click.UsageError(
-            f"-k must be at most {len(known)}, the number of items. Received: -k "
-            f"{count}."
-        )
-    model = load_model(run)
-    best = model.recommend(
-        [history], k=count or min(10, len(known)), remove_seen=remove_seen
-    )
-    titles = _titles(recipe)
+    count = min(10, len(known)) if count is None else count
+    limits = {"dtype": "int32", "low": 1, "high": len(known)}
+    check_ranges({"count": limits}, {"count": count})
+    best = load_model(run).recommend([history], k=count, remove_seen=remove_seen)
+    titles = _titles(recipe_of_run(run))
     if not history:
         click.echo("Without --items: the most popular.")
     found = zip(best.item_ids[0].tolist(), best.scores[0].tolist(), strict=True)

@@ -15,6 +15,16 @@ from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ImageSpec, InputSpec
 
 PNG_CHANNELS = (1, 3, 4)
+# Files that a SavedModel returns for an output of each kind; None: no files.
+FILE_KINDS = {
+    "image": "png",
+    "items": None,
+    "latent": None,
+    "scores": None,
+    "state": None,
+    "text": None,
+    "tokens": None,
+}
 
 
 def with_image_files(signatures: list[Signature]) -> list[Signature]:
@@ -48,7 +58,7 @@ def image_inputs(signature: Signature) -> list[str]:
 def _of_files(signature: Signature) -> Signature | None:
     """The signature with files in place of images; None where PNG cannot hold them."""
     given = image_inputs(signature)
-    made = [name for name, kind in signature.outputs.items() if kind == "image"]
+    made = [name for name, kind in signature.outputs.items() if FILE_KINDS[kind]]
     if not made or "saved_model" not in signature.runtimes:
         return None
     graph = signature.compiled.get_concrete_function()
@@ -61,7 +71,10 @@ def _of_files(signature: Signature) -> Signature | None:
     for name in given:
         read = functools.partial(decode_images, shape=signature.inputs[name].shape)
         inputs[name] = Form(f"{name}_bytes", FileSpec(), read, _png)
-    outputs = {name: Form(f"{name}_bytes", "png", write=_png) for name in made}
+    outputs = {
+        name: Form(f"{name}_bytes", FILE_KINDS[signature.outputs[name]], write=_png)
+        for name in made
+    }
     of_files = in_forms(signature, inputs, outputs)
     return dataclasses.replace(
         of_files, name=f"{signature.name}_png", runtimes=("saved_model",)

@@ -303,7 +303,7 @@ class BERT(TextModelMixin, GenerativeModel):
             "fill",
             lambda tokens: {"log_probabilities": self._log_probabilities(tokens)},
             inputs,
-            {"log_probabilities": "latent"},
+            {"log_probabilities": "scores"},
             **shared,
         )
         return [*self.text_forms("texts", [embed]), fill]

@@ -23,8 +23,6 @@ class BERTRecipe(TextRecipe):
 
     recipe_name: ClassVar[str] = "bert"
     model_name: ClassVar[str] = "BERT"
-    task: ClassVar[str] = "filled masks"
-    next_command: ClassVar[str] = "kgen generate {run} --prompt 'text with [MASK]'"
     evaluations = ("evaluate_masked_language_model",)
 
     epochs: int = option(5, "Passes over the training text, 1 or more.")

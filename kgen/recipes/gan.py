@@ -67,7 +67,6 @@ class GANRecipe(ImageRecipe):
         "discriminator_learning_rate": ABOVE_0,
         "adam_beta": ("in [0, 1)", lambda beta: 0 <= beta < 1),
     }
-    extra_options: ClassVar[tuple[str, ...]] = ("truncation",)
 
     epochs: int = option(100, "Passes over the training data, 1 or more.")
     learning_rate: float = option(

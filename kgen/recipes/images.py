@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, ClassVar
 
 from kgen.recipes.recipe import Recipe, option
@@ -13,8 +12,6 @@ from kgen.recipes.recipe import Recipe, option
 class ImageRecipe(Recipe):
     """A recipe whose data are images and whose model generates images from seeds."""
 
-    task: ClassVar[str] = "images"
-    next_command: ClassVar[str] = "kgen generate {run}"
     evaluations: ClassVar[tuple[str, ...]] = ("evaluate_generator",)
 
     image_size: int | None = option(
@@ -35,22 +32,6 @@ class ImageRecipe(Recipe):
     def pipeline_options(self) -> dict[str, Any]:
         """Returns the binarization, if the images are binarized."""
         return {"binarize": self._binarize()}
-
-    def sample_callbacks(self, model: Any, data: Any, folder: Any) -> list[Any]:
-        """Returns callbacks that write a grid of images, to a file and TensorBoard."""
-        from kgen import training
-
-        @functools.lru_cache(maxsize=1)
-        def images_at(step):
-            return self.sample(model, data)
-
-        def images():  # generated once for both
-            return images_at(int(model.step.numpy()))
-
-        return [
-            training.Samples(images, folder.samples, self.sample_epochs),
-            training.TensorBoard(folder.tensorboard, images, self.sample_epochs),
-        ]
 
     def sample(self, model: Any, data: Any = None) -> Any:
         """Generates 64 images, from the seeds 0 to 63 and the classes in turn."""

@@ -45,19 +45,12 @@ class Recipe:
     Attributes:
         recipe_name: Its name in `kgen fit NAME`.
         model_name: Name of the class of its model in `kgen.models`.
-        task: Output of its model: "images", "text", "filled masks" or "items".
-        extra_options: Options of `kgen generate` and `kgen evaluate` that its model
-            takes and others of the task do not.
-        next_command: A command that uses a trained run; `{run}` stands for the run.
         evaluations: Names of the functions of `kgen.evaluation` that measure its model.
         rules: Rules of options that can be checked without the data.
     """
 
     recipe_name: ClassVar[str]
     model_name: ClassVar[str]
-    task: ClassVar[str]
-    extra_options: ClassVar[tuple[str, ...]] = ()
-    next_command: ClassVar[str]
     evaluations: ClassVar[tuple[str, ...]]
     rules: ClassVar[dict[str, tuple[str, Callable[[Any], bool]]]] = {
         "epochs": AT_LEAST_1,
@@ -226,12 +219,10 @@ class Recipe:
         """Returns callbacks that write samples: files, and for TensorBoard."""
         from kgen import training
 
-        return [
-            training.Samples(
-                lambda: self.sample(model, data), folder.samples, self.sample_epochs
-            ),
-            training.TensorBoard(folder.tensorboard),
-        ]
+        samples = training.Samples(
+            lambda: self.sample(model, data), folder.samples, self.sample_epochs
+        )
+        return [samples, training.TensorBoard(folder.tensorboard, samples)]
 
     def call(
         self, function: Callable[..., Any], *positional: Any, **others: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from kgen.recipes.recipe import Recipe, option, setting
 
@@ -14,8 +14,6 @@ NUM_SHOWN = 5  # users, and items of each
 class RecommenderRecipe(Recipe):
     """A recipe whose data are ratings and whose model recommends items to users."""
 
-    task: ClassVar[str] = "items"
-    next_command: ClassVar[str] = "kgen recommend {run} --items ID,ID,ID -k 10"
     evaluations = ("evaluate_recommender",)
 
     data: str = setting(

@@ -15,6 +15,7 @@ from kgen.recipes import RECIPES
 from kgen.recipes.recipe import Recipe
 
 # Standard library only up here: `kgen list` costs what click costs.
+KEYS = {"recipe", "options", "signatures"}
 
 
 def recipe_class(name: str) -> type[Recipe]:
@@ -50,6 +51,8 @@ def make_record(recipe: Recipe, data: Any, model: Any, strategy: Any) -> dict[st
         "options": json.loads(json.dumps(options)),
         "data": {"description": data.describe(), "fingerprint": data.fingerprint},
         "class_names": class_names,
+        # Of those with one name the first counts.
+        "signatures": {s.name: s.describe() for s in reversed(model.signatures())},
         "precision": model.dtype_policy.name,
         "strategy": type(strategy).__name__,
         "replicas": strategy.num_replicas_in_sync,
@@ -134,10 +137,10 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(record, dict) or not {"recipe", "options"} <= record.keys():
+    if not isinstance(record, dict) or not KEYS <= record.keys():
         raise ValueError(
-            f"{file} must hold an object with the recipe and its options, as `kgen "
-            f"fit` writes it. Received: {str(record)[:40]}"
+            f"{file} must hold an object with the recipe, its options and the model's "
+            f"signatures, as `kgen fit` writes it. Received: {str(record)[:40]}"
         )
     return record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from kgen.recipes.recipe import Recipe, batch_size_option, option, setting
 
@@ -13,8 +13,6 @@ from kgen.recipes.recipe import Recipe, batch_size_option, option, setting
 class TextRecipe(Recipe):
     """A recipe whose data are text, as one stream of tokens."""
 
-    task: ClassVar[str] = "text"
-    next_command: ClassVar[str] = "kgen generate {run} --prompt TEXT --stream"
     evaluations = ("evaluate_language_model",)
     rules = Recipe.rules | {
         "validation_fraction": (

@@ -48,7 +48,6 @@ class VAERecipe(ImageRecipe):
     recipe_name: ClassVar[str] = "vae"
     model_name: ClassVar[str] = "VAE"
     evaluations = ("evaluate_autoencoder", "evaluate_generator")
-    extra_options: ClassVar[tuple[str, ...]] = ("temperature", "num_samples")
 
     # Without it, the first steps of larger RGB images throw the posterior off for good.
     warmup_steps: int = option(200, "Steps over which the learning rate rises from 0.")

@@ -13,6 +13,7 @@ from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
 from kgen.data.tokenizers import Tokenizer
 from kgen.nn.decoding import STREAM_CHUNK
 from kgen.serving.batching import BadRequest, Batcher, Busy
+from kgen.serving.tf_serving_api import to_array
 from kgen.serving.versions import Arrays, Version
 
 
@@ -155,13 +156,14 @@ class CompletionEngine:
             "max_new_tokens": request.max_tokens,
             "chunk_size": STREAM_CHUNK,
         }
+        columns = {
+            name: to_array(name, [value], endpoint.inputs[name])
+            for name, value in values.items()
+        }
         tokens, num_shown = np.zeros(0, np.int32), 0
         finish_reason = None
         while finish_reason is None:
-            columns = {
-                name: np.array([value], endpoint.inputs[name].dtype.as_numpy_dtype)
-                for name, value in (values | {"num_generated": len(tokens)}).items()
-            }
+            columns["num_generated"] = np.array([len(tokens)], np.int32)
             outputs = await self._batcher(endpoint, state | columns)
             # Copies: a view would keep the rows of the whole batch in memory.
             state = {name: np.array(outputs[name]) for name in state}

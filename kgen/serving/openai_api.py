@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from kgen.nn.sampling import DEFAULT_SAMPLING, MAX_TOKENS
+from kgen.nn.sampling import DEFAULT_SAMPLING
 from kgen.serving.batching import BadRequest
 from kgen.serving.completions import Chunk, CompletionRequest
 from kgen.serving.tf_serving_api import read_object
@@ -29,7 +29,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 KNOWN = {"model", "prompt", "max_tokens", "n", "seed", "stop", "stream", "echo"}
 KNOWN |= {"stream_options", "user", *DEFAULT_SAMPLING, *UNSUPPORTED}
 MAX_CHOICES = 64
-LARGEST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +75,12 @@ def read_completion(body: bytes) -> tuple[CompletionRequest, ResponseOptions]:
     asked = CompletionRequest(
         prompts=prompts,
         num_choices=num_choices,
-        max_tokens=_number(given, "max_tokens", 16, 1, MAX_TOKENS),
+        # The model checks the ranges of these.
+        max_tokens=_number(given, "max_tokens", 16),
         stops=_stops(given.get("stop", [])),
         seed=_number(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
         sampling={
-            # Larger numbers are out of range as well, as the model's error says.
-            name: min(max(_number(given, name, default), -LARGEST), LARGEST)
+            name: _number(given, name, default)
             for name, default in DEFAULT_SAMPLING.items()
         },
         echo=_flag(given, "echo"),

@@ -67,7 +67,7 @@ def read_request(body: bytes, version: Version) -> tuple[Endpoint, Arrays, bool]
         else _columns(request["inputs"], endpoint)
     )
     arrays = {
-        key: _array(key, columns[key], spec) for key, spec in endpoint.inputs.items()
+        key: to_array(key, columns[key], spec) for key, spec in endpoint.inputs.items()
     }
     counts = {key: len(array) for key, array in arrays.items()}
     if len({*counts.values()}) > 1:
@@ -188,7 +188,7 @@ def _check_names(names: Any, endpoint: Endpoint) -> None:
         )
 
 
-def _array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
+def to_array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
     """The array of an input, of its type and shape.
 
     Raises:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import datetime
 import io
 import math
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable
@@ -87,13 +89,56 @@ class History(keras.callbacks.Callback):
         write_text(self.file, text.getvalue())
 
 
+@dataclasses.dataclass(frozen=True)
+class SampleWriter:
+    """Form of the samples that show one kind of output.
+
+    Attributes:
+        suffix: Suffix of a file.
+        write: Writes samples to a path.
+        log: Adds samples to TensorBoard's log, under a name.
+    """
+
+    suffix: str
+    write: Callable[[Any, Path], Any]
+    log: Callable[[str, Any], Any]
+
+
+def _log_images(name: str, images: np.ndarray) -> None:
+    tf.summary.image(name, images[:16], max_outputs=16)
+
+
+def _log_text(name: str, text: str) -> None:
+    tf.summary.text(name, textwrap.indent(text, "    "))  # as it is, no Markdown
+
+
+_IMAGES = SampleWriter(".png", write_image_grid, _log_images)
+_TEXT = SampleWriter(".txt", lambda text, path: write_text(path, text), _log_text)
+# By the kind of a model's first output that has one.
+SAMPLE_WRITERS: dict[str, SampleWriter | None] = {
+    "image": _IMAGES,
+    "items": _TEXT,
+    "latent": None,
+    "scores": _TEXT,
+    "state": None,
+    "text": _TEXT,
+    "tokens": _TEXT,
+}
+
+
 class Samples(keras.callbacks.Callback):
     """Writes samples after each epoch: epoch-0001.png, or epoch-0001.txt of a text.
 
     Args:
-        make_samples: Returns images [n, height, width, channels] in [0, 1], or a text.
+        make_samples: Returns images [n, height, width, channels] in [0, 1] for a model
+            of images, and a text for all others.
         folder: Folder of the files.
         every_epochs: Write after every so many epochs, and after the last.
+
+    Attributes:
+        epoch: The epoch of the newest samples, from 0; -1: there are none yet.
+        newest: The newest samples.
+        writer: Their form.
     """
 
     def __init__(
@@ -106,6 +151,13 @@ class Samples(keras.callbacks.Callback):
         self.make_samples = make_samples
         self.folder = Path(folder)
         self.every_epochs = every_epochs
+        self.epoch = -1
+        self.newest: Any = None
+
+    def on_train_begin(self, logs=None):
+        """Chooses the form of the samples by the model's signatures."""
+        kinds = [k for one in self.model.signatures() for k in one.outputs.values()]
+        self.writer = next(filter(None, map(SAMPLE_WRITERS.get, kinds)))
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the samples of this epoch."""
@@ -113,32 +165,23 @@ class Samples(keras.callbacks.Callback):
         if done % self.every_epochs and done != self.params.get("epochs"):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        samples, file = self.make_samples(), self.folder / f"epoch-{done:04d}"
-        if isinstance(samples, str):
-            write_text(file.with_suffix(".txt"), samples)
-        else:
-            write_image_grid(samples, file.with_suffix(".png"))
+        self.epoch, self.newest = epoch, self.make_samples()
+        file = self.folder / f"epoch-{done:04d}{self.writer.suffix}"
+        self.writer.write(self.newest, file)
 
 
 class TensorBoard(keras.callbacks.Callback):
-    """Writes scalars, sample images and the graph of the default signature.
+    """Writes scalars, samples and the graph of the default signature.
 
     Args:
         folder: The log folder, for `tensorboard --logdir FOLDER`.
-        make_images: Returns images as for `Samples`; None: no images.
-        every_epochs: Write images after every so many epochs.
+        samples: The callback before this one whose samples are shown; None: none are.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        make_images: Callable[[], np.ndarray] | None = None,
-        every_epochs: int = 1,
-    ):
+    def __init__(self, folder: Path, samples: Samples | None = None):
         super().__init__()
-        self.every_epochs = every_epochs
         self.folder = Path(folder)
-        self.make_images = make_images
+        self.samples = samples
         self._writer: Any = None
 
     def on_train_begin(self, logs=None):
@@ -150,12 +193,12 @@ class TensorBoard(keras.callbacks.Callback):
             tf.summary.graph(graph.graph)
 
     def on_epoch_end(self, epoch, logs=None):
-        """Writes this epoch's values and images."""
+        """Writes this epoch's values and samples."""
         with self._writer.as_default(step=epoch + 1):
             for name, value in logs.items():
                 tf.summary.scalar(name, _scalar(value))
-            if self.make_images and (epoch + 1) % self.every_epochs == 0:
-                tf.summary.image("samples", self.make_images()[:16], max_outputs=16)
+            if self.samples and self.samples.epoch == epoch:
+                self.samples.writer.log("samples", self.samples.newest)
         self._writer.flush()
 
     def on_train_end(self, logs=None):

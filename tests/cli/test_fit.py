@@ -38,7 +38,6 @@ class MadeUpRecipe:
     name: str | None = field(None, "Folder of the run in it.")
 
     recipe_name = "made_up"
-    next_command = "kgen generate {run} --seeds 0-63 --out images.png"
     runs = []
 
     @property
@@ -57,7 +56,11 @@ class MadeUpRecipe:
         if self.data == "interrupt":
             raise KeyboardInterrupt
         report("epoch 1")
-        return Path("saved_models") / "made_up"
+        self.run_folder.mkdir(parents=True, exist_ok=True)
+        signatures = {"recommend": {"inputs": {}, "outputs": {"item_ids": "items"}}}
+        record = {"recipe": "made_up", "options": {}, "signatures": signatures}
+        (self.run_folder / "recipe.json").write_text(json.dumps(record))
+        return self.run_folder
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +134,7 @@ def test_resume_takes_the_options_of_the_run_but_for_those_typed_again(tmp_path)
     folder = tmp_path / "saved_models" / "made_up"
     folder.mkdir(parents=True)
     options = {"widths": [1000], "batch_size": 64, "beta": 3.0}
-    record = {"recipe": "made_up", "options": options}
+    record = {"recipe": "made_up", "options": options, "signatures": {}}
     (folder / "recipe.json").write_text(json.dumps(record))
     assert fit("--resume", "--beta", "2") == 0
     [(recipe, resume, _)] = MadeUpRecipe.runs
@@ -145,7 +148,7 @@ def test_the_next_commands_come_last(capsys):
         "batches of 128",
         "epoch 1",
         "The run is in saved_models/made_up. What to type next:",
-        "  kgen generate made_up --seeds 0-63 --out images.png",
+        "  kgen recommend made_up --items ID,ID,ID -k 10",
         "  kgen evaluate made_up",
         "  tensorboard --logdir saved_models/made_up",
     ]
@@ -179,7 +182,8 @@ def test_a_folder_that_holds_a_run_is_refused_before_tensorflow_is_loaded(
 ):
     folder = Path("saved_models/made_up")
     folder.mkdir(parents=True)
-    (folder / "recipe.json").write_text('{"recipe": "made_up", "options": {}}')
+    record = {"recipe": "made_up", "options": {}, "signatures": {}}
+    (folder / "recipe.json").write_text(json.dumps(record))
     with monkeypatch.context() as patch:
         patch.setattr(kgen_cli.fit, "load_tensorflow", lambda: 1 / 0)
         assert fit() == 1

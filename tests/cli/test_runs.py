@@ -15,6 +15,11 @@ from kgen.export.manifest import write_sums
 from kgen.training import RunFolder
 from kgen_cli.main import run
 
+SIGNATURE = {
+    "inputs": {"seeds": {"dtype": "int64"}, "temperature": {"dtype": "float32"}},
+    "outputs": {"images": "image"},
+}
+
 
 class MadeUpModel:
     """Images of the grey value seed / 1000 + label / 100."""
@@ -50,6 +55,7 @@ def run_folder(tmp_path, monkeypatch):
         "options": {"data": "digits", "epochs": 5},
         "data": {"fingerprint": "of the data"},
         "started": "2026-01-02T03:04:05+00:00",
+        "signatures": {"generate": SIGNATURE},
     }
     (folder / "recipe.json").write_text(json.dumps(record))
     (folder / "model.keras").touch()
@@ -64,7 +70,8 @@ def run_folder(tmp_path, monkeypatch):
 def add_classes(folder):
     """Make the run one of a conditional model of three classes."""
     record = json.loads((folder / "recipe.json").read_text())
-    record["class_names"] = ["a", "b", "c"]
+    labels = {"dtype": "int32", "low": 0, "high": 2}
+    record["signatures"]["generate"]["inputs"]["labels"] = labels
     (folder / "recipe.json").write_text(json.dumps(record))
 
 
@@ -139,8 +146,6 @@ def test_evaluate_prints_and_writes_records(run_folder, monkeypatch, capsys):
     asked = {}
 
     class MadeUpRecipe:
-        recipe_name, task, extra_options = "made_up", "images", ("num_samples",)
-
         def open_data(self):
             return types.SimpleNamespace(fingerprint="of the data")
 
@@ -167,6 +172,9 @@ def test_evaluate_prints_and_writes_records(run_folder, monkeypatch, capsys):
     assert (run_folder / "metrics.json").read_text() == "written"
     assert not list(run_folder.glob("*unfinished*"))
 
+    record = json.loads((run_folder / "recipe.json").read_text())
+    record["signatures"]["reconstruct"] = SIGNATURE
+    (run_folder / "recipe.json").write_text(json.dumps(record))
     assert run(["evaluate", "made_up", "--num-samples", "7"]) == 0
     assert asked["num_samples"] == 7
 

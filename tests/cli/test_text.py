@@ -13,7 +13,6 @@ from starlette.testclient import TestClient
 import kgen
 from kgen.data import CharTokenizer
 from kgen.models import BERT
-from kgen.recipes import BERTRecipe
 from kgen.serving import ServedModel, make_application
 from kgen_cli.main import run
 
@@ -105,14 +104,15 @@ def test_masks_are_filled(monkeypatch, capsys):
         name="b",
     )
     monkeypatch.setattr(kgen, "load", lambda run: model)
-    monkeypatch.setattr("kgen_cli.generate.recipe_of_run", lambda _: BERTRecipe())
+    record = {"signatures": {one.name: one.describe() for one in model.signatures()}}
+    monkeypatch.setattr("kgen_cli.tasks.read_record", lambda run: record)
     command = ["generate", "gpt", "--prompt"]
     assert run([*command, "a[MASK]b[MASK]", "--top-k", "2"]) == 0
     filled, first, second = capsys.readouterr().out.splitlines()
     assert filled == f"a{first[1]}b{second[1]}"
     assert len(first.split("  ")) == 2
     assert run([*command, "a[MASK]", "--top-k", "4"]) == 2
-    assert "--top-k must be 1 to 3, the number of tokens" in capsys.readouterr().err
+    assert "4 is not in the range 1<=x<=3" in capsys.readouterr().err
 
 
 def test_samples_are_written_after_each_epoch(folder):
@@ -181,6 +181,15 @@ def test_completions_of_the_server_equal_those_of_keras():
             answer = client.post("/v1/completions", json=asked)
             assert answer.status_code == 200, answer.text
             assert [one["text"] for one in answer.json()["choices"]] == texts
+        for wrong, message in (
+            ({"max_tokens": 4097}, "`max_tokens` must be integers in [1, 4096]"),
+            ({"max_tokens": 0}, "`max_tokens` must be integers in [1, 4096]"),
+            ({"temperature": -1}, "`temperature` must be finite numbers from 0"),
+            ({"top_p": 0}, "`top_p` must be finite numbers in (0, 1]"),
+        ):
+            answer = client.post("/v1/completions", json=body | wrong)
+            assert answer.status_code == 400
+            assert message in answer.json()["error"]["message"]
 
 
 def test_256_seeds_give_the_same_in_all_runtimes(served, monkeypatch):

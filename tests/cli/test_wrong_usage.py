@@ -11,10 +11,41 @@ from kgen_cli.main import kgen, run
 HEAVY = ("tensorflow", "keras", "kgen.data", "kgen.models", "kgen.training")
 
 
-def write_run(folder, recipe, config, **record):
+FROM_0 = {"dtype": "float32", "low": 0}
+SEEDS = {"seeds": {"dtype": "int64"}}
+SAMPLING = {
+    "max_new_tokens": {"dtype": "int32", "low": 1, "high": 4096},
+    "temperature": FROM_0,
+    "top_k": {"dtype": "int32", "low": 0},
+    "top_p": {"dtype": "float32", "low": 0, "high": 1, "above": True},
+}
+SIGNATURES = {
+    "vae": {
+        "generate": ({**SEEDS, "temperature": FROM_0}, "image"),
+        "reconstruct": ({"images": FROM_0}, "image"),
+    },
+    "classes": {
+        "generate": (
+            SEEDS | {"labels": {"dtype": "int32", "low": 0, "high": 2}},
+            "image",
+        )
+    },
+    "gan": {"generate": ({**SEEDS, "truncation": FROM_0 | {"above": True}}, "image")},
+    "gpt": {"generate": (SEEDS | SAMPLING, "text")},
+    "bert": {"fill": ({"tokens": {"dtype": "int32", "low": -1, "high": 65}}, "scores")},
+    "recommender": {"recommend": ({"remove_seen": {"dtype": "bool"}}, "items")},
+    "encoder": {"encode": ({"images": FROM_0}, "latent")},
+}
+
+
+def write_run(folder, recipe, config, kind=None):
     folder.mkdir(parents=True)
-    text = json.dumps({"recipe": recipe, "options": {}} | record)
-    (folder / "recipe.json").write_text(text)
+    signatures = {
+        name: {"inputs": inputs, "outputs": {"output": output}}
+        for name, (inputs, output) in SIGNATURES[kind or recipe].items()
+    }
+    record = {"recipe": recipe, "options": {}, "signatures": signatures}
+    (folder / "recipe.json").write_text(json.dumps(record))
     with zipfile.ZipFile(folder / "model.keras", "w") as archive:
         archive.writestr("config.json", json.dumps({"config": config}))
 
@@ -26,12 +57,15 @@ def runs(tmp_path, monkeypatch):
     folder = tmp_path / "saved_models"
     for recipe in ("vae", "gan", "gpt", "bert"):
         write_run(folder / recipe, recipe, {})
-    write_run(folder / "classes", "vae", {}, class_names=["a", "b", "c"])
-    write_run(folder / "multvae", "multvae", {"item_ids": [10, 20, 30]})
-    write_run(folder / "named", "recvae", {"item_ids": ["a", "b", "c d"]})
+    write_run(folder / "classes", "vae", {}, "classes")
+    write_run(folder / "encoder", "vae", {}, "encoder")
+    items = {"item_ids": [10, 20, 30]}
+    write_run(folder / "multvae", "multvae", items, "recommender")
+    items = {"item_ids": ["a", "b", "c d"]}
+    write_run(folder / "named", "recvae", items, "recommender")
     write_run(folder / "begun", "vae", {})
     (folder / "begun" / "model.keras").unlink()
-    write_run(folder / "damaged", "multvae", {})
+    write_run(folder / "damaged", "multvae", {}, "recommender")
     (folder / "damaged" / "model.keras").write_bytes(b"PK")
     (tmp_path / "gan.png").write_text("not an image of ours")
     (tmp_path / "file").touch()
@@ -50,13 +84,16 @@ def loads():
     [
         ("generate nothing", "There is no run 'nothing'"),
         ("generate begun", "training did not finish"),
-        ("generate multvae", "kgen recommend"),
+        ("generate multvae", "Use: kgen recommend saved_models/multvae"),
+        ("generate encoder", "Use: kgen export saved_models/encoder"),
         ("generate vae --prompt a", "takes no --prompt"),
         ("generate vae --stream", "takes no --stream"),
         ("generate vae --top-k 0", "takes no --top-k"),
         ("generate gan --temperature 0", "takes no --temperature"),
-        ("generate vae --labels 0", "has no classes"),
-        ("generate classes --labels 1,3", "--labels must be from 0 to 2"),
+        ("generate vae --labels 0", "takes no --labels"),
+        ("generate vae --temperature -1", "'--temperature': -1.0 is not in the range"),
+        ("generate gan --truncation 0", "0.0 is not in the range x>0"),
+        ("generate classes --labels 1,3", "'--labels': 3 is not in the range 0<=x<=2"),
         ("generate vae --seeds 5-1", "Write 1-5"),
         ("generate vae --out x.jpg", "must end in .png or .npy"),
         ("generate vae --out no/x.png", "the folder no does not exist"),
@@ -73,20 +110,26 @@ def loads():
         ("generate gpt --stream --seeds 0,1", "--stream prints one text"),
         ("generate gpt --stream --num-beams 2", "--stream prints one text"),
         ("generate gpt --top-p 0", "0<x<=1"),
-        ("generate gpt --temperature -1", "0<=x<=100"),
+        ("generate gpt --temperature -1", "x>=0"),
+        ("generate gpt --top-k -1", "x>=0"),
+        ("generate gpt --max-new-tokens 4097", "1<=x<=4096"),
+        ("generate gpt --min-p 0", "takes no --min-p"),
         ("generate bert", "A text with [MASK] in it is needed"),
         ("generate bert --prompt a", "A text with [MASK] in it is needed"),
-        ("generate bert --prompt [MASK] --seeds 1", "without --seeds and --out"),
+        ("generate bert --prompt [MASK] --seeds 1 --out a", "takes no --out, --seeds"),
+        ("generate bert --prompt [MASK] --top-k 0", "1<=x<=65"),
+        ("generate bert --prompt [MASK] --top-k 66", "1<=x<=65"),
         ("generate bert --prompt [MASK] --stream", "takes no --stream"),
         ("recommend vae", "Use: kgen generate"),
         ("recommend begun", "training did not finish"),
         ("recommend multvae --items 10,77", "Received: 77."),
         ("recommend multvae --items 1_0", "--items must be whole numbers"),
         ("recommend named --items a,10", "Received: 10."),
-        ("recommend multvae -k 4", "-k must be at most 3"),
+        ("recommend multvae -k 4", "4 is not in the range 1<=x<=3"),
         ("recommend multvae -k 0", "0 is not in the range"),
         ("evaluate begun", "training did not finish"),
         ("evaluate gan --num-samples 3", "takes no --num-samples"),
+        ("evaluate gpt --num-samples 3", "takes no --num-samples"),
         ("evaluate multvae --split train", "use --split test or validation"),
         ("evaluate vae --limit 0", "0 is not in the range"),
         ("evaluate vae --split all", "'all' is not one of"),

@@ -53,9 +53,10 @@ def read(arrays):
 
 def write(arrays):
     """Letters from the last one on, each `seed` steps further."""
-    if (arrays["temperature"] < 0).any():
-        message = "assertion failed: [`temperature` must be from 0.]"
-        raise tf.errors.InvalidArgumentError(None, None, message)
+    for name, low, high in (("temperature", 0, 2), ("max_new_tokens", 1, 4096)):
+        if not ((arrays[name] >= low) & (arrays[name] <= high)).all():
+            message = f"assertion failed: [`{name}` must be from {low} to {high}]"
+            raise tf.errors.InvalidArgumentError(None, None, message)
     steps = np.maximum(arrays["seeds"], 1)[:, None] * np.arange(1, STREAM_CHUNK + 1)
     tokens = (arrays["cache"].astype(int) + steps) % 26
     left = (arrays["max_new_tokens"] - arrays["num_generated"])[:, None]
@@ -231,12 +232,14 @@ def test_errors_of_other_paths_have_the_form_of_openai(client, method, path, cod
         ({"prompt": [-1]}, 400, "must be from 0 to 25. Received: -1 to -1"),
         ({"max_tokens": 5000}, 400, "`max_tokens` must be from 1 to 4096"),
         ({"max_tokens": 0}, 400, "`max_tokens` must be from 1"),
+        ({"max_tokens": 2**40}, 400, "`max_tokens` must be int32"),
         ({"max_tokens": 1.5}, 400, "`max_tokens` must be a whole number"),
         ({"n": 65}, 400, "`n` must be from 1 to 64"),
         ({"prompt": ["a"] * 9, "n": 8}, 400, "at most 64 completions"),
         ({"temperature": "hot"}, 400, "`temperature` must be a number"),
         ({"temperature": True}, 400, "`temperature` must be a number"),
         ({"temperature": -1}, 400, "`temperature` must be from 0"),
+        ({"temperature": 1e300}, 400, "`temperature` must be float32"),
         ({"seed": 2**63}, 400, "`seed` must be from"),
         ({"stop": ["a"] * 5}, 400, "`stop` must be"),
         ({"stop": ""}, 400, "`stop` must be"),

@@ -95,9 +95,13 @@ def test_history_takes_rows_of_other_columns(tmp_path):
 
 def test_samples_are_written_every_so_many_epochs_and_after_the_last(tmp_path):
     images = IMAGES[:4] / 255.0
-    for samples, suffix in ((images, "png"), ("a text", "txt")):
+    for samples, suffix, kind in ((images, "png", "image"), ("a text", "txt", "items")):
         callback = training.Samples(lambda x=samples: x, tmp_path / suffix, 2)
+        outputs = {"embeddings": "latent", "output": kind}
+        signature = types.SimpleNamespace(outputs=outputs)
+        callback.set_model(types.SimpleNamespace(signatures=lambda s=signature: [s]))
         callback.set_params({"epochs": 5})
+        callback.on_train_begin()
         for epoch in range(5):
             callback.on_epoch_end(epoch)
         files = sorted(file.name for file in (tmp_path / suffix).iterdir())
@@ -109,12 +113,13 @@ def test_samples_are_written_every_so_many_epochs_and_after_the_last(tmp_path):
 
 def test_tensorboard_holds_scalars_images_and_the_graph(tmp_path):
     model = make_model()
+    samples = training.Samples(lambda: model.generate(range(20)), tmp_path / "samples")
     training.fit(
         model,
         make_pipeline(),
         epochs=2,
         validation=make_pipeline(),
-        callbacks=[training.TensorBoard(tmp_path, lambda: model.generate(range(20)))],
+        callbacks=[samples, training.TensorBoard(tmp_path, samples)],
     )
     events = EventAccumulator(str(tmp_path), {"tensors": 0, "images": 0}).Reload()
     tags = events.Tags()

@@ -158,7 +158,9 @@ class InputSpec:
         fields = ("dtype", "shape", "low", "high", "above", "default")
         values = {name: getattr(self, name) for name in fields}
         return {"rule": self.rule} | {
-            name: value for name, value in values.items() if value not in (None, False)
+            name: value
+            for name, value in values.items()
+            if value is not None and value is not False  # 0 is a limit.
         }
 
     def sentence(self, name: str, received: str) -> str:

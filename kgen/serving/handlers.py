@@ -26,7 +26,6 @@ from kgen.serving.openai_api import (
     write_error,
 )
 from kgen.serving.tf_serving_api import (
-    definitions,
     read_request,
     write_metadata,
     write_predictions,
@@ -132,7 +131,7 @@ class Handlers:
                 "version": version.number,
                 "about": version.about,
                 "has_completions": version.has_completions,
-                "signature_def": definitions(version),
+                "signature_def": version.definitions,
             }
             for model, version in newest
         ]

@@ -167,23 +167,18 @@ class ResponseWriter:
 
     def whole(self, chunks: Sequence[Chunk]) -> bytes:
         """The body of all completions."""
-        indices = sorted({chunk.index for chunk in chunks})
-        choices = [
-            _choice(
-                index,
-                "".join(chunk.text for chunk in chunks if chunk.index == index),
-                next(c.finish_reason for c in reversed(chunks) if c.index == index),
-            )
-            for index in indices
-        ]
-        return orjson.dumps(
-            {**self._head, "choices": choices, "usage": self._usage(chunks)}
-        )
+        choices: dict[int, dict[str, Any]] = {}
+        for chunk in chunks:
+            new = _choice(chunk)
+            before = choices.get(chunk.index, {"text": ""})
+            choices[chunk.index] = new | {"text": before["text"] + chunk.text}
+        in_order = [choices[index] for index in sorted(choices)]
+        body = {"choices": in_order, "usage": self._usage(chunks)}
+        return orjson.dumps(self._head | body)
 
     def event(self, chunk: Chunk) -> bytes:
         """The server-sent event of a chunk."""
-        choices = [_choice(chunk.index, chunk.text, chunk.finish_reason)]
-        return self._event({"choices": choices, "usage": None})
+        return self._event({"choices": [_choice(chunk)], "usage": None})
 
     def end(self, chunks: Sequence[Chunk]) -> bytes:
         """The last events."""
@@ -205,12 +200,12 @@ class ResponseWriter:
         }
 
 
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+def _choice(chunk: Chunk) -> dict[str, Any]:
     return {
-        "index": index,
-        "text": text,
+        "index": chunk.index,
+        "text": chunk.text,
         "logprobs": None,
-        "finish_reason": finish_reason,
+        "finish_reason": chunk.finish_reason,
     }
 
 

@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 import orjson
 import tensorflow as tf
-from tensorflow.core.framework.types_pb2 import DataType
 
 from kgen.serving.batching import BadRequest
 from kgen.serving.versions import Arrays, Endpoint, Version
+
+# Kinds of NumPy's types that an input of a kind takes, and their names in JSON.
+TAKEN = {"b": "b", "f": "iuf", "i": "iu", "u": "iu"}
+RECEIVED = {
+    "b": "true or false",
+    "f": "numbers with a fraction",
+    "i": "whole numbers",
+    "U": "text",
+}
 
 
 def read_object(body: bytes, example: str) -> dict[str, Any]:
@@ -64,7 +72,7 @@ def read_request(body: bytes, version: Version) -> tuple[Endpoint, Arrays, bool]
     columns = (
         _columns_of_rows(request["instances"], endpoint)
         if by_row
-        else _columns(request["inputs"], endpoint)
+        else _named(request["inputs"], endpoint)
     )
     arrays = {
         key: to_array(key, columns[key], spec) for key, spec in endpoint.inputs.items()
@@ -114,78 +122,40 @@ def write_metadata(name: str, version: Version) -> bytes:
                 "signature_name": "",
                 "version": str(version.number),
             },
-            "metadata": {"signature_def": {"signature_def": definitions(version)}},
+            "metadata": {"signature_def": {"signature_def": version.definitions}},
         }
     )
 
 
-def definitions(version: Version) -> dict[str, Any]:
-    """The endpoints by name, as TensorFlow Serving describes them."""
-    return {
-        key: {
-            "inputs": _tensors(endpoint.inputs, endpoint, key),
-            "outputs": _tensors(endpoint.outputs, endpoint, key),
-            "method_name": "tensorflow/serving/predict",
-            "defaults": {},
-        }
-        for key, endpoint in version.endpoints.items()
-    }
-
-
-def _tensors(
-    specs: dict[str, tf.TensorSpec], endpoint: Endpoint, signature: str
-) -> dict[str, Any]:
-    return {
-        name: {
-            "dtype": DataType.Name(spec.dtype.as_datatype_enum),
-            "tensor_shape": {
-                "dim": [
-                    {"size": str(-1 if size is None else size), "name": ""}
-                    for size in spec.shape
-                ],
-                "unknown_rank": False,
-            },
-            "name": endpoint.names.get(name, f"{signature}_{name}:0"),
-        }
-        for name, spec in specs.items()
-    }
-
-
-def _columns(inputs: Any, endpoint: Endpoint) -> dict[str, Any]:
-    if not isinstance(inputs, dict) or inputs.keys() == {"b64"}:
-        inputs = {_only_input(endpoint): inputs}
-    _check_names(inputs.keys(), endpoint)
-    return inputs
-
-
-def _columns_of_rows(rows: Any, endpoint: Endpoint) -> dict[str, Any]:
+def _columns_of_rows(rows: Any, endpoint: Endpoint) -> dict[str, list[Any]]:
     if not isinstance(rows, list) or not rows:
         raise BadRequest('"instances" is a list with a row at least.')
-    named = [isinstance(row, dict) and row.keys() != {"b64"} for row in rows]
-    if not any(named):
-        return {_only_input(endpoint): rows}
-    if not all(named):
+    if len({_has_names(row) for row in rows}) > 1:
         raise BadRequest('"instances" are all objects, or all values.')
-    for row in rows:
-        _check_names(row.keys(), endpoint)
-    return {name: [row[name] for row in rows] for name in endpoint.inputs}
+    named = [_named(row, endpoint) for row in rows]
+    return {name: [row[name] for row in named] for name in endpoint.inputs}
 
 
-def _only_input(endpoint: Endpoint) -> str:
-    if len(endpoint.inputs) > 1:
+def _has_names(values: Any) -> bool:
+    return isinstance(values, dict) and values.keys() != {"b64"}
+
+
+def _named(values: Any, endpoint: Endpoint) -> dict[str, Any]:
+    """Values by the names of the inputs; without names, those of the only input."""
+    names = endpoint.inputs.keys()
+    if not _has_names(values):
+        if len(names) > 1:
+            raise BadRequest(
+                f"The inputs are {', '.join(names)}: an object with all of them is "
+                "needed. Received: values without names."
+            )
+        return dict.fromkeys(names, values)
+    if values.keys() != names:
         raise BadRequest(
-            f"The inputs are {', '.join(endpoint.inputs)}: an object with all of them "
-            "is needed. Received: values without names."
+            f"The inputs are {', '.join(names)}. Received: "
+            f"{', '.join(map(str, values))[:200] or 'none'}"
         )
-    return next(iter(endpoint.inputs))
-
-
-def _check_names(names: Any, endpoint: Endpoint) -> None:
-    if names != endpoint.inputs.keys():
-        raise BadRequest(
-            f"The inputs are {', '.join(endpoint.inputs)}. Received: "
-            f"{', '.join(map(str, names))[:200] or 'none'}"
-        )
+    return values
 
 
 def to_array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
@@ -208,26 +178,21 @@ def to_array(name: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
         if any(not isinstance(one, bytes) for one in array.flat):
             raise BadRequest(f"{wanted}. Received: values that are not text")
         return array
-    dtype = spec.dtype.as_numpy_dtype
-    is_whole = np.issubdtype(dtype, np.integer)
+    dtype = np.dtype(spec.dtype.as_numpy_dtype)
     if not array.size and array.dtype == float:
         return array.astype(dtype)
-    if array.dtype.kind not in ("iu" if is_whole else "iuf"):
-        raise BadRequest(f"{wanted}. Received: {_kind(array)}")
-    if is_whole:
+    if array.dtype.kind not in TAKEN[dtype.kind]:
+        received = RECEIVED.get(array.dtype.kind, "other values")
+        raise BadRequest(f"{wanted}. Received: {received}")
+    if dtype.kind in "iu" and array.size:
         limits = np.iinfo(dtype)
-        if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+        if not limits.min <= array.min() <= array.max() <= limits.max:
             raise BadRequest(f"{wanted}. Received: a number beyond its range")
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
-    if not is_whole and not np.isfinite(array).all():
+    if not np.isfinite(array).all():
         raise BadRequest(f"{wanted}. Received: a number that is not finite")
     return array
-
-
-def _kind(array: np.ndarray) -> str:
-    kinds = {"b": "true or false", "f": "numbers with a fraction", "U": "text"}
-    return kinds.get(array.dtype.kind, "other values")
 
 
 def _bytes_in(values: Any, name: str) -> Any:
@@ -248,13 +213,10 @@ def _plain(name: str, array: np.ndarray) -> Any:
     """The JSON form of an array; base 64 where the name ends in `_bytes`."""
     if array.dtype != object:
         return array
-    flat: list[Any] = [
-        {"b64": base64.b64encode(one).decode()}
-        if name.endswith("_bytes")
-        else one.decode("utf-8", "replace")
-        for one in array.flat
-    ]
-    if array.ndim == 1:
-        return flat
-    width = array.shape[1]
-    return [flat[i * width : (i + 1) * width] for i in range(len(array))]
+    if name.endswith("_bytes"):
+        of_one = np.vectorize(
+            lambda one: {"b64": base64.b64encode(one).decode()}, otypes=[object]
+        )
+    else:
+        of_one = np.vectorize(lambda one: one.decode("utf-8", "replace"), [object])
+    return of_one(array).tolist()

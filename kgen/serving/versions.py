@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.json_format import MessageToDict
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from kgen.data import Tokenizer, tokenizer_from_json
 from kgen.export import check_sums
@@ -28,16 +30,12 @@ class Endpoint:
     Attributes:
         call: Takes arrays and returns arrays.
         inputs: Specification of each input.
-        outputs: Specification of each output.
-        names: Names in the graph of the tensors of inputs and outputs.
         max_concurrency: Calls at the same time. One is best for decoding steps: clients
             ask for the next step at once, and so all of them join the next call.
     """
 
     call: Callable[[Arrays], Arrays]
     inputs: dict[str, tf.TensorSpec]
-    outputs: dict[str, tf.TensorSpec]
-    names: dict[str, str]
     max_concurrency: int = sys.maxsize
 
 
@@ -49,6 +47,7 @@ class Version:
         number: The name of its folder.
         endpoints: Endpoints by name.
         about: The content of `assets.extra/kgen.json`.
+        definitions: The endpoints by name, as TensorFlow Serving describes them.
         sums: The checksums of its files.
         tokenizer_json: The tokenizer of a text model.
         created: Unix time of the export.
@@ -57,6 +56,7 @@ class Version:
     number: int
     endpoints: dict[str, Endpoint]
     about: dict[str, Any]
+    definitions: dict[str, Any] = dataclasses.field(default_factory=dict)
     sums: bytes = b""
     tokenizer_json: str | None = None
     created: int = 0
@@ -110,7 +110,22 @@ def load_version(folder: Path) -> Version:
     }
     number = int(folder.name)
     created = int((folder / "saved_model.pb").stat().st_mtime)
-    return Version(number, endpoints, about, sums, tokenizer, created)
+    definitions = _definitions(folder, loaded.signatures)
+    return Version(number, endpoints, about, definitions, sums, tokenizer, created)
+
+
+def _definitions(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The definitions of some endpoints in the file of a SavedModel, as JSON values."""
+    file = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    found = file.meta_graphs[0].signature_def
+    return {
+        name: MessageToDict(
+            found[name],
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+        for name in names
+    }
 
 
 def _sums(folder: Path) -> bytes:
@@ -122,8 +137,6 @@ def _sums(folder: Path) -> bytes:
 def _endpoint(loaded: Any, name: str, role: str | None) -> Endpoint:
     function = loaded.signatures[name]
     _, inputs = function.structured_input_signature
-    names = {tensor.name.partition(":")[0]: tensor.name for tensor in function.inputs}
-    names |= {key: one.name for key, one in function.structured_outputs.items()}
 
     def call(arrays: Arrays) -> Arrays:
         tensors = {key: tf.constant(array) for key, array in arrays.items()}
@@ -131,9 +144,7 @@ def _endpoint(loaded: Any, name: str, role: str | None) -> Endpoint:
         outputs = loaded.signatures[name](**tensors)
         return {key: value.numpy() for key, value in outputs.items()}
 
-    outputs = dict(function.structured_outputs)
-    concurrency = 1 if role == "decode" else sys.maxsize
-    return Endpoint(call, dict(inputs), outputs, names, concurrency)
+    return Endpoint(call, dict(inputs), 1 if role == "decode" else sys.maxsize)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ class Recorder:
     def __init__(self):
         self.sizes = []
         self.may_go = threading.Event()
-        self.endpoint = Endpoint(self.call, {}, {}, {})
+        self.endpoint = Endpoint(self.call, {})
 
     def call(self, arrays):
         assert self.may_go.wait(10)
@@ -81,7 +81,7 @@ def test_rows_of_tokens_are_as_long_as_the_longest():
 
     async def run():
         batcher = Batcher(max_rows=2)
-        return await batcher(Endpoint(write, {}, {}, {}), values(1, 2, 0, 3))
+        return await batcher(Endpoint(write, {}), values(1, 2, 0, 3))
 
     answer = asyncio.run(run())
     assert answer["tokens"].tolist() == [

@@ -78,10 +78,9 @@ class Model:
     def __init__(self):
         prompts = {"prompts": tf.TensorSpec([None], tf.string)}
         numbers = {name: tf.TensorSpec([None], kind) for name, kind in NUMBERS.items()}
-        outputs = STATE | {"tokens": tf.TensorSpec([None, STREAM_CHUNK], tf.int32)}
         endpoints = {
-            "prefill": Endpoint(read, prompts, STATE, {}),
-            "decode": Endpoint(write, STATE | numbers, outputs, {}, max_concurrency=1),
+            "prefill": Endpoint(read, prompts),
+            "decode": Endpoint(write, STATE | numbers, max_concurrency=1),
         }
         tokenizer = CharTokenizer(LETTERS).to_json()
         signatures = {name: {"role": name} for name in ("prefill", "decode")}

@@ -13,17 +13,18 @@ from kgen.serving.tf_serving_api import (
     write_metadata,
     write_predictions,
 )
-from kgen.serving.versions import Endpoint, Version
+from kgen.serving.versions import Endpoint, Version, load_version
 
 
 def endpoint(**inputs):
-    return Endpoint(lambda arrays: arrays, inputs, {}, {})
+    return Endpoint(lambda arrays: arrays, inputs)
 
 
 VALUES = tf.TensorSpec([None, 2], tf.float32)
 SEEDS = tf.TensorSpec([None], tf.int64)
 LABELS = tf.TensorSpec([None], tf.int32)
 TEXTS = tf.TensorSpec([None], tf.string)
+FLAGS = tf.TensorSpec([None], tf.bool)
 WORDS = tf.TensorSpec([None, None], tf.string)
 VERSION = Version(
     3,
@@ -32,6 +33,7 @@ VERSION = Version(
         "seeds": endpoint(seeds=SEEDS, labels=LABELS),
         "texts": endpoint(texts=TEXTS),
         "words": endpoint(words=WORDS),
+        "flags": endpoint(flags=FLAGS),
     },
     {},
 )
@@ -167,15 +169,28 @@ def test_answers_have_the_form_of_the_request():
     )
 
 
-def test_metadata_have_the_types_and_shapes():
-    whole = json.loads(write_metadata("shift", VERSION))
+def test_metadata_have_the_types_and_shapes(folder):
+    whole = json.loads(write_metadata("shift", load_version(folder / "1")))
     assert whole["model_spec"] == {
         "name": "shift",
         "signature_name": "",
-        "version": "3",
+        "version": "1",
     }
-    inputs = whole["metadata"]["signature_def"]["signature_def"]["words"]["inputs"]
-    assert inputs["words"]["dtype"] == "DT_STRING"
-    assert [one["size"] for one in inputs["words"]["tensor_shape"]["dim"]] == ["-1"] * 2
     signatures = whole["metadata"]["signature_def"]["signature_def"]
-    assert signatures["serving_default"]["inputs"]["values"]["dtype"] == "DT_FLOAT"
+    assert signatures.keys() == {"serving_default", "shift", "repeat"}
+    assert signatures["repeat"]["inputs"]["texts"]["dtype"] == "DT_STRING"
+    values = signatures["serving_default"]["inputs"]["values"]
+    assert values["dtype"] == "DT_FLOAT"
+    assert values["tensor_shape"] == {
+        "dim": [{"size": "-1", "name": ""}, {"size": "2", "name": ""}],
+        "unknown_rank": False,
+    }
+    method = signatures["shift"]["method_name"]
+    assert method == "tensorflow/serving/predict"
+
+
+def test_true_and_false_are_taken_where_they_are_needed():
+    _, arrays, _ = read(signature_name="flags", inputs=[True, False])
+    assert arrays["flags"].tolist() == [True, False]
+    with pytest.raises(BadRequest, match="`flags` must be bool.*whole numbers"):
+        read(signature_name="flags", inputs=[1, 0])

@@ -117,10 +117,14 @@ def measure(recipe):
         progress = training.Progress(
             pipeline.steps_per_epoch, pipeline.batch_size, lambda line: None, total
         )
+        samples = training.Samples(
+            lambda: recipe.sample(model, data), folder.samples, recipe.sample_epochs
+        )
         callbacks = [  # as in `kgen.recipes.training_run`
             training.StopOnNonFinite(),
             training.History(folder.history),
-            *recipe.sample_callbacks(model, data, folder),
+            samples,
+            training.TensorBoard(folder.tensorboard, samples),
             training.HealthWarnings(lambda text: None),
             progress,
             training.Checkpointer(

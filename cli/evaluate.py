@@ -3,13 +3,14 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from kgen.recipes import read_record, recipe_of_run
 
 from .errors import Interrupted
-from .options import RunFolder, debug_option
+from .options import RunFolder, debug_option, typed
 from .startup import load_model, load_tensorflow
 
 
@@ -38,36 +39,29 @@ from .startup import load_model, load_tensorflow
     help="Print how the numbers in metrics.json were measured, and measure nothing.",
 )
 @debug_option
-def command(
-    run: Path,
-    split: str | None,
-    num_samples: int | None,
-    limit: int | None,
-    data: str | None,
-    protocols: bool,
-) -> None:
+@click.pass_context
+def command(call: click.Context, run: Path, **options: Any) -> None:
     """Measure RUN on held-out data and write its metrics.json.
 
     Likelihoods of images can take an hour. After an interruption the same command
     resumes.
     """
-    path = run / "metrics.json"
-    if protocols:
-        if any((split, num_samples, limit, data)):
+    path, given = run / "metrics.json", typed(call, options)
+    if given.pop("protocols", False):
+        if given:
             raise click.UsageError("--protocols measures nothing: leave out the rest.")
         _print_protocols(path)
         return
-    split = split or "test"
+    given.setdefault("split", "test")
     recipe, record = recipe_of_run(run), read_record(run)
-    if data is not None:
-        recipe = dataclasses.replace(recipe, data=data)
-    options = {} if num_samples is None else {"num_samples": num_samples}
-    if options and "reconstruct" not in record["signatures"]:
+    if "data" in given:
+        recipe = dataclasses.replace(recipe, data=given.pop("data"))
+    if "num_samples" in given and "reconstruct" not in record["signatures"]:
         raise click.UsageError(
             f"The model of {run} has no likelihood of images, and takes no "
             "--num-samples."
         )
-    if "recommend" in record["signatures"] and split == "train":
+    if "recommend" in record["signatures"] and given["split"] == "train":
         raise click.UsageError(
             "No items of training users are held out: use --split test or validation."
         )
@@ -96,11 +90,9 @@ def command(
             records = recipe.evaluate(
                 model,
                 opened,
-                split=split,
-                limit=limit,
                 progress=lambda done, all: bar.update(task, completed=done, total=all),
                 unfinished=unfinished,
-                **options,
+                **given,
             )
         except KeyboardInterrupt:
             raise Interrupted(

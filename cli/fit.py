@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from kgen import recipes
 from kgen.training import RunFolder
@@ -22,10 +21,11 @@ from .options import (
     debug_option,
     is_run,
     name_of_run,
+    typed,
     unknown,
 )
 from .startup import load_tensorflow
-from .tasks import tasks
+from .tasks import EXAMPLES, tasks
 
 
 class RecipeGroup(SuggestingGroup):
@@ -120,19 +120,15 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
             raise click.UsageError(unknown("preset", preset, list(presets)))
         names = [field.name for field in dataclasses.fields(recipe_class)]
         call.ensure_object(Settings).names = names
-        typed = {
-            name: value
-            for name, value in options.items()
-            if call.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        }
+        given = typed(call, options)
         start = recipe_class() if preset is None else presets[preset]
         try:
-            recipe = dataclasses.replace(start, **typed)
+            recipe = dataclasses.replace(start, **given)
             if resume and is_run(recipe.run_folder):
                 # With its own options, but for those that are typed again.
                 started = recipes.recipe_of_run(recipe.run_folder)
                 if started.recipe_name == recipe.recipe_name:
-                    recipe = dataclasses.replace(started, **typed)
+                    recipe = dataclasses.replace(started, **given)
         except (ValueError, TypeError) as error:
             raise click.UsageError(as_options(describe(error), names)) from error
 
@@ -156,8 +152,8 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
 def _say_what_comes_next(folder: Path) -> None:
     run = shlex.quote(name_of_run(folder))
     click.echo(f"The run is in {folder}. What to type next:")
-    for task in tasks(folder).values():
-        click.echo(f"  {task.example(run)}")
+    for verb, task in tasks(folder).items():
+        click.echo(f"  kgen {verb} {run} {EXAMPLES[task.kind]}".rstrip())
     click.echo(f"  kgen evaluate {run}")
     click.echo(f"  tensorboard --logdir {shlex.quote(str(folder))}")
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from .options import IntegerRanges, RunFolder, debug_option, is_run
+from .options import IntegerRanges, RunFolder, debug_option, is_run, typed
 from .startup import load_model
 from .tasks import check_ranges, find_task
 
@@ -81,21 +80,17 @@ from .tasks import check_ranges, find_task
 @click.pass_context
 def command(call: click.Context, run: Path, **options: Any) -> None:
     """Generate images or text from RUN, one for each seed; or fill masks in a text."""
-    typed = {
-        name: value
-        for name, value in options.items()
-        if call.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
-    out = typed.get("out")
+    given = typed(call, options)
+    out = given.get("out")
     if out is not None and not out.parent.is_dir():
         raise click.UsageError(f"--out: the folder {out.parent} does not exist.")
     task = find_task(run, "generate")
     generate, own_options = GENERATORS[task.kind]
-    unknown = typed.keys() - {*own_options, *task.inputs}
+    unknown = given.keys() - {*own_options, *task.inputs}
     if unknown:
         raise click.UsageError(f"The model of {run} takes no {_as_flags(unknown)}.")
-    check_ranges(task.inputs, typed)
-    generate(run, task.inputs, **typed)
+    check_ranges(task.inputs, given)
+    generate(run, task.inputs, **given)
 
 
 def _as_flags(names: Iterable[str]) -> str:

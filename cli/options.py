@@ -4,12 +4,14 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 RUNS_FOLDER = Path("saved_models")
 
@@ -86,28 +88,28 @@ class IntegerRanges(click.ParamType):
     def _range(
         self, part: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> range:
-        first, dash, last = part.strip().partition("-")
-        if not _is_number(first) or (dash and not _is_number(last)):
+        found = re.fullmatch(r"\s*([0-9]+)(?:-([0-9]+))?\s*", part)
+        if found is None:
             self.fail(
                 f"{part!r} is not a whole number nor a range of them. Write them as "
                 "0,1,4-6.",
                 param,
                 ctx,
             )
-        start, stop = int(first), int(last or first)
+        start, stop = int(found[1]), int(found[2] or found[1])
         if stop < start:
-            self.fail(
-                f"{part!r} runs backwards. Write {stop}-{start}.",
-                param,
-                ctx,
-            )
+            self.fail(f"{part!r} runs backwards. Write {stop}-{start}.", param, ctx)
         if stop >= 2**63:
             self.fail(f"{part!r} does not fit in 64 bits.", param, ctx)
         return range(start, stop + 1)
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+def typed(call: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the options that were typed, and so are no defaults."""
+    source = call.get_parameter_source
+    return {
+        k: v for k, v in options.items() if source(k) is ParameterSource.COMMANDLINE
+    }
 
 
 class RunFolder(click.ParamType):

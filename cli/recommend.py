@@ -59,10 +59,17 @@ def command(run: Path, items: str, count: int | None, remove_seen: bool) -> None
 
 def _history(text: str, known: list[Any]) -> list[int | str]:
     """Return the typed ids, each an item of the model."""
-    parts = [part for row in csv.reader([text], skipinitialspace=True) for part in row]
-    history: list[int | str] = [part.strip() for part in parts if part.strip()]
+    rows = csv.reader([text], skipinitialspace=True)
+    typed = [part.strip() for row in rows for part in row if part.strip()]
+    history: list[int | str] = [*typed]
     if not isinstance(known[0], str):
-        history = [_whole_number(item) for item in history]
+        for item in typed:
+            if not re.fullmatch(r"[+-]?[0-9]+", item):
+                raise click.UsageError(
+                    "--items must be whole numbers, as the items of this run are. "
+                    f"Received: {item!r}."
+                )
+        history = [int(item) for item in typed]
     ids = {*known}
     unknown = [item for item in history if item not in ids]
     if unknown:
@@ -71,15 +78,6 @@ def _history(text: str, known: list[Any]) -> list[int | str]:
             f"them. Received: {', '.join(map(str, unknown))}."
         )
     return history
-
-
-def _whole_number(text: str | int) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]+", str(text)):
-        raise click.UsageError(
-            f"--items must be whole numbers, as the items of this run are. Received: "
-            f"{text!r}."
-        )
-    return int(text)
 
 
 def _titles(recipe) -> dict[int | str, str]:

@@ -215,15 +215,6 @@ class Recipe:
             data.pipeline("validation", **shared),
         )
 
-    def sample_callbacks(self, model: Any, data: Any, folder: Any) -> list[Any]:
-        """Returns callbacks that write samples: files, and for TensorBoard."""
-        from kgen import training
-
-        samples = training.Samples(
-            lambda: self.sample(model, data), folder.samples, self.sample_epochs
-        )
-        return [samples, training.TensorBoard(folder.tensorboard, samples)]
-
     def call(
         self, function: Callable[..., Any], *positional: Any, **others: Any
     ) -> Any:

@@ -130,13 +130,17 @@ def _fit(
     bar: Any = contextlib.nullcontext()
     if is_chief(strategy):
         folder = training.RunFolder(recipe.run_folder)
+        samples = training.Samples(
+            lambda: recipe.sample(model, data), folder.samples, recipe.sample_epochs
+        )
         steps = pipeline.steps_per_epoch
         bar = training.Progress(
             steps, pipeline.batch_size, report, recipe.epochs * steps
         )
         callbacks += [
             training.History(folder.history),
-            *recipe.sample_callbacks(model, data, folder),
+            samples,
+            training.TensorBoard(folder.tensorboard, samples),
             training.HealthWarnings(lambda text: report(f"Warning: {text}")),
             bar,
         ]

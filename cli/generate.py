@@ -11,6 +11,27 @@ from .options import IntegerRanges, RunFolder, debug_option, is_run, typed
 from .startup import load_model
 from .tasks import check_ranges, find_task
 
+# Options that are inputs of signatures, with their types. Ranges are those of the run.
+NUMBERS: dict[str, tuple[type, str]] = {
+    "temperature": (float, "Scale of the noise; 0: the likeliest text; default: 1."),
+    "truncation": (float, "Bound of a GAN's latents; 0.7: typical, less diverse."),
+    "max_new_tokens": (int, "Tokens of a text to generate; default: 500."),
+    "top_k": (int, "Sample from so many tokens; 0: all. BERT: predictions to print."),
+    "top_p": (float, "Sample from the likeliest tokens of this total probability."),
+    "min_p": (float, "Sample from tokens with this share of the highest probability."),
+    "repetition_penalty": (float, "Divisor of the logits of tokens seen before."),
+}
+
+
+def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for name, (kind, text) in reversed(NUMBERS.items()):
+        function = click.option(_as_flag(name), type=kind, help=text)(function)
+    return function
+
+
+def _as_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
 
 @click.command("generate")
 @click.argument("run", type=RunFolder(trained=True))
@@ -20,14 +41,10 @@ from .tasks import check_ranges, find_task
     help="One image or text for each seed; default: 0-63 for images, 0 for text.",
 )
 @click.option(
-    "--temperature",
-    type=float,
-    help="Scale of the noise; 0: the most likely text; default: 1.",
-)
-@click.option(
-    "--truncation",
-    type=float,
-    help="Bound of a GAN's latents, such as 0.7: more typical, less diverse images.",
+    "--labels",
+    type=IntegerRanges(),
+    help="Classes of images, for a conditional model; repeated until each seed has "
+    "one; default: all classes.",
 )
 @click.option(
     "--out",
@@ -38,44 +55,18 @@ from .tasks import check_ranges, find_task
     "if it exists; default: the terminal.",
 )
 @click.option(
-    "--labels",
-    type=IntegerRanges(),
-    help="Classes of images, for a conditional model; repeated until each seed has "
-    "one; default: all classes.",
-)
-@click.option(
     "--prompt",
     help="Beginning of the text; default: a new line. For a BERT: a text with [MASK] "
     "where tokens are to be filled in.",
 )
 @click.option("--stream", is_flag=True, help="Print text while it is generated.")
-@click.option("--max-new-tokens", type=int, help="Default: 500.")
-@click.option(
-    "--top-k",
-    type=int,
-    help="Sample from so many tokens; 0: from all. For a BERT: predictions to print.",
-)
-@click.option(
-    "--top-p",
-    type=float,
-    help="Sample from the most likely tokens that have this total probability.",
-)
-@click.option(
-    "--min-p",
-    type=float,
-    help="Sample from tokens with this share of the highest probability.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=float,
-    help="Divisor of the logits of tokens that occurred before.",
-)
+@click.option("--stop", multiple=True, help="Stop sequence; may be repeated.")
 @click.option(
     "--num-beams",
     type=click.IntRange(min=1),
     help="Beam search with so many beams instead of sampling.",
 )
-@click.option("--stop", multiple=True, help="Stop sequence; may be repeated.")
+@_number_options
 @debug_option
 @click.pass_context
 def command(call: click.Context, run: Path, **options: Any) -> None:
@@ -94,7 +85,7 @@ def command(call: click.Context, run: Path, **options: Any) -> None:
 
 
 def _as_flags(names: Iterable[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+    return ", ".join(map(_as_flag, sorted(names)))
 
 
 def _generate_text(

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +21,10 @@ ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2"}
 # - plug-ins that the wheel itself contains twice
 #   (https://github.com/tensorflow/tensorflow/issues/62075);
 # - error 303, on a machine without an NVIDIA driver.
+# The expressions are those of `sed -E`, too, and hold no slash.
 NOISE = re.compile(
-    rb"I\d{4} \d\d:\d\d"
-    rb"|\d{4}-\d\d-\d\d [\d:.]+: I "
+    rb"I[0-9]{4} [0-9]{2}:[0-9]{2}"
+    rb"|[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:.]+: I "
     rb"|WARNING: All log messages before absl::InitializeLog\(\) is called"
     rb"|To enable the following instructions: "
     rb"|.*(Attempting to register factory|computation placer already registered)"
@@ -33,7 +36,7 @@ def load_tensorflow() -> None:
     """Import TensorFlow and find the devices; `NOISE` does not reach stderr."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if "tensorflow" in sys.modules or not hasattr(os, "fork"):
+    if "tensorflow" in sys.modules or not shutil.which("sed"):
         return
     with _filtered_stderr():
         import tensorflow
@@ -59,32 +62,17 @@ def _filtered_stderr() -> Iterator[None]:
     aborts on import (on a processor without AVX), its last message says why.
     """
     sys.stderr.flush()
-    reading, writing = os.pipe()
-    original = os.dup(2)
-    child = os.fork()
-    if child == 0:
-        os.close(writing)
-        _copy_lines(reading, original)
-        os._exit(0)
-    os.close(reading)
-    os.dup2(writing, 2)
-    os.close(writing)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(original, 2)
-        os.close(original)
-        os.waitpid(child, 0)
-
-
-def _copy_lines(reading: int, writing: int) -> None:
-    """Copy lines until the writing end is closed: the filter process."""
-    import signal
-
-    # Ctrl-C is for the main process; this one ends when that closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with os.fdopen(reading, "rb") as lines:
-        for line in lines:
-            if not NOISE.match(line):
-                os.write(writing, line)
+    with subprocess.Popen(
+        ["sed", "-u", "-E", f"/^({NOISE.pattern.decode()})/d"],
+        stdin=subprocess.PIPE,
+        stdout=2,
+        start_new_session=True,  # Ctrl-C is for this process.
+    ) as filtering:
+        original = os.dup(2)
+        os.dup2(filtering.stdin.fileno(), 2)  # type: ignore[union-attr]
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)
+            os.close(original)

@@ -157,8 +157,6 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
         width = max(part.shape[1] for part in parts)
         parts = [
             np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1)
-            if part.shape[1] < width
-            else part
             for part in parts
         ]
     return np.concatenate(parts)

@@ -46,7 +46,7 @@ class EncodedPrompt:
 
     Attributes:
         inputs: The inputs of the endpoint.
-        text: The text; of a prompt of tokens, only where it is needed.
+        text: The text.
         num_tokens: The number of its tokens.
     """
 
@@ -209,9 +209,7 @@ def encode_prompts(version: Version, request: CompletionRequest) -> list[Encoded
             tokens = (
                 tokenizer.encode(prompt) if is_text else _checked(prompt, tokenizer)
             )
-            text = prompt if is_text else ""
-            if not is_text and (takes_text or request.echo):
-                text = tokenizer.decode(tokens)
+            text = prompt if is_text else tokenizer.decode(tokens)
             inputs = {"tokens": tokens[None]}
             if takes_text:
                 inputs = {"prompts": np.array([text.encode()], object)}

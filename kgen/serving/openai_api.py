@@ -29,6 +29,12 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 KNOWN = {"model", "prompt", "max_tokens", "n", "seed", "stop", "stream", "echo"}
 KNOWN |= {"stream_options", "user", *DEFAULT_SAMPLING, *UNSUPPORTED}
 MAX_CHOICES = 64
+# Types of the values that a default of a type stands for.
+TYPES: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    float: ((float, int), "a number"),
+    int: ((int,), "a whole number"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +69,7 @@ def read_completion(body: bytes) -> tuple[CompletionRequest, ResponseOptions]:
     if not isinstance(given.get("model"), str):
         raise BadRequest("`model` must be the name of a model.")
     prompts = _prompts(given.get("prompt"))
-    num_choices = _number(given, "n", 1, 1, MAX_CHOICES)
+    num_choices = _value(given, "n", 1, 1, MAX_CHOICES)
     if len(prompts) * num_choices > MAX_CHOICES:
         raise BadRequest(
             f"A request has at most {MAX_CHOICES} completions. Received: "
@@ -76,26 +82,25 @@ def read_completion(body: bytes) -> tuple[CompletionRequest, ResponseOptions]:
         prompts=prompts,
         num_choices=num_choices,
         # The model checks the ranges of these.
-        max_tokens=_number(given, "max_tokens", 16),
+        max_tokens=_value(given, "max_tokens", 16),
         stops=_stops(given.get("stop", [])),
-        seed=_number(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
+        seed=_value(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
         sampling={
-            name: _number(given, name, default)
+            name: _value(given, name, default)
             for name, default in DEFAULT_SAMPLING.items()
         },
-        echo=_flag(given, "echo"),
+        echo=_value(given, "echo", False),
     )
-    with_usage = _flag(options, "include_usage")
-    return asked, ResponseOptions(given["model"], _flag(given, "stream"), with_usage)
+    with_usage = _value(options, "include_usage", False)
+    stream = _value(given, "stream", False)
+    return asked, ResponseOptions(given["model"], stream, with_usage)
 
 
 def _prompts(prompt: Any) -> list[Any]:
     """A list of texts, or of lists of tokens."""
-    prompts = prompt
-    if isinstance(prompt, str) or _are_tokens(prompt):
-        prompts = [prompt]
-    fits = isinstance(prompts, list) and prompts
-    if not fits or not all(isinstance(one, str) or _are_tokens(one) for one in prompts):
+    prompts = [prompt] if _is_prompt(prompt) else prompt
+    is_list = isinstance(prompts, list) and bool(prompts)
+    if not is_list or not all(map(_is_prompt, prompts)):
         raise BadRequest(
             "`prompt` must be a text, a list of texts, a list of tokens, or a list of "
             "such lists; none is empty."
@@ -105,12 +110,11 @@ def _prompts(prompt: Any) -> list[Any]:
     return prompts
 
 
-def _are_tokens(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and bool(values)
-        and all(type(one) is int for one in values)
-    )
+def _is_prompt(value: Any) -> bool:
+    """Whether this is a text, or a list of tokens that is not empty."""
+    if isinstance(value, list):
+        return bool(value) and all(type(one) is int for one in value)
+    return isinstance(value, str)
 
 
 def _stops(stop: Any) -> tuple[str, ...]:
@@ -121,27 +125,20 @@ def _stops(stop: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _number(
+def _value(
     given: dict[str, Any],
     name: str,
     default: Any,
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Any:
+    """A value of the type of its default, in a range."""
     value = given.get(name, default)
-    kinds = (int, float) if isinstance(default, float) else (int,)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        kind = "a number" if isinstance(default, float) else "a whole number"
-        raise BadRequest(f"`{name}` must be {kind}. Received: {str(value)[:100]}")
+    types, noun = TYPES[type(default)]
+    if type(value) not in types:
+        raise BadRequest(f"`{name}` must be {noun}. Received: {str(value)[:100]}")
     if not low <= value <= high:
         raise BadRequest(f"`{name}` must be from {low} to {high}. Received: {value}")
-    return value
-
-
-def _flag(given: dict[str, Any], name: str) -> bool:
-    value = given.get(name, False)
-    if not isinstance(value, bool):
-        raise BadRequest(f"`{name}` must be true or false.")
     return value
 
 

@@ -101,16 +101,14 @@ def write_status(numbers: list[int]) -> dict[str, Any]:
 def write_predictions(outputs: Arrays, by_row: bool) -> bytes:
     """The body of an answer: "predictions" for "instances", "outputs" for "inputs"."""
     plain = {name: _plain(name, array) for name, array in outputs.items()}
-    single = len(plain) == 1
-    answer: Any
-    if not by_row:
-        answer = {"outputs": next(iter(plain.values())) if single else plain}
-    elif single:
-        answer = {"predictions": next(iter(plain.values()))}
-    else:
+    answer: Any = plain
+    if len(plain) == 1:
+        [answer] = plain.values()
+    elif by_row:
         rows = zip(*plain.values(), strict=True)
-        answer = {"predictions": [dict(zip(plain, row, strict=True)) for row in rows]}
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        answer = [dict(zip(plain, row, strict=True)) for row in rows]
+    body = {"predictions" if by_row else "outputs": answer}
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def write_metadata(name: str, version: Version) -> bytes:

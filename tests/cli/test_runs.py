@@ -12,9 +12,11 @@ from PIL import Image
 import kgen
 from kgen.export import Export
 from kgen.export.manifest import write_sums
+from kgen.models.shared.specs import ImageSpec, InputSpec
 from kgen.training import RunFolder
 from kgen_cli.main import run
 
+SPECS = {"images": ImageSpec(4, 4, 1)}
 SIGNATURE = {
     "inputs": {"seeds": {"dtype": "int64"}, "temperature": {"dtype": "float32"}},
     "outputs": {"images": "image"},
@@ -39,7 +41,10 @@ class MadeUpModel:
         ]
         return [
             types.SimpleNamespace(
-                name=name, runtimes=runtimes, inputs=inputs, outputs={"output": kind}
+                name=name,
+                runtimes=runtimes,
+                inputs={n: SPECS.get(n, InputSpec()) for n in inputs},
+                outputs={"output": kind},
             )
             for name, runtimes, inputs, kind in rows
         ]

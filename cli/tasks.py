@@ -27,7 +27,7 @@ Inputs = dict[str, dict[str, Any]]
 
 
 class Task(NamedTuple):
-    """What a verb does with a run.
+    """Output and inputs of a verb, for the model of a run.
 
     Attributes:
         kind: Kind of the output.
@@ -52,10 +52,10 @@ def tasks(run: Path) -> dict[str, Task]:
 
 
 def find_task(run: Path, verb: str) -> Task:
-    """Return what a verb does with a run.
+    """Return the task of a run for a verb.
 
     Raises:
-        click.UsageError: It does nothing; the message names a verb that works.
+        click.UsageError: There is none; the message names a verb that works.
     """
     found = tasks(run)
     if verb not in found:

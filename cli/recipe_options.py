@@ -49,13 +49,8 @@ def _parameter_type(name: str, hint: Any) -> click.ParamType:
         return click.Choice(arguments)
     if origin is tuple and arguments[1:] == (...,):
         return CommaSeparated(arguments[0])
-    simple: dict[Any, click.ParamType] = {
-        int: click.INT,
-        float: click.FLOAT,
-        str: click.STRING,
-    }
-    if hint in simple:
-        return simple[hint]
+    if hint in (int, float, str):
+        return click.types.convert_type(hint)
     raise TypeError(
         f"A field of a recipe must be a bool, int, float, str, Literal, a tuple "
         f"of any length, or one of these or None. Received: {name}: {hint}"

@@ -20,6 +20,7 @@ NUMBERS: dict[str, tuple[type, str]] = {
     "top_p": (float, "Sample from the likeliest tokens of this total probability."),
     "min_p": (float, "Sample from tokens with this share of the highest probability."),
     "repetition_penalty": (float, "Divisor of the logits of tokens seen before."),
+    "num_beams": (int, "Beam search with so many beams instead of sampling."),
 }
 
 
@@ -61,11 +62,6 @@ def _as_flag(name: str) -> str:
 )
 @click.option("--stream", is_flag=True, help="Print text while it is generated.")
 @click.option("--stop", multiple=True, help="Stop sequence; may be repeated.")
-@click.option(
-    "--num-beams",
-    type=click.IntRange(min=1),
-    help="Beam search with so many beams instead of sampling.",
-)
 @_number_options
 @debug_option
 @click.pass_context
@@ -184,7 +180,7 @@ def _generate_images(
     click.echo(f"{len(seeds)} {noun}: {out}")
 
 
-TEXT = ("out", "prompt", "stream", "num_beams", "stop")
+TEXT = ("out", "prompt", "stream", "stop")
 # A function for each kind of output, and its options beside the signature's inputs.
 GENERATORS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "image": (_generate_images, ("out",)),

@@ -31,7 +31,13 @@ SIGNATURES = {
         )
     },
     "gan": {"generate": ({**SEEDS, "truncation": FROM_0 | {"above": True}}, "image")},
-    "gpt": {"generate": (SEEDS | SAMPLING, "text")},
+    "gpt": {
+        "generate": (SEEDS | SAMPLING, "text"),
+        "beam_search": (
+            {"num_beams": {"dtype": "int32", "low": 1, "high": 64}},
+            "text",
+        ),
+    },
     "bert": {"fill": ({"tokens": {"dtype": "int32", "low": -1, "high": 65}}, "scores")},
     "recommender": {"recommend": ({"remove_seen": {"dtype": "bool"}}, "items")},
     "encoder": {"encode": ({"images": FROM_0}, "latent")},
@@ -113,7 +119,9 @@ def loads():
         ("generate gpt --temperature -1", "x>=0"),
         ("generate gpt --top-k -1", "x>=0"),
         ("generate gpt --max-new-tokens 4097", "1<=x<=4096"),
+        ("generate gpt --num-beams 0", "'--num-beams': 0 is not in the range 1<=x<=64"),
         ("generate gpt --min-p 0", "takes no --min-p"),
+        ("generate vae --num-beams 2", "takes no --num-beams"),
         ("generate bert", "A text with [MASK] in it is needed"),
         ("generate bert --prompt a", "A text with [MASK] in it is needed"),
         ("generate bert --prompt [MASK] --seeds 1 --out a", "takes no --out, --seeds"),

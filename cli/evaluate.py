@@ -56,6 +56,7 @@ def command(call: click.Context, run: Path, **options: Any) -> None:
     recipe, record = recipe_of_run(run), read_record(run)
     if "data" in given:
         recipe = dataclasses.replace(recipe, data=given.pop("data"))
+    # Models that reconstruct images have a likelihood.
     if "num_samples" in given and "reconstruct" not in record["signatures"]:
         raise click.UsageError(
             f"The model of {run} has no likelihood of images, and takes no "

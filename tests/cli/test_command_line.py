@@ -1,11 +1,14 @@
 """Exit codes, one-line errors and the arguments shared by the verbs."""
 
 import click
+import numpy as np
 import pytest
 
+from kgen.models.shared.specs import ClassSpec, InputSpec
 from kgen_cli import options
 from kgen_cli.errors import Interrupted, describe
 from kgen_cli.main import kgen, run
+from kgen_cli.tasks import check_ranges
 
 
 @pytest.fixture(autouse=True)
@@ -208,3 +211,30 @@ def test_a_run_is_found_by_path_and_by_name(tmp_path):
 def test_columns_are_aligned():
     assert options.aligned([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]
     assert options.aligned([]) == []
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        InputSpec(),
+        InputSpec(low=0),
+        InputSpec(low=0, above=True),
+        InputSpec(low=0, high=1, above=True),
+        InputSpec(dtype="int32", low=1, high=4096),
+        ClassSpec(3),
+    ],
+)
+def test_options_and_signatures_refuse_the_same_numbers(spec):
+    command = click.Command("generate", params=[click.Option(["--number"])])
+
+    def is_taken(number):
+        try:
+            with click.Context(command):
+                check_ranges({"number": spec.describe()}, {"number": number})
+        except click.BadParameter:
+            return False
+        return True
+
+    numbers = np.array([-1, 0, 1, 2, 3, 4096, 4097], spec.dtype)
+    taken = [is_taken(number) for number in numbers.tolist()]
+    np.testing.assert_array_equal(taken, spec.is_valid(numbers))

@@ -125,6 +125,14 @@ def finish(trained, **options):
     return lines
 
 
+def test_the_record_describes_the_signatures(trained):
+    described = read_record(trained[-1].path)["signatures"]
+    assert described.keys() == {one.name for one in trained[0].signatures()}
+    assert described["generate"]["outputs"] == {"images": "image"}
+    temperature = described["generate"]["inputs"]["temperature"]
+    assert (temperature["low"], temperature["default"]) == (0, 1.0)
+
+
 @pytest.mark.parametrize("choice", ["none", "saved_model", "onnx", "all"])
 def test_formats_are_chosen(trained, exports, choice):
     finish(trained, export=choice, measure="none")

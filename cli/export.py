@@ -9,7 +9,7 @@ import click
 from kgen import training
 from kgen.recipes import read_record
 
-from .options import RunFolder, debug_option
+from .options import RunFolder, counted, debug_option
 from .startup import load_tensorflow
 
 # Layout and type of the images of an ONNX file where nothing else is asked for.
@@ -118,5 +118,4 @@ def _check(run: Path) -> None:
     if not exports:
         raise click.UsageError(f"{run} holds no exports yet: kgen export {run.name}.")
     for path in exports:
-        count = check_sums(path)
-        click.echo(f"{path}: {count} {'file' if count == 1 else 'files'} as written")
+        click.echo(f"{path}: {counted(check_sums(path), 'file')} as written")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import IntegerRanges, RunFolder, debug_option, is_run, typed
+from .options import IntegerRanges, RunFolder, counted, debug_option, is_run, typed
 from .startup import load_model
 from .tasks import check_ranges, find_task
 
@@ -132,7 +132,7 @@ def _generate_text(
 
     with replacing(out) as file:
         file.write(whole.encode())
-    click.echo(f"{len(seeds)} {'text' if len(seeds) == 1 else 'texts'}: {out}")
+    click.echo(f"{counted(len(seeds), 'text')}: {out}")
 
 
 def _fill_masks(
@@ -176,8 +176,7 @@ def _generate_images(
         cycle = itertools.cycle(labels)
         options["labels"] = tuple(itertools.islice(cycle, len(seeds)))
     _write_images(load_model(run).generate(seeds, **options), seeds, out)
-    noun = "image" if len(seeds) == 1 else "images"
-    click.echo(f"{len(seeds)} {noun}: {out}")
+    click.echo(f"{counted(len(seeds), 'image')}: {out}")
 
 
 TEXT = ("out", "prompt", "stream", "stop")

@@ -178,6 +178,11 @@ def name_of_run(folder: Path) -> str:
     return folder.name if inside else os.fspath(folder)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 file, 2 files."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
     """Return rows as lines with aligned columns."""
     rows = [list(row) for row in rows]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kgen.recipes import recipe_of_run
+from kgen.recipes.recommenders import item_titles
 
 from .options import RunFolder, aligned, debug_option, model_config
 from .startup import load_model
@@ -83,10 +84,7 @@ def _history(text: str, known: list[Any]) -> list[int | str]:
 def _titles(recipe) -> dict[int | str, str]:
     """Return the titles of the items, if the data of the run still exist."""
     try:
-        data = recipe.open_data(download=False)
+        return item_titles(recipe.open_data(download=False))
     except (OSError, ValueError) as error:
         click.echo(f"No titles: {error}", err=True)
         return {}
-    if data.item_titles is None:
-        return {}
-    return dict(zip(data.item_ids.tolist(), data.item_titles, strict=True))

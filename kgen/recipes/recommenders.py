@@ -77,9 +77,14 @@ class RecommenderRecipe(Recipe):
         return {"item_ids": data.item_ids.tolist(), "item_counts": counts}
 
 
+def item_titles(data: Any) -> dict[Any, str]:
+    """Returns the titles of items by their ids: of none where the data have none."""
+    if data.item_titles is None:
+        return {}
+    return dict(zip(data.item_ids.tolist(), data.item_titles, strict=True))
+
+
 def titles(data: Any, item_ids: Any) -> list[str]:
     """Returns a line for each item: its id, and its title if it has one."""
-    if data.item_titles is None:
-        return [str(item) for item in item_ids]
-    known = dict(zip(data.item_ids.tolist(), data.item_titles, strict=True))
+    known = item_titles(data)
     return [f"{item}  {known.get(item, '')}".rstrip() for item in item_ids]

@@ -128,10 +128,9 @@ def _generate_text(
     if out is None:
         click.echo(whole, nl=False)
         return
-    from kgen.files import replacing
+    from kgen.files import write_text
 
-    with replacing(out) as file:
-        file.write(whole.encode())
+    write_text(out, whole)
     click.echo(f"{counted(len(seeds), 'text')}: {out}")
 
 

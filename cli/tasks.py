@@ -81,5 +81,5 @@ def check_ranges(inputs: Inputs, given: dict[str, Any]) -> None:
         }
         numbers = click.FloatRange(**limits) if is_float else click.IntRange(**limits)
         values = given[name] if isinstance(given[name], tuple) else (given[name],)
-        for value in values:
+        for value in (min(values), max(values)):
             numbers.convert(value, option, call)

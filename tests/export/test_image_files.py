@@ -305,18 +305,16 @@ def test_images_of_any_size_are_exported_to_onnx_with_every_output(inverter, tmp
     ],
 )
 def test_other_files_are_refused(signatures, file, message):
-    call = {"images_bytes": tf.constant([file]), "labels": tf.constant([0])}
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        signatures["reconstruct_png"].function(**call)
+        signatures["reconstruct_png"].compiled(tf.constant([file]), tf.constant([0]))
 
 
 def test_a_small_file_that_unpacks_to_gigabytes_is_not_unpacked(signatures):
     head = file_of(np.zeros((5, 4, 3), np.uint8))
     size = (50_000).to_bytes(4, "big")
     huge = head[:16] + size + size + head[24:]
-    call = {"images_bytes": tf.constant([huge]), "labels": tf.constant([0])}
     with pytest.raises(tf.errors.InvalidArgumentError, match="5 x 4 pixels"):
-        signatures["reconstruct_png"].function(**call)
+        signatures["reconstruct_png"].compiled(tf.constant([huge]), tf.constant([0]))
 
 
 def test_pixels_may_be_off_by_one_and_no_more():

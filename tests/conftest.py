@@ -29,10 +29,26 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def free_memory():
-    """Frees the models of the module before: their graphs hold hundreds of MB."""
-    if "keras" in sys.modules:
-        sys.modules["keras"].backend.clear_session()
+    """Frees the models of the module before; a call frees those of this one."""
+
+    def free():
+        if "keras" not in sys.modules:
+            return
+        # TensorFlow keeps each gradient of `tf.custom_gradient`, and by it the graph:
+        # https://github.com/tensorflow/tensorflow/issues/97697. A few MB for each SiLU.
+        gradients = sys.modules["tensorflow.python.framework.ops"].gradient_registry
+        for name in [one for one in gradients.list() if "CustomGradient-" in one]:
+            del gradients._registry[name]
+        sys.modules["keras"].backend.clear_session()  # It also collects garbage.
+
+    free()
+    return free
+
+
+def pytest_collection_finish():
+    """Excludes all that was imported from garbage collection: seconds in all."""
     gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,12 +59,8 @@ def pytest_xdist_auto_num_workers(config):
     return 2 if named <= {root, root / "tests"} and not config.option.keyword else 0
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A module's tests stay together, as its fixtures want; the longest come first."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    """Files that take the longest come first: workers share files (`--dist loadfile`)."""
     items.sort(key=lambda item: item.path.parent.name != "tests")
 
 

@@ -1,6 +1,5 @@
 """Every check of the conformance suite on every model, and that checks can fail."""
 
-import gc
 import os
 import re
 
@@ -24,10 +23,9 @@ from conformance_rows import COVERING_ROWS, ROWS
 
 
 @pytest.fixture(scope="module")
-def trial(request, tmp_path_factory):
+def trial(request, tmp_path_factory, free_memory):
     """One row at a time: its models are gone before those of the next are made."""
-    keras.backend.clear_session()
-    gc.collect()  # the models of the row before
+    free_memory()
     return Trial(request.param, tmp_path_factory.mktemp("conformance"))
 
 
@@ -38,8 +36,7 @@ def trial(request, tmp_path_factory):
             row,
             check,
             id=f"{row.name}-{check.name}",
-            marks=[pytest.mark.xdist_group(row.name)]
-            + [getattr(pytest.mark, check.lane)] * (row not in check.rows),
+            marks=[getattr(pytest.mark, check.lane)] * (row not in check.rows),
         )
         for row in ROWS
         for check in CHECKS

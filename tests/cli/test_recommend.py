@@ -30,9 +30,9 @@ def folder(tmp_path_factory, load_once):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        arguments = "fit multvae --data ml --min-items 3 --epochs 60 --batch-size 16"
+        arguments = "fit multvae --data ml --min-items 3 --epochs 12 --batch-size 4"
         sizes = "--hidden-units 16 --latent-dim 4 --learning-rate 0.02"
-        end = "--measure none --sample-epochs 60"
+        end = "--measure none --sample-epochs 12"
         assert run([*arguments.split(), *sizes.split(), *end.split()]) == 0
     return folder
 
@@ -74,7 +74,7 @@ def test_titles_are_left_out_without_the_data(capsys, folder):
 
 
 def test_the_run_has_samples_of_lists(folder):
-    text = (folder / "saved_models/multvae/samples/epoch-0060.txt").read_text()
+    text = (folder / "saved_models/multvae/samples/epoch-0012.txt").read_text()
     assert text.startswith("user ")
     assert any(title in text for title in TITLES)
 

@@ -159,7 +159,8 @@ def checked(method: Callable[..., Any]) -> Callable[..., Any]:
             options["shuffle"] = arguments.get("shuffle", True)
         has_parts = parts[1] is not None or parts[2] is not None
         data = tuple(parts) if has_parts else parts[0]
-        data = checked_data(data, self.batch_specs, **options)
+        if not arguments.get("_use_cached_eval_dataset"):  # `fit` has checked it.
+            data = checked_data(data, self.batch_specs, **options)
         if "shuffle" in options:  # Keras warns where anything but arrays is shuffled.
             arguments["shuffle"] = options["shuffle"] and isinstance(data, dict)
         with assertions_as_value_errors():

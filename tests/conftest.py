@@ -49,6 +49,7 @@ def pytest_collection_finish():
     """Excludes all that was imported from garbage collection: seconds in all."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.hookimpl(optionalhook=True)

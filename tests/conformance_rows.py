@@ -453,7 +453,7 @@ ROWS = [
             BERT,
             tokenizer=data.CharTokenizer(LETTERS).config(),
             context=9,
-            num_layers=2,
+            num_layers=1,
             num_heads=2,
             hidden_dim=16,
             mask_rate=0.3,

@@ -7,7 +7,8 @@ import kgen.data
 
 @pytest.fixture(scope="session")
 def mnist(test_data):
-    return kgen.data.open_images("mnist", data_dir=test_data / "tfds")
+    # By name from `tfds/` it is the same, and takes seconds: test_image_sets.py.
+    return kgen.data.open_images(test_data / "data" / "mnist")
 
 
 @pytest.fixture(scope="session")

@@ -45,14 +45,21 @@ def train(folder, *callbacks, epochs=2, **options):
     return model
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder and the model of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder)
+
+
 def test_nothing_is_restored_from_nothing(tmp_path):
     assert not training.Checkpointer(tmp_path / "state.npz").restore(make_model())
 
 
-def test_ctrl_c_saves_the_step_and_a_resumed_run_ends_as_if_never_stopped(tmp_path):
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    expected = train(tmp_path / "whole")
+def test_ctrl_c_saves_the_step_and_a_resumed_run_ends_as_if_never_stopped(
+    tmp_path, whole
+):
+    folder, expected = whole
 
     def interrupt(batch, logs):
         if batch == 2:
@@ -62,31 +69,27 @@ def test_ctrl_c_saves_the_step_and_a_resumed_run_ends_as_if_never_stopped(tmp_pa
     press = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
     # 60 seconds between checkpoints: this one is there because of the interrupt.
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "parts", press)
+        train(tmp_path, press)
     assert signal.getsignal(signal.SIGINT) is handler
     stopped = make_model()
-    training.Checkpointer(tmp_path / "parts" / "state.npz").restore(stopped)
+    training.Checkpointer(tmp_path / "state.npz").restore(stopped)
     assert int(stopped.step.numpy()) == 3
 
-    received = train(tmp_path / "parts")
+    received = train(tmp_path)
     for ours, theirs in zip(
         received.get_weights() + [v.numpy() for v in received.optimizer.variables],
         expected.get_weights() + [v.numpy() for v in expected.optimizer.variables],
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
-    histories = [
-        (tmp_path / name / "history.csv").read_bytes() for name in ("whole", "parts")
-    ]
+    histories = [(one / "history.csv").read_bytes() for one in (folder, tmp_path)]
     assert histories[0] == histories[1]
 
 
 @pytest.mark.parametrize("stop", ["kill", "Ctrl-C"])
-def test_a_run_stopped_as_an_epoch_ends_has_every_row(tmp_path, stop):
+def test_a_run_stopped_as_an_epoch_ends_has_every_row(tmp_path, whole, stop):
     """After the last of five batches, and before the epoch is recorded."""
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    train(tmp_path / "whole")
+    folder, _ = whole
 
     def kill(epoch, logs):
         raise RuntimeError("killed")
@@ -101,12 +104,14 @@ def test_a_run_stopped_as_an_epoch_ends_has_every_row(tmp_path, stop):
     }[stop]
     at_the_end = keras.callbacks.LambdaCallback(**options)
     with pytest.raises(stopped):
-        train(tmp_path / "parts", at_the_end, every_seconds=0.0)
-    train(tmp_path / "parts")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    history = (parts / "history.csv").read_text()
-    assert history == (whole / "history.csv").read_text()
-    with np.load(whole / "state.npz") as theirs, np.load(parts / "state.npz") as ours:
+        train(tmp_path, at_the_end, every_seconds=0.0)
+    train(tmp_path)
+    history = (tmp_path / "history.csv").read_text()
+    assert history == (folder / "history.csv").read_text()
+    with (
+        np.load(folder / "state.npz") as theirs,
+        np.load(tmp_path / "state.npz") as ours,
+    ):
         for key in theirs.files:
             np.testing.assert_array_equal(ours[key], theirs[key])
 

@@ -5,12 +5,12 @@ import pytest
 import kgen.data
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mnist(test_data):
     # By name from `tfds/` it is the same, and takes seconds: test_image_sets.py.
     return kgen.data.open_images(test_data / "data" / "mnist")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def clothes(test_data):
     return kgen.data.open_images(test_data / "data" / "fashion_mnist")

@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 from kgen.models import GAN, GPT, VAE, MultVAE
+from kgen.models.shared import batches
+from kgen.models.shared.batches import checked_data
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((12, 4, 4, 1), np.float32)
@@ -99,6 +101,19 @@ def test_every_kind_of_good_data_trains(vae):
 def test_wrong_validation_data_is_refused(vae):
     with pytest.raises(ValueError, match="`images`"):
         vae.fit(IMAGES, validation_data=dataset_of({"images": -IMAGES}), verbose=0)
+
+
+def test_data_are_checked_once_for_all_epochs(vae, monkeypatch):
+    checks = []
+
+    def counted(*args, **options):
+        checks.append(args)
+        return checked_data(*args, **options)
+
+    monkeypatch.setattr(batches, "checked_data", counted)
+    data = dataset_of({"images": IMAGES})
+    vae.fit(data, validation_data=data, epochs=3, verbose=0)
+    assert len(checks) == 2
 
 
 def test_single_batches_are_checked(vae):

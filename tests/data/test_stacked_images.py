@@ -159,6 +159,8 @@ def test_stacked_mnist_names_missing_files(digits, tmp_path_factory):
 
 
 def test_stacked_mnist_is_the_real_mnist_by_name(test_data, monkeypatch, tmp_path):
+    import tensorflow_datasets as tfds
+
     # Not a folder called mnist in the working directory.
     (tmp_path / "mnist").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -169,10 +171,14 @@ def test_stacked_mnist_is_the_real_mnist_by_name(test_data, monkeypatch, tmp_pat
     )
     # Each of the 1,000 modes is there to be found.
     assert len(set(all_rows(opened, "train", "labels"))) == 1000
-    monkeypatch.chdir("/")
-    single = open_images("mnist", data_dir=test_data / "tfds")
-    digits = all_rows(single, "test")[..., 0]
-    labels = all_rows(single, "test", "labels")
+    digits, labels = tfds.load(
+        "mnist",
+        split="test",
+        data_dir=test_data / "tfds",
+        as_supervised=True,
+        batch_size=-1,
+    )
+    digits, labels = digits.numpy()[..., 0], labels.numpy()
     stacked = all_rows(opened, "test")
     stacked_labels = all_rows(opened, "test", "labels")
     for stack in (0, 17, 9999):

@@ -3,8 +3,7 @@
 import io
 import os
 import re
-import subprocess
-import sys
+import signal
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import processes
 from kgen.data import open_images
 from kgen.data.image_folders import ImageFiles, find_image_files
 from kgen.data.image_rows import ImageFormat
@@ -319,34 +319,27 @@ def test_threads_read_a_zip_at_once(tmp_path):
         assert all(pool.map(read, range(40)))
 
 
-FORKED = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-from kgen.data.image_folders import ImageFiles, find_image_files
-from kgen.data.image_rows import ImageFormat
-from kgen.data.source_files import open_root
-
-found = find_image_files(open_root(Path(sys.argv[1]))).files["train"]
-reader = ImageFiles([file for file, _ in found], ImageFormat())
-rows = np.arange(len(found))
-expected = reader[rows]  # starts the threads
-child = os.fork()
-if not child:
-    signal.alarm(60)
-alike = all((reader[rows] == expected).all() for _ in range(20))  # both, at once
-if not child:
-    os._exit(not alike)
-_, status = os.waitpid(child, 0)
-sys.exit(not alike or status != 0)
-"""
+def read_in_a_fork(path):
+    """Whether a process and its fork, at once, read what was read before."""
+    found = find_image_files(open_root(path)).files["train"]
+    reader = ImageFiles([file for file, _ in found], ImageFormat())
+    rows = np.arange(len(found))
+    expected = reader[rows]  # starts the threads
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+    alike = all((reader[rows] == expected).all() for _ in range(20))
+    if not child:
+        os._exit(not alike)
+    _, status = os.waitpid(child, 0)
+    return alike and status == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
 def test_a_forked_process_reads_beside_the_one_it_was_forked_from(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (100, 16, 16), np.uint8)
     path = pack(tmp_path / "a.zip", {f"{i}.png": noise[i] for i in range(100)})
-    subprocess.run([sys.executable, "-c", FORKED, path], check=True, timeout=120)
+    assert processes.run(read_in_a_fork, path)
 
 
 # CelebA

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import processes
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 # If this is set, the optimizers of tf2onnx may fail, and do not copy each graph first:
 # an export of a GPT takes half as long.
@@ -49,13 +51,9 @@ def free_memory():
 
 
 def pytest_collection_finish():
-    """Garbage collection skips all that was imported, and comes seldom: a tenth of all.
-
-    Tracing makes objects by the hundred thousand, and hardly any of them is garbage.
-    """
+    """All modules are imported now."""
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    processes.collect_garbage_seldom()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -108,7 +108,18 @@ class Pipeline:
     shuffle: bool = False
     drop_remainder: bool = False
     rows_per_read: int = 1
-    epoch: int | None = field(default=None, init=False)
+    _pinned: dict[str, Any] = field(
+        default_factory=lambda: {"epoch": None}, init=False, repr=False
+    )
+
+    @property
+    def epoch(self) -> int | None:
+        """Epoch of every pass that begins from now on; None: passes are counted."""
+        return self._pinned["epoch"]
+
+    @epoch.setter
+    def epoch(self, value: int | None) -> None:
+        self._pinned["epoch"] = value
 
     def __post_init__(self) -> None:
         """Raises ValueError for an argument out of its range."""
@@ -189,16 +200,19 @@ class Pipeline:
             elements_per_read = max(self.rows_per_read // rows_per_share, 1)
         num_elements = (self.steps_per_epoch - skip) * replicas
         passes = itertools.count()
+        pinned, shuffle = self._pinned, self.shuffle
+        total_rows, seed = self.num_rows, self.seed
 
         def begin_pass() -> tuple[np.int64, np.ndarray]:
-            # Runs in Python once a pass, when its first element is requested.
-            epoch = next(passes) if self.epoch is None else int(self.epoch)
+            # Runs in Python once a pass, when its first element is requested. It does
+            # not refer to `self`, and so to the rows: TensorFlow never frees it
+            # (https://github.com/tensorflow/tensorflow/pull/123530).
+            epoch = next(passes) if pinned["epoch"] is None else int(pinned["epoch"])
             rule = f"be in [0, {_EPOCH_LIMIT})"
             check_option(0 <= epoch < _EPOCH_LIMIT, "epoch", epoch, rule)
-            if not self.shuffle:
-                return np.int64(0), np.arange(self.num_rows)
-            order = permutation(self.num_rows, self.seed, ORDER_STREAM, epoch)
-            return np.int64(epoch), order
+            if not shuffle:
+                return np.int64(0), np.arange(total_rows)
+            return np.int64(epoch), permutation(total_rows, seed, ORDER_STREAM, epoch)
 
         def open_pass(_: tf.Tensor) -> tf.data.Dataset:
             epoch, order = tf.numpy_function(begin_pass, [], [tf.int64, tf.int64])

@@ -1,6 +1,8 @@
 """Pipeline: the order is a function of (seed, epoch) alone."""
 
+import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -251,6 +253,15 @@ def test_reading_is_not_a_bottleneck():
     # 150,000 images/s and more over long passes on two free cores; this bound only
     # catches a call into Python, or a copy of the images, per batch.
     assert max(rates) > 15_000
+
+
+def test_the_rows_are_freed_with_the_pipeline():
+    made = pipeline()
+    one_pass(made.dataset())
+    reference = weakref.ref(made)
+    del made
+    gc.collect()
+    assert reference() is None
 
 
 def distribute_to_two_replicas():

@@ -16,8 +16,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 # an export of a GPT takes half as long.
 os.environ.setdefault("TF2ONNX_CATCH_ERRORS", "0")
 
-# CPU seconds that the checks of a row may cost the default tests. RecVAE takes 10, and
-# others less; rows of the costly checks take 27 to 42.
+# CPU seconds that the checks of a row may cost the default tests. RecVAE takes 10,
+# and 12 on a busy machine; rows of the costly checks take 25 to 47.
 ROW_LIMIT_SECONDS, COVERING_ROW_LIMIT_SECONDS = 15.0, 100.0
 
 

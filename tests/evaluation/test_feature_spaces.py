@@ -153,8 +153,9 @@ def test_blur_noise_and_missing_classes_are_seen_in_real_images(
     mnist, clothes, classifier
 ):
     for data, space in ((mnist, classifier), (clothes, RandomNetwork())):
-        images, labels = read_split(data, "train", limit=500)
-        features, _ = space.predict(read_split(data, "test", limit=500)[0])
+        images, labels = read_split(data, "train", limit=500, shuffle=True)
+        others, _ = read_split(data, "test", limit=500, shuffle=True)
+        features, _ = space.predict(others)
         floor = frechet_distance(features, space.predict(images)[0])
         for name, (*_, level) in LADDERS.items():
             found, _ = space.predict(changed(images, labels, name, level))
@@ -170,8 +171,8 @@ def test_distances_grow_with_blur_noise_and_missing_classes_of_real_images(
         (mnist, RandomNetwork()),
         (clothes, RandomNetwork()),
     ):
-        images, labels = read_split(data, "train", limit=2000)
-        others, _ = read_split(data, "test", limit=2000)
+        images, labels = read_split(data, "train", limit=2000, shuffle=True)
+        others, _ = read_split(data, "test", limit=2000, shuffle=True)
         check_that_distances_grow(space, images, labels, others)
 
 

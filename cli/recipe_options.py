@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import click
 
+from kgen.arguments import Rule, rules_of
+
 
 def summary(recipe_class: type) -> str:
     """Returns the first line of the docstring: the model and its default data."""
@@ -20,15 +22,22 @@ def options(recipe_class: type) -> list[click.Option]:
         TypeError: If a field has a type that cannot be written on a command line.
     """
     hints = typing.get_type_hints(recipe_class)
+    ranges = typing.get_type_hints(recipe_class, include_extras=True)
     fields: tuple[dataclasses.Field, ...] = dataclasses.fields(recipe_class)
-    return [_option(field, hints[field.name]) for field in fields if field.init]
+    return [
+        _option(field, hints[field.name], rules_of(ranges[field.name]))
+        for field in fields
+        if field.init
+    ]
 
 
-def _option(field: dataclasses.Field, hint: Any) -> click.Option:
+def _option(field: dataclasses.Field, hint: Any, rules: list[Rule]) -> click.Option:
     default = field.default
     flag = "--" + field.name.replace("_", "-")
     parts = [field.name, flag]
-    choices = {"help": field.metadata["help"], "default": default}
+    ranges = [one.text[3:] for one in rules if one.text.startswith("be ")]
+    text = "; ".join([field.metadata["help"].rstrip("."), *ranges])
+    choices: dict[str, Any] = {"help": f"{text}.", "default": default}
     if hint is bool:
         parts[1] = f"{flag}/--no-{flag[2:]}"
         return click.Option(parts, show_default=True, **choices)

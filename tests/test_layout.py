@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Left to right: a module may import from its own folder and from those with a lower
 # rank.
 RANKS = {
+    "arguments": -3,
     "files": -2,
     "pictures": -1,
     "nn": 0,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.arguments import PositiveInt, Rule, Share
+from kgen.arguments import PositiveInt, ProperFraction, Share
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import InputSpec, TokenSpec
@@ -17,7 +17,6 @@ from kgen.nn import random
 from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
 
 MASK = "[MASK]"  # in a text: the token to predict
-MaskRate = Annotated[float, Rule("be between 0 and 1", lambda rate: 0 < rate < 1)]
 HIDDEN, REPLACED = 0.8, 0.1  # shares of the chosen tokens, as in the paper
 
 
@@ -87,7 +86,7 @@ class BERT(TextModelMixin, GenerativeModel):
         num_layers: PositiveInt = 4,
         num_heads: PositiveInt = 4,
         hidden_dim: int = 128,
-        mask_rate: MaskRate = 0.15,
+        mask_rate: ProperFraction = 0.15,
         dropout: Share = 0.0,
         **kwargs: Any,
     ):

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import keras
 import tensorflow as tf
 
-from kgen.models.shared.arguments import (
+from kgen.arguments import (
+    Fraction,
     NonNegativeFloat,
     PositiveInt,
-    Rule,
     activation_name,
 )
 from kgen.models.shared.model import GenerativeModel
@@ -24,7 +24,6 @@ from kgen.nn.gradients import Adam, squared_weights
 from kgen.nn.interactions import multi_hot
 from kgen.nn.layers import dense_network, layers_of_policy
 
-ShareOfOthers = Annotated[float, Rule("be in [0, 1]", lambda share: 0 <= share <= 1)]
 _CHANCE = 2.0 * math.log(2.0)  # loss of a discriminator at chance
 
 
@@ -98,9 +97,9 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         item_counts: Sequence[int] | None = None,
         generator_units: Sequence[PositiveInt] = (400,),
         discriminator_units: Sequence[PositiveInt] = (125,),
-        zero_reconstruction: ShareOfOthers = 0.7,
+        zero_reconstruction: Fraction = 0.7,
         zero_reconstruction_weight: NonNegativeFloat = 0.03,
-        partial_masking: ShareOfOthers = 0.7,
+        partial_masking: Fraction = 0.7,
         generator_steps: PositiveInt = 4,
         discriminator_steps: PositiveInt = 2,
         generator_weight_decay: NonNegativeFloat = 5e-4,

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.arguments import (
+from kgen.arguments import (
     ImageShape,
     NonNegativeFloat,
     NonNegativeInt,

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.models.shared.arguments import PositiveFloat, PositiveInt, Share, one_of
+from kgen.arguments import PositiveFloat, PositiveInt, Share, one_of
 from kgen.models.shared.generation import TextGenerationMixin
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import keras
 import tensorflow as tf
 
-from kgen.models.shared.arguments import (
+from kgen.arguments import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from kgen.models.shared.arguments import NonNegativeFloat, PositiveInt, Rule, Share
+from kgen.arguments import NonNegativeFloat, PositiveInt, Rule, Share
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.recommender import ItemCatalogue, RecommenderMixin
 from kgen.nn import gradients, random

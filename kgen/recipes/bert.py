@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from kgen.arguments import PositiveInt, ProperFraction
 from kgen.recipes.recipe import option
 from kgen.recipes.texts import TextRecipe
 
@@ -25,8 +26,8 @@ class BERTRecipe(TextRecipe):
     model_name: ClassVar[str] = "BERT"
     evaluations = ("evaluate_masked_language_model",)
 
-    epochs: int = option(5, "Passes over the training text, 1 or more.")
-    mask_rate: float = option(0.15, "Share of the tokens to mask and predict.")
+    epochs: PositiveInt = option(5, "Passes over the training text.")
+    mask_rate: ProperFraction = option(0.15, "Share of the tokens to mask and predict.")
 
     def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
         """Returns the tokenizer, and the length of the windows of the data."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from kgen.recipes.recipe import ABOVE_0, batch_size_option, option
+from kgen.arguments import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from kgen.recipes.recipe import batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
 
@@ -45,29 +46,36 @@ class CFGANRecipe(RecommenderRecipe):
 
     recipe_name: ClassVar[str] = "cfgan"
     model_name: ClassVar[str] = "CFGAN"
-    rules = RecommenderRecipe.rules | {"discriminator_learning_rate": ABOVE_0}
 
-    epochs: int = option(160, "Passes over the training users, 1 or more.")
-    batch_size: int | None = batch_size_option(64, "Users")
-    learning_rate: float = option(1e-4, "Learning rate of the generator's Adam.")
-    discriminator_learning_rate: float | None = option(
+    epochs: PositiveInt = option(160, "Passes over the training users.")
+    batch_size: PositiveInt | None = batch_size_option(64, "Users")
+    learning_rate: PositiveFloat = option(
+        1e-4, "Learning rate of the generator's Adam."
+    )
+    discriminator_learning_rate: PositiveFloat | None = option(
         None, "Likewise of the discriminator's; default: the generator's."
     )
-    generator_units: tuple[int, ...] = option((400,), "Its hidden layers.")
-    discriminator_units: tuple[int, ...] = option((125,), "Its hidden layers.")
-    zero_reconstruction: float = option(
+    generator_units: tuple[PositiveInt, ...] = option((400,), "Its hidden layers.")
+    discriminator_units: tuple[PositiveInt, ...] = option((125,), "Its hidden layers.")
+    zero_reconstruction: Fraction = option(
         0.7, "Share of missing items whose scores are pulled to 0."
     )
-    zero_reconstruction_weight: float = option(0.03, "Factor of their squares.")
-    partial_masking: float = option(
+    zero_reconstruction_weight: NonNegativeFloat = option(
+        0.03, "Factor of their squares."
+    )
+    partial_masking: Fraction = option(
         0.7, "Share of missing items in the discriminator's input."
     )
-    generator_steps: int = option(4, "Updates of the generator by a batch.")
-    discriminator_steps: int = option(2, "Updates of the discriminator before them.")
-    generator_weight_decay: float = option(
+    generator_steps: PositiveInt = option(4, "Updates of the generator by a batch.")
+    discriminator_steps: PositiveInt = option(
+        2, "Updates of the discriminator before them."
+    )
+    generator_weight_decay: NonNegativeFloat = option(
         5e-4, "Factor of the generator's summed squared weights."
     )
-    discriminator_weight_decay: float = option(0.0, "Likewise the discriminator's.")
+    discriminator_weight_decay: NonNegativeFloat = option(
+        0.0, "Likewise the discriminator's."
+    )
     activation: str = option("sigmoid", "Keras activation of the hidden layers.")
     output_activation: str = option(
         "linear", "Keras activation of the generator's scores."

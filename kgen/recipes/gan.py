@@ -5,8 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from kgen.arguments import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+)
 from kgen.recipes.images import ImageRecipe
-from kgen.recipes.recipe import ABOVE_0, option
+from kgen.recipes.recipe import option
 
 SMALL_DATA = 10_000  # training images up to which augmentation pays
 TINY = 16  # pixels a side, below which an image is too small for augmentation
@@ -63,27 +70,23 @@ class GANRecipe(ImageRecipe):
 
     recipe_name: ClassVar[str] = "gan"
     model_name: ClassVar[str] = "GAN"
-    rules = ImageRecipe.rules | {
-        "discriminator_learning_rate": ABOVE_0,
-        "adam_beta": ("in [0, 1)", lambda beta: 0 <= beta < 1),
-    }
 
-    epochs: int = option(100, "Passes over the training data, 1 or more.")
-    learning_rate: float = option(
-        5e-4, "Highest learning rate of the generator's Adam, above 0."
+    epochs: PositiveInt = option(100, "Passes over the training data.")
+    learning_rate: PositiveFloat = option(
+        5e-4, "Highest learning rate of the generator's Adam."
     )
-    discriminator_learning_rate: float | None = option(
+    discriminator_learning_rate: PositiveFloat | None = option(
         None, "Likewise of the discriminator's; default: the generator's."
     )
-    adam_beta: float = option(
-        0.5, "Decay of Adam's mean gradient, in [0, 1); 0 and 0.5 are usual."
+    adam_beta: Share = option(
+        0.5, "Decay of Adam's mean gradient; 0 and 0.5 are usual."
     )
     network: Literal["auto", "dcgan", "residual", "r3gan"] = option(
         "auto",
         f"Kind of generator and discriminator; auto: residual below {TINY} pixels.",
     )
-    latent_dim: int = option(128, "Length of a noise vector, 1 or more.")
-    base_channels: int = option(
+    latent_dim: PositiveInt = option(128, "Length of a noise vector.")
+    base_channels: PositiveInt = option(
         64, "Channels of the finest level; coarser ones have up to eight times as many."
     )
     generator_normalization: Literal["batch", "group", "none"] = option(
@@ -100,17 +103,17 @@ class GANRecipe(ImageRecipe):
         "wasserstein",
         "relativistic",
     ] = option("relativistic", "Loss of generator and discriminator.")
-    r1_weight: float = option(
-        0.5, "Gamma of the penalty R1, of gradients at real images, 0 or more."
+    r1_weight: NonNegativeFloat = option(
+        0.5, "Gamma of the penalty R1, of gradients at real images."
     )
-    r2_weight: float = option(0.5, "Likewise of R2, at generated images.")
-    gradient_penalty_weight: float = option(
+    r2_weight: NonNegativeFloat = option(0.5, "Likewise of R2, at generated images.")
+    gradient_penalty_weight: NonNegativeFloat = option(
         0.0, "Lambda of WGAN-GP's penalty, between real and generated images."
     )
-    final_penalty: float = option(
+    final_penalty: NonNegativeFloat = option(
         1.0, "Final factor of all penalties, reached by half a cosine."
     )
-    discriminator_steps: int = option(
+    discriminator_steps: PositiveInt = option(
         1, "Updates of the discriminator for one of the generator."
     )
     augmentation: tuple[str, ...] | None = option(
@@ -118,7 +121,7 @@ class GANRecipe(ImageRecipe):
         "Of color, translation, cutout, with commas between; '' for none. Default: all "
         f"for up to {SMALL_DATA:,} training images, if they have {TINY} pixels a side.",
     )
-    ema_half_life: int = option(
+    ema_half_life: NonNegativeInt = option(
         10_000, "Of the generator's moving average, in images seen; 0: no average."
     )
 

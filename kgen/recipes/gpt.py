@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from kgen.arguments import PositiveInt
 from kgen.recipes.recipe import option, setting
 from kgen.recipes.texts import TextRecipe
 
@@ -42,7 +43,7 @@ class GPTRecipe(TextRecipe):
     recipe_name: ClassVar[str] = "gpt"
     model_name: ClassVar[str] = "GPT"
 
-    epochs: int = option(2, "Passes over the training text, 1 or more.")
+    epochs: PositiveInt = option(2, "Passes over the training text.")
     # Converting and verifying the decoding loop takes as long as an epoch.
     export: Literal["none", "saved_model", "onnx", "all"] = setting(
         "none", "Formats to export after training; all: both."

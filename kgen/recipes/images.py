@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from kgen.arguments import PositiveInt
 from kgen.recipes.recipe import Recipe, option
 
 
@@ -14,11 +15,11 @@ class ImageRecipe(Recipe):
 
     evaluations: ClassVar[tuple[str, ...]] = ("evaluate_generator",)
 
-    image_size: int | None = option(
+    image_size: PositiveInt | None = option(
         None,
         "Resize and crop to squares of this side, in pixels; default: as they are.",
     )
-    channels: int | None = option(
+    channels: PositiveInt | None = option(
         None, "1 for grey, 3 for RGB; default: as the images are."
     )
     conditional: bool = option(False, "Condition on the labels of the data.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from kgen.arguments import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from kgen.recipes.recipe import batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
@@ -54,28 +55,27 @@ class MultVAERecipe(RecommenderRecipe):
 
     recipe_name: ClassVar[str] = "multvae"
     model_name: ClassVar[str] = "MultVAE"
-    rules = RecommenderRecipe.rules | {
-        "kl_warmup": ("in [0, 1], a share of the run", lambda share: 0 <= share <= 1)
-    }
 
-    epochs: int = option(60, "Passes over the training users, 1 or more.")
-    batch_size: int | None = batch_size_option(100, "Users")
-    learning_rate: float = option(1e-3, "Highest learning rate of Adam, above 0.")
-    hidden_units: tuple[int, ...] = option(
+    epochs: PositiveInt = option(60, "Passes over the training users.")
+    batch_size: PositiveInt | None = batch_size_option(100, "Users")
+    learning_rate: PositiveFloat = option(1e-3, "Highest learning rate of Adam.")
+    hidden_units: tuple[PositiveInt, ...] = option(
         (600,), "Hidden layers of the encoder; the decoder mirrors them."
     )
-    latent_dim: int = option(200, "Length of a latent vector, 1 or more.")
+    latent_dim: PositiveInt = option(200, "Length of a latent vector.")
     item_features: bool = option(
         False, "Also learn from titles and genres, and so score items without users."
     )
-    feature_dropout: float = option(
+    feature_dropout: Share = option(
         0.3, "Dropout rate of these features; with item_features."
     )
     variational: bool = option(True, "With noise and KL; without: Mult-DAE.")
-    input_dropout: float = option(0.5, "Dropout rate of the encoder's input items.")
-    kl_weight: float = option(0.2, "Factor of the KL term (beta), 0 or more.")
-    kl_warmup: float = option(0.5, "Share of the run over which it rises from 0.")
-    weight_decay: float = option(0.0, "Factor of the summed squares of the weights.")
+    input_dropout: Share = option(0.5, "Dropout rate of the encoder's input items.")
+    kl_weight: NonNegativeFloat = option(0.2, "Factor of the KL term (beta).")
+    kl_warmup: Fraction = option(0.5, "Share of the run over which it rises from 0.")
+    weight_decay: NonNegativeFloat = option(
+        0.0, "Factor of the summed squares of the weights."
+    )
     activation: str = option("tanh", "Keras activation of the hidden layers.")
 
     def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
+import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from kgen.arguments import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Rule,
+    check,
+)
 
 # Standard library only up here: `kgen fit NAME --help` costs what click costs.
 
@@ -29,10 +38,15 @@ def batch_size_option(size: int, rows: str = "Rows") -> Any:
     return option(None, text, size=size)
 
 
-# Rules of options: in words, and as a test. NaN keeps none.
-AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
-AT_LEAST_0 = ("0 or more", lambda value: value >= 0)
-ABOVE_0 = ("above 0, and finite", lambda value: 0 < value < math.inf)
+Seed = Annotated[int, Rule("be in [0, 2**63)", lambda seed: 0 <= seed < 2**63)]
+Source = Annotated[str, Rule("name a data set, a folder or a file", bool)]
+FolderName = Annotated[
+    str,
+    Rule(
+        "be the name of a folder, without a path to it, which is what `folder` is for",
+        lambda name: name not in ("", "..") and Path(name).name == name,
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,45 +60,32 @@ class Recipe:
         recipe_name: Its name in `kgen fit NAME`.
         model_name: Name of the class of its model in `kgen.models`.
         evaluations: Names of the functions of `kgen.evaluation` that measure its model.
-        rules: Rules of options that can be checked without the data.
     """
 
     recipe_name: ClassVar[str]
     model_name: ClassVar[str]
     evaluations: ClassVar[tuple[str, ...]]
-    rules: ClassVar[dict[str, tuple[str, Callable[[Any], bool]]]] = {
-        "epochs": AT_LEAST_1,
-        "batch_size": AT_LEAST_1,
-        "steps_per_execution": AT_LEAST_1,
-        "sample_epochs": AT_LEAST_1,
-        "warmup_steps": AT_LEAST_0,
-        "checkpoint_seconds": AT_LEAST_0,
-        "learning_rate": ABOVE_0,
-        "worker_timeout": ABOVE_0,
-        "gradient_clip_norm": ABOVE_0,
-        "seed": ("in [0, 2**63)", lambda seed: 0 <= seed < 2**63),
-        "name": (
-            "the name of a folder, without a path to it, which is what `folder` is for",
-            lambda name: name not in ("", "..") and Path(name).name == name,
-        ),
-    }
 
     # Data may be moved; their fingerprint is compared.
-    data: str = setting("digits", "Data set: a name, or the path of a folder or file.")
+    data: Source = setting(
+        "digits", "Data set: a name, or the path of a folder or file."
+    )
     data_dir: str | None = setting(
         None, "Folder of prepared tensorflow-datasets; default: their own."
     )
-    epochs: int = option(20, "Passes over the training data, 1 or more.")
-    batch_size: int | None = batch_size_option(32)
-    learning_rate: float = option(2e-3, "Highest learning rate of Adam, above 0.")
-    warmup_steps: int = option(0, "Steps over which the learning rate rises from 0.")
-    gradient_clip_norm: float | None = option(
+    epochs: PositiveInt = option(20, "Passes over the training data.")
+    batch_size: PositiveInt | None = batch_size_option(32)
+    learning_rate: PositiveFloat = option(2e-3, "Highest learning rate of Adam.")
+    warmup_steps: NonNegativeInt = option(
+        0, "Steps over which the learning rate rises from 0."
+    )
+    gradient_clip_norm: PositiveFloat | None = option(
         None, "Largest norm of the gradient; default: any."
     )
     start_from: str | None = option(
         None, "Run, or .keras file, whose weights training starts with."
     )
-    seed: int = option(0, "Keys the order of the data and all noise, 0 or more.")
+    seed: Seed = option(0, "Keys the order of the data and all noise.")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16", "auto"] = option(
         "float32", "Number type of the layers; auto: mixed_bfloat16 on a GPU or TPU."
     )
@@ -96,21 +97,23 @@ class Recipe:
         "With several replicas, run graphs as written, neither fused nor reordered: "
         "workers then equal replicas bit for bit.",
     )
-    steps_per_execution: int = option(
+    steps_per_execution: PositiveInt = option(
         32, "Steps in one call of the compiled function; 1 with several replicas."
     )
-    worker_timeout: float = setting(
-        600.0, "Seconds to wait for the other workers to start, above 0."
+    worker_timeout: PositiveFloat = setting(
+        600.0, "Seconds to wait for the other workers to start."
     )
     jit_compile: bool = option(
         False,
         "Compile the step with XLA, on one device: on a CPU it saves a fifth of a "
         "small dense network and slows convolutions down.",
     )
-    checkpoint_seconds: float = setting(
+    checkpoint_seconds: NonNegativeFloat = setting(
         60.0, "Seconds of work that a kill may cost at most; an epoch with workers."
     )
-    sample_epochs: int = setting(1, "Epochs from one file of samples to the next.")
+    sample_epochs: PositiveInt = setting(
+        1, "Epochs from one file of samples to the next."
+    )
     measure: Literal["none", "quick", "full"] = setting(
         "quick",
         "Measurement after training; quick: up to 1,000 rows of the validation split; "
@@ -120,16 +123,15 @@ class Recipe:
         "all", "Formats to export after training; all: both."
     )
     folder: str = setting("saved_models", "Folder that holds the runs.")
-    name: str | None = setting(
+    name: FolderName | None = setting(
         None, "Folder of this run in it; default: the recipe's name."
     )
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the data."""
-        for name, (rule, holds) in self.rules.items():
-            value = getattr(self, name)
-            if value is not None and not holds(value):
-                raise ValueError(f"`{name}` must be {rule}. Received: {name}={value}")
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):
+            check(field.name, getattr(self, field.name), hints[field.name])
 
     @property
     def run_folder(self) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from kgen.recipes.recipe import Recipe, option, setting
+from kgen.arguments import NonNegativeFloat, PositiveInt, ProperFraction
+from kgen.recipes.recipe import Recipe, Source, option, setting
 
 NUM_SHOWN = 5  # users, and items of each
 
@@ -16,16 +17,16 @@ class RecommenderRecipe(Recipe):
 
     evaluations = ("evaluate_recommender",)
 
-    data: str = setting(
+    data: Source = setting(
         "movielens/100k-ratings",
         "Ratings: a file, folder or zip (MovieLens as published; any CSV or Parquet of "
         "user, item, rating, time), or a name of tensorflow-datasets.",
     )
-    min_rating: float = option(
+    min_rating: NonNegativeFloat = option(
         4.0, "Lowest rating that counts as liked; 0: every pair counts."
     )
-    min_items: int = option(
-        5, "Fewest liked items of a user, 1 or more; others are left out."
+    min_items: PositiveInt = option(
+        5, "Fewest liked items of a user; others are left out."
     )
     split_strategy: Literal["strong", "leave-one-out", "random", "held-out-items"] = (
         option(
@@ -33,10 +34,10 @@ class RecommenderRecipe(Recipe):
             "Data held out: users, each user's last items, random pairs, or items.",
         )
     )
-    held_out_users: int | None = option(
+    held_out_users: PositiveInt | None = option(
         None, "Users in validation and in test, for strong; default: a tenth."
     )
-    hidden_fraction: float = option(
+    hidden_fraction: ProperFraction = option(
         0.2, "Share of a held-out user's items (of all pairs, for random) to predict."
     )
     columns: str | None = option(

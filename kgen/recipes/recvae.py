@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+from kgen.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 from kgen.recipes.recipe import batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
@@ -35,23 +36,29 @@ class RecVAERecipe(RecommenderRecipe):
     recipe_name: ClassVar[str] = "recvae"
     model_name: ClassVar[str] = "RecVAE"
 
-    epochs: int = option(120, "Passes over the training users, of both networks.")
-    batch_size: int | None = batch_size_option(100, "Users")
-    learning_rate: float = option(5e-4, "Highest learning rate of both Adams, above 0.")
-    hidden_dim: int = option(600, "Width of each hidden layer of the encoder.")
-    num_layers: int = option(5, "Number of its hidden layers, 1 or more.")
-    latent_dim: int = option(200, "Length of a latent vector, 1 or more.")
+    epochs: PositiveInt = option(
+        120, "Passes over the training users, of both networks."
+    )
+    batch_size: PositiveInt | None = batch_size_option(100, "Users")
+    learning_rate: PositiveFloat = option(5e-4, "Highest learning rate of both Adams.")
+    hidden_dim: PositiveInt = option(600, "Width of each hidden layer of the encoder.")
+    num_layers: PositiveInt = option(5, "Number of its hidden layers.")
+    latent_dim: PositiveInt = option(200, "Length of a latent vector.")
     prior_weights: tuple[float, ...] = option(
         (0.15, 0.75, 0.1),
         "Weights of the prior's parts: standard normal, old posterior, wide normal.",
     )
-    input_dropout: float = option(0.5, "Dropout rate of the encoder's input items.")
-    kl_weight_per_item: float = option(
+    input_dropout: Share = option(0.5, "Dropout rate of the encoder's input items.")
+    kl_weight_per_item: NonNegativeFloat = option(
         0.005, "Factor of a user's KL term for each of the user's items (gamma)."
     )
-    kl_weight: float | None = option(None, "The same factor for all users instead.")
-    encoder_epochs: int = option(3, "Passes that train the encoder, in a cycle.")
-    decoder_epochs: int = option(1, "Passes after them that train the decoder.")
+    kl_weight: NonNegativeFloat | None = option(
+        None, "The same factor for all users instead."
+    )
+    encoder_epochs: PositiveInt = option(
+        3, "Passes that train the encoder, in a cycle."
+    )
+    decoder_epochs: PositiveInt = option(1, "Passes after them that train the decoder.")
 
     def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
         """Returns the items, their counts, and the lengths of a cycle's two parts."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
-from kgen.recipes.recipe import Recipe, batch_size_option, option, setting
+from kgen.arguments import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ProperFraction,
+    Share,
+)
+from kgen.recipes.recipe import Recipe, Source, batch_size_option, option, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,15 +21,8 @@ class TextRecipe(Recipe):
     """A recipe whose data are text, as one stream of tokens."""
 
     evaluations = ("evaluate_language_model",)
-    rules = Recipe.rules | {
-        "validation_fraction": (
-            "above 0 and below 1: every run is validated",
-            lambda share: 0 < share < 1,
-        ),
-        "weight_decay": ("0 or more, and finite", lambda decay: 0 <= decay < math.inf),
-    }
 
-    data: str = setting(
+    data: Source = setting(
         "python-manual",
         "Text: a file, a folder or zip of them, JSON Lines, or a name of "
         "tensorflow-datasets; default: the manual that comes with Python.",
@@ -31,22 +31,32 @@ class TextRecipe(Recipe):
     tokenizer: Literal["char", "byte", "bpe"] = option(
         "char", "Unit of a token: a character, a byte, or a learned byte-pair code."
     )
-    vocab_size: int | None = option(None, "Number of tokens of bpe, 256 or more.")
-    context: int = option(64, "Largest number of tokens that one is predicted from.")
-    validation_fraction: float = option(
+    vocab_size: PositiveInt | None = option(
+        None, "Number of tokens of bpe, 256 or more."
+    )
+    context: PositiveInt = option(
+        64, "Largest number of tokens that one is predicted from."
+    )
+    validation_fraction: ProperFraction = option(
         0.1, "Share of the text, at its end, for validation."
     )
 
-    batch_size: int | None = batch_size_option(12, "Windows")
-    learning_rate: float = option(3e-3, "Highest learning rate of AdamW, above 0.")
-    warmup_steps: int = option(100, "Steps over which the learning rate rises from 0.")
-    gradient_clip_norm: float | None = option(1.0, "Largest norm of the gradient.")
-    weight_decay: float = option(0.1, "Of AdamW, on matrices alone, 0 or more.")
+    batch_size: PositiveInt | None = batch_size_option(12, "Windows")
+    learning_rate: PositiveFloat = option(3e-3, "Highest learning rate of AdamW.")
+    warmup_steps: NonNegativeInt = option(
+        100, "Steps over which the learning rate rises from 0."
+    )
+    gradient_clip_norm: PositiveFloat | None = option(
+        1.0, "Largest norm of the gradient."
+    )
+    weight_decay: NonNegativeFloat = option(0.1, "Of AdamW, on matrices alone.")
     jit_compile: bool = option(True, "Compile the step with XLA, on one device.")
-    num_layers: int = option(4, "Blocks of attention and dense layers, 1 or more.")
-    num_heads: int = option(4, "Heads of each attention, 1 or more.")
-    hidden_dim: int = option(128, "Length of a token's vector, divisible by the heads.")
-    dropout: float = option(0.0, "Dropout rate of the vectors, in [0, 1).")
+    num_layers: PositiveInt = option(4, "Blocks of attention and dense layers.")
+    num_heads: PositiveInt = option(4, "Heads of each attention.")
+    hidden_dim: PositiveInt = option(
+        128, "Length of a token's vector, divisible by the heads."
+    )
+    dropout: Share = option(0.0, "Dropout rate of the vectors.")
 
     def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
         """Returns the tokenizer."""

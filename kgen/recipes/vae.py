@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from kgen.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from kgen.recipes.images import ImageRecipe
 from kgen.recipes.recipe import option
 
@@ -50,7 +51,9 @@ class VAERecipe(ImageRecipe):
     evaluations = ("evaluate_autoencoder", "evaluate_generator")
 
     # Without it, the first steps of larger RGB images throw the posterior off for good.
-    warmup_steps: int = option(200, "Steps over which the learning rate rises from 0.")
+    warmup_steps: NonNegativeInt = option(
+        200, "Steps over which the learning rate rises from 0."
+    )
     binarize: Literal["auto", "none", "dynamic", "static"] = option(
         "auto",
         "Draw black or white pixels: anew each time (dynamic) or once (static); auto: "
@@ -59,25 +62,33 @@ class VAERecipe(ImageRecipe):
     likelihood: Literal["bernoulli", "gaussian", "discretized_logistic"] = option(
         "gaussian", "Of a pixel: black or white, a real number, or one of 256 levels."
     )
-    variance: float | None = option(
+    variance: PositiveFloat | None = option(
         None, "Of a pixel (range 0 to 1), for the last two; default: learned."
     )
     network: Literal["auto", "mlp", "conv"] = option(
         "auto", "Kind of encoder and decoder; auto: conv from 16 pixels on."
     )
-    latent_dim: int = option(20, "Length of a latent vector, 1 or more.")
-    hidden_units: tuple[int, ...] = option((400,), "Hidden layers of the mlp.")
-    base_channels: int = option(64, "Channels of the conv network's first level.")
-    num_blocks: int = option(1, "Residual blocks on each level of the conv network.")
+    latent_dim: PositiveInt = option(20, "Length of a latent vector.")
+    hidden_units: tuple[PositiveInt, ...] = option((400,), "Hidden layers of the mlp.")
+    base_channels: PositiveInt = option(
+        64, "Channels of the conv network's first level."
+    )
+    num_blocks: NonNegativeInt = option(
+        1, "Residual blocks on each level of the conv network."
+    )
     activation: str = option("swish", "Keras activation of the hidden layers.")
     prior: Literal["normal", "flow"] = option(
         "flow", "Of the latent vectors: standard normal, or learned by a flow."
     )
-    kl_weight: float = option(1.0, "Factor of the KL term (beta), 0 or more.")
-    kl_warmup_epochs: float = option(0.0, "Epochs over which it rises from 0.")
-    free_bits: float = option(0.0, "Nats of KL that cost nothing, a dimension.")
-    num_importance_samples: int = option(1, "1: VAE; more: IWAE.")
-    num_gradient_samples: int | None = option(
+    kl_weight: NonNegativeFloat = option(1.0, "Factor of the KL term (beta).")
+    kl_warmup_epochs: NonNegativeFloat = option(
+        0.0, "Epochs over which it rises from 0."
+    )
+    free_bits: NonNegativeFloat = option(
+        0.0, "Nats of KL that cost nothing, a dimension."
+    )
+    num_importance_samples: PositiveInt = option(1, "1: VAE; more: IWAE.")
+    num_gradient_samples: PositiveInt | None = option(
         None, "How many of those get a gradient, drawn by their weights; default: all."
     )
 

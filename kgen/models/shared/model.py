@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kgen.arguments import argument_names, check
 from kgen.models.shared import batches
-from kgen.models.shared.arguments import argument_names, argument_rules
 from kgen.models.shared.batches import Batch
 from kgen.models.shared.signatures import Signature, trace
 from kgen.models.shared.specs import InputSpec
@@ -67,16 +68,15 @@ class GenerativeModel(keras.Model):
             ValueError: An argument is out of the range that its annotation states.
         """
         constructor = arguments["__class__"].__init__
-        for name, rules in argument_rules(constructor).items():
+        hints = typing.get_type_hints(constructor, include_extras=True)
+        for name in argument_names(constructor):
             value = arguments[name]
             if isinstance(getattr(type(self), name, None), property):
                 continue
             if np.iterable(value) and not isinstance(value, str | dict):
                 value = tuple(value)
             setattr(self, name, value)
-            for rule in rules:
-                kept = value is None or rule.is_kept(value)
-                self.check_argument(name, kept, rule.text)
+            check(name, value, hints[name])
 
     def add_counter(self, name: str) -> keras.Variable:
         """Adds a whole number that is saved with the model, 0 at first."""

@@ -1,7 +1,7 @@
-"""Arguments of a model's constructor: types that state the range of their values.
+"""Arguments of models and options of recipes: types that state their ranges.
 
-A constructor annotates its arguments with them, `latent_dim: PositiveInt = 20`, and
-`GenerativeModel.keep_arguments` refuses values out of range.
+A constructor annotates its arguments with them, and a recipe its fields:
+`latent_dim: PositiveInt = 20`. `check` refuses values out of range.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import keras
-import numpy as np
+# Standard library only up here: `kgen fit NAME --help` costs what click costs.
 
 
 class Rule(NamedTuple):
@@ -33,8 +32,8 @@ def at_least(low: int) -> Rule:
     """Finite numbers, alone or in a sequence, that are not below `low`."""
 
     def is_kept(value):
-        numbers = np.asarray(value)
-        return bool(np.all((low <= numbers) & (numbers < math.inf)))
+        numbers = value if isinstance(value, tuple) else (value,)
+        return all(low <= number < math.inf for number in numbers)
 
     return Rule(f"be at least {low}" if low else "be 0 or more, and finite", is_kept)
 
@@ -47,17 +46,26 @@ def one_of(choices: Iterable[str]) -> Rule:
 
 def activation_name(example: str) -> Rule:
     """Name of a Keras activation."""
-    return Rule(
-        f"name an activation of Keras, such as {example}",
-        lambda name: hasattr(keras.activations, name),
-    )
+
+    def is_kept(name):
+        import keras
+
+        return hasattr(keras.activations, name)
+
+    return Rule(f"name an activation of Keras, such as {example}", is_kept)
 
 
 PositiveInt = Annotated[int, at_least(1)]
 NonNegativeInt = Annotated[int, at_least(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
-PositiveFloat = Annotated[float, Rule("be above 0", lambda value: value > 0)]
+PositiveFloat = Annotated[
+    float, Rule("be above 0, and finite", lambda value: 0 < value < math.inf)
+]
 Share = Annotated[float, Rule("be in [0, 1)", lambda share: 0 <= share < 1)]
+Fraction = Annotated[float, Rule("be in [0, 1]", lambda share: 0 <= share <= 1)]
+ProperFraction = Annotated[
+    float, Rule("be above 0 and below 1", lambda share: 0 < share < 1)
+]
 NumClasses = Annotated[int, at_least(2)]
 ImageShape = Annotated[
     Sequence[int],
@@ -74,13 +82,24 @@ def argument_names(constructor: Callable[..., None]) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
-def argument_rules(constructor: Callable[..., None]) -> dict[str, list[Rule]]:
-    """Rules in the annotations of the keyword-only arguments, by name."""
-    hints = typing.get_type_hints(constructor, include_extras=True)
-    return {name: _rules(hints[name]) for name in argument_names(constructor)}
+def check(name: str, value: Any, hint: Any) -> None:
+    """Refuses a value out of the range that its annotation states; None passes.
+
+    Args:
+        name: Name of the argument, for the message.
+        value: The value; sequences are tuples.
+        hint: The annotation, as `typing.get_type_hints` returns it with its extras.
+
+    Raises:
+        ValueError: The value is out of range.
+    """
+    for rule in rules_of(hint):
+        if value is not None and not rule.is_kept(value):
+            raise ValueError(f"`{name}` must {rule.text}. Received: {name}={value!r}")
 
 
-def _rules(hint: Any) -> list[Rule]:
+def rules_of(hint: Any) -> list[Rule]:
+    """The rules in an annotation."""
     if isinstance(hint, Rule):
         return [hint]
-    return [rule for part in typing.get_args(hint) for rule in _rules(part)]
+    return [rule for part in typing.get_args(hint) for rule in rules_of(part)]

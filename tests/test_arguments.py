@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from kgen.arguments import NonNegativeFloat, PositiveInt, Share
 from kgen.models import GenerativeModel
-from kgen.models.shared.arguments import NonNegativeFloat, PositiveInt, Share
 
 
 class Toy(GenerativeModel):

@@ -18,7 +18,7 @@ _GRAPH_DETAILS = re.compile(r"\{\{.*?\}\} |\s*\[Op:.*")
 _LOST_TASK = re.compile(
     r"(?:remote target |sending heartbeats\):\s*)/job:(\w+)/replica:0/task:(\d+)"
 )
-_MAKE_ROOM = ". Free some space; kgen fit continues with --resume."
+_MAKE_ROOM = ". Free some space and type the command again; kgen fit: with --resume."
 
 
 class Interrupted(Exception):

@@ -129,6 +129,7 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
                 started = recipes.recipe_of_run(recipe.run_folder)
                 if started.recipe_name == recipe.recipe_name:
                     recipe = dataclasses.replace(started, **given)
+                recipes.check_options(recipe, recipes.read_record(recipe.run_folder))
         except (ValueError, TypeError) as error:
             raise click.UsageError(as_options(describe(error), names)) from error
 

@@ -1,5 +1,6 @@
 """`kgen generate RUN`: images, text or filled masks from a trained model."""
 
+import io
 import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -231,4 +232,6 @@ def _write_images(images: Any, seeds: tuple[int, ...], out: Path) -> None:
         write_image_grid(images, out)
     else:
         with replacing(out) as file:
-            np.save(file, images)
+            content = io.BytesIO()  # A full disk is an OSError with a reason.
+            np.save(content, images)
+            file.write(content.getbuffer())

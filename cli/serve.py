@@ -53,7 +53,7 @@ def command(
     """Serve the exports of RUN... over TensorFlow Serving's REST API.
 
     A single RUN is served by tensorflow_model_server if it is installed, or by Docker
-    if it runs; otherwise by kgen's own server (pip install kgen[serve]), which needs
+    if it runs; otherwise by kgen's own server (the extra `serve`), which needs
     the SavedModel alone. A new version takes over as soon as it is exported, without
     losing a request. Only kgen's own server has a page at / and OpenAI's completions.
     """
@@ -79,7 +79,7 @@ def command(
         import uvicorn
     except ImportError as error:
         raise click.UsageError(
-            "The server needs packages that are not installed: pip install kgen[serve]"
+            "The server needs more packages: pip install '.[serve]' in kgen's sources"
         ) from error
     with _bound_socket(host, port) as listener:
         load_tensorflow()

@@ -1,5 +1,6 @@
 """Tasks of a run: the verbs that work, by the signatures in its recipe.json."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,4 +83,6 @@ def check_ranges(inputs: Inputs, given: dict[str, Any]) -> None:
         numbers = click.FloatRange(**limits) if is_float else click.IntRange(**limits)
         values = given[name] if isinstance(given[name], tuple) else (given[name],)
         for value in (min(values), max(values)):
+            if not math.isfinite(value):
+                raise click.BadParameter(f"{value} is not finite.", call, option)
             numbers.convert(value, option, call)

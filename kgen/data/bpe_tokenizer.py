@@ -138,7 +138,7 @@ def _import_tokenizers() -> Any:
     except ImportError as error:
         raise ImportError(
             "Byte pair encoding needs the tokenizers library, which is not installed. "
-            "Install it with `pip install kgen[text]`, or take a char or byte "
-            "tokenizer."
+            "In the folder of kgen's sources: pip install '.[text]'. Or take a char or "
+            "byte tokenizer."
         ) from error
     return tokenizers

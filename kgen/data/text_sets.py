@@ -112,7 +112,7 @@ def open_text(
               validation split has no unknown ones (Tiny Shakespeare has 65);
             - "byte": the 256 bytes of UTF-8;
             - "bpe": byte pair encoding with `vocab_size` ids, learned from the training
-              split alone; needs `pip install kgen[text]`;
+              split alone; needs the extra `text`;
             - a tokenizer, or its `config()`.
         vocab_size: Number of ids of "bpe", at least 256; for no other.
         context: Tokens that a model sees at most, at least 1. A window has one more:

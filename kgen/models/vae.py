@@ -16,8 +16,8 @@ from kgen.arguments import (
     NonNegativeFloat,
     NonNegativeInt,
     NumClasses,
+    PositiveFloat,
     PositiveInt,
-    Rule,
     activation_name,
     one_of,
 )
@@ -33,7 +33,6 @@ from kgen.nn.likelihoods import LIKELIHOODS, ActiveUnits, kl_warmup
 
 NETWORKS = ("auto", "mlp", "conv")
 PRIORS = ("normal", "flow")
-Variance = Annotated[float, Rule("be positive, or None", lambda value: value > 0)]
 TEMPERATURE = InputSpec(low=0, default=1.0)
 
 
@@ -109,7 +108,7 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
         encoder: keras.layers.Layer | None = None,
         decoder: keras.layers.Layer | None = None,
         likelihood: Annotated[str, one_of(LIKELIHOODS)] = "bernoulli",
-        variance: Variance | None = None,
+        variance: PositiveFloat | None = None,
         kl_weight: NonNegativeFloat = 1.0,
         kl_warmup_steps: NonNegativeInt = 0,
         free_bits: NonNegativeFloat = 0.0,

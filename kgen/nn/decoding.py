@@ -90,8 +90,7 @@ def sample(
         new, margin = next_tokens(state.logits, state.seen_tokens, keys, sampling)
         active = num_generated + column < max_tokens
         new = tf.where(active, new, -1)
-        margin = tf.where(active, margin, math.inf)
-        is_here = columns == column
+        is_here = (columns == column) & active[:, None]
         tokens = tf.where(is_here, new[:, None], tokens)
         margins = tf.where(is_here, margin[:, None], margins)
         seen_tokens = state.seen_tokens | multi_hot_tokens(new[:, None], vocab_size)

@@ -23,6 +23,7 @@ __getattr__, __dir__, _names = lazy.attach(
         "multvae": ["MultVAERecipe"],
         "recipe": ["Recipe"],
         "records": [
+            "check_options",
             "export_metadata",
             "presets",
             "read_record",

@@ -43,14 +43,11 @@ def make_record(recipe: Recipe, data: Any, model: Any, strategy: Any) -> dict[st
 
     packages = ("keras", "tensorflow", "numpy", "tensorflow-datasets")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    takes_labels = getattr(model, "num_classes", None) is not None
-    class_names = [str(name) for name in data.class_names] if takes_labels else None
-    options = dataclasses.asdict(with_absolute_paths(recipe))
+    has_labels = getattr(model, "num_classes", None) is not None
     return {
-        "recipe": recipe.recipe_name,
-        "options": json.loads(json.dumps(options)),
+        **_identity(recipe),
         "data": {"description": data.describe(), "fingerprint": data.fingerprint},
-        "class_names": class_names,
+        "class_names": list(map(str, data.class_names)) if has_labels else None,
         # Of those with one name the first counts.
         "signatures": {s.name: s.describe() for s in reversed(model.signatures())},
         "precision": model.dtype_policy.name,
@@ -94,30 +91,51 @@ def check_resumable(record: dict[str, Any], saved: dict[str, Any]) -> list[str]:
     Raises:
         ValueError: If the saved run was started with other options or data.
     """
-    changed = []
-    if saved["recipe"] != record["recipe"]:
-        changed.append(f"recipe {saved['recipe']} (now {record['recipe']})")
-    else:
-        ours, theirs = training_options(record), training_options(saved)
-        changed += [
-            f"{name}={theirs.get(name)!r} (now {ours.get(name)!r})"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name)
-        ]
+    changed = _changed_options(record, saved)
     if saved.get("data", {}).get("fingerprint") != record["data"]["fingerprint"]:
         changed.append("other data (its fingerprint has changed)")
-    if changed:
-        raise ValueError(
-            f"The run was started otherwise: {'; '.join(changed)}. Resume it with its "
-            "own options and data, or choose another --name; --start-from takes over "
-            "its weights once it has ended."
-        )
+    _refuse(changed)
     names = ("versions", "strategy", "replicas", "threads", "precision")
     return [
         f"{name} {saved.get(name)} then, {record.get(name)} now"
         for name in names
         if saved.get(name) != record.get(name)
     ]
+
+
+def check_options(recipe: Recipe, saved: dict[str, Any]) -> None:
+    """Checks that a run was started with these options, to be resumed.
+
+    Raises:
+        ValueError: If it was not.
+    """
+    _refuse(_changed_options(_identity(recipe), saved))
+
+
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe's name and its options, as JSON has them."""
+    options = dataclasses.asdict(with_absolute_paths(recipe))
+    return json.loads(json.dumps({"recipe": recipe.recipe_name, "options": options}))
+
+
+def _changed_options(record: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+    if saved["recipe"] != record["recipe"]:
+        return [f"recipe {saved['recipe']} (now {record['recipe']})"]
+    ours, theirs = training_options(record), training_options(saved)
+    return [
+        f"{name}={theirs.get(name)!r} (now {ours.get(name)!r})"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _refuse(changed: list[str]) -> None:
+    if changed:
+        raise ValueError(
+            f"The run was started otherwise: {'; '.join(changed)}. Resume it with its "
+            "own options and data, or choose another --name; --start-from takes over "
+            "its weights once it has ended."
+        )
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

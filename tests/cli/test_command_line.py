@@ -95,8 +95,8 @@ def test_a_file_system_error_names_the_reason_and_the_file(failing, capsys):
     failing(OSError(28, "No space left on device", "run/model.keras"))
     assert run(["fail"]) == 1
     assert capsys.readouterr().err == (
-        "Error: No space left on device: run/model.keras. Free some space; kgen "
-        "fit continues with --resume.\n"
+        "Error: No space left on device: run/model.keras. Free some space and type the "
+        "command again; kgen fit: with --resume.\n"
     )
 
 

@@ -16,8 +16,8 @@ from kgen_cli import recipe_options
 from kgen_cli.main import run
 
 
-def field(default, text):
-    return dataclasses.field(default=default, metadata={"help": text})
+def field(default, text, **metadata):
+    return dataclasses.field(default=default, metadata={"help": text, **metadata})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,16 @@ class MadeUpRecipe:
     """
 
     data: str = field("digits", "Where the images come from.")
+    data_dir: str | None = field(None, "Where prepared data are.")
+    start_from: str | None = field(None, "Where the weights come from.")
     batch_size: int = field(128, "Images in a step, at least 1.")
-    beta: float = field(1.0, "Weight of the KL term, at least 0.")
+    beta: float = field(1.0, "Weight of the KL term, at least 0.", is_setting=True)
     widths: tuple[int, ...] = field((400, 200), "Units of each layer.")
     precision: Literal["float32", "mixed_float16"] = field("float32", "Arithmetic.")
     conditional: bool = field(False, "Use the labels.")
     limit: int | None = field(None, "Rows at most.")
-    folder: str = field("saved_models", "Folder of the runs.")
-    name: str | None = field(None, "Folder of the run in it.")
+    folder: str = field("saved_models", "Folder of the runs.", is_setting=True)
+    name: str | None = field(None, "Folder of the run in it.", is_setting=True)
 
     recipe_name = "made_up"
     runs = []
@@ -133,13 +135,27 @@ def test_resume_takes_the_options_of_the_run_but_for_those_typed_again(tmp_path)
     """It was started with a preset, which nobody has to remember."""
     folder = tmp_path / "saved_models" / "made_up"
     folder.mkdir(parents=True)
-    options = {"widths": [1000], "batch_size": 64, "beta": 3.0}
+    options = dataclasses.asdict(MadeUpRecipe(widths=(1000,), batch_size=64, beta=3.0))
     record = {"recipe": "made_up", "options": options, "signatures": {}}
     (folder / "recipe.json").write_text(json.dumps(record))
     assert fit("--resume", "--beta", "2") == 0
     [(recipe, resume, _)] = MadeUpRecipe.runs
     assert (recipe.widths, recipe.batch_size, recipe.beta) == ((1000,), 64, 2.0)
     assert resume and recipe.run_folder == Path("saved_models/made_up")
+
+
+def test_a_run_of_other_options_is_not_resumed_before_tensorflow_is_loaded(
+    tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "saved_models" / "made_up"
+    folder.mkdir(parents=True)
+    options = dataclasses.asdict(MadeUpRecipe(widths=(1000,)))
+    record = {"recipe": "made_up", "options": options, "signatures": {}}
+    (folder / "recipe.json").write_text(json.dumps(record))
+    monkeypatch.setattr(kgen_cli.fit, "load_tensorflow", lambda: 1 / 0)
+    assert fit("--resume", "--batch-size", "32") == 2
+    message = "started otherwise: batch_size=128 (now 32)"
+    assert message in capsys.readouterr().err.replace("--batch-size ", "batch_size=")
 
 
 def test_the_next_commands_come_last(capsys):
@@ -182,7 +198,8 @@ def test_a_folder_that_holds_a_run_is_refused_before_tensorflow_is_loaded(
 ):
     folder = Path("saved_models/made_up")
     folder.mkdir(parents=True)
-    record = {"recipe": "made_up", "options": {}, "signatures": {}}
+    options = dataclasses.asdict(MadeUpRecipe())
+    record = {"recipe": "made_up", "options": options, "signatures": {}}
     (folder / "recipe.json").write_text(json.dumps(record))
     with monkeypatch.context() as patch:
         patch.setattr(kgen_cli.fit, "load_tensorflow", lambda: 1 / 0)

@@ -19,7 +19,7 @@ SHAPE = (4, 4, 1)
         ({"latent_dim": 0}, "be at least 1. Received: latent_dim=0"),
         ({"network": "cnn"}, "'conv'). Received: network='cnn'"),
         ({"likelihood": "mse"}, "'discretized_logistic'). Received: likelihood='mse'"),
-        ({"variance": 0.0}, "be positive, or None. Received: variance=0.0"),
+        ({"variance": 0.0}, "be above 0, and finite. Received: variance=0.0"),
         ({"variance": 0.1}, "be None for the bernoulli likelihood, which has none"),
         ({"hidden_units": (8, 0)}, "be at least 1. Received: hidden_units=(8, 0)"),
         ({"base_channels": 0}, "be at least 1. Received: base_channels=0"),

@@ -25,9 +25,7 @@ def options(recipe_class: type) -> list[click.Option]:
     ranges = typing.get_type_hints(recipe_class, include_extras=True)
     fields: tuple[dataclasses.Field, ...] = dataclasses.fields(recipe_class)
     return [
-        _option(field, hints[field.name], rules_of(ranges[field.name]))
-        for field in fields
-        if field.init
+        _option(f, hints[f.name], rules_of(ranges[f.name])) for f in fields if f.init
     ]
 
 

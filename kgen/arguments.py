@@ -94,8 +94,13 @@ def check(name: str, value: Any, hint: Any) -> None:
         ValueError: The value is out of range.
     """
     for rule in rules_of(hint):
-        if value is not None and not rule.is_kept(value):
-            raise ValueError(f"`{name}` must {rule.text}. Received: {name}={value!r}")
+        require(value is None or rule.is_kept(value), name, value, rule.text)
+
+
+def require(kept: bool, name: str, value: Any, rule: str) -> None:
+    """Raises a ValueError with the argument's rule and value, unless it is kept."""
+    if not kept:
+        raise ValueError(f"`{name}` must {rule}. Received: {name}={value!r}")
 
 
 def rules_of(hint: Any) -> list[Rule]:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kgen.arguments import argument_names, check
+from kgen.arguments import argument_names, check, require
 from kgen.models.shared import batches
 from kgen.models.shared.batches import Batch
 from kgen.models.shared.signatures import Signature, trace
@@ -375,9 +375,7 @@ class GenerativeModel(keras.Model):
 
     def check_argument(self, name: str, kept: bool, rule: str) -> None:
         """Raises a ValueError with the argument's rule and the received value."""
-        if not kept:
-            received = getattr(self, name)
-            raise ValueError(f"`{name}` must {rule}. Received: {name}={received!r}")
+        require(kept, name, getattr(self, name), rule)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, each an attribute of the same name.

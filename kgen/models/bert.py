@@ -11,7 +11,6 @@ import tensorflow as tf
 from kgen.arguments import PositiveInt, ProperFraction, Share
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
-from kgen.models.shared.specs import InputSpec, TokenSpec
 from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
 from kgen.nn import random
 from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
@@ -280,11 +279,7 @@ class BERT(TextModelMixin, GenerativeModel):
         The mask is the token `vocab_size`. Text in SavedModel, where the tokenizer runs
         in a graph; tokens in ONNX.
         """
-        inputs: dict[str, InputSpec] = {
-            "tokens": TokenSpec(
-                high=self.highest_token, min_tokens=1, max_tokens=self.context
-            )
-        }
+        inputs = self.token_inputs(self.context)
         shared: dict[str, Any] = {
             "layers": self.transformer_layers(),
             "examples": (self._example,),

@@ -13,7 +13,7 @@ from kgen.arguments import PositiveFloat, PositiveInt, Share, one_of
 from kgen.models.shared.generation import TextGenerationMixin
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
-from kgen.models.shared.text_model import TOKENS, padded
+from kgen.models.shared.text_model import padded
 from kgen.nn import random
 from kgen.nn.decoding import DecodingState, multi_hot_tokens
 from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
@@ -238,22 +238,22 @@ class GPT(TextGenerationMixin, GenerativeModel):
                 positions, does not fit the context.
         """
         rows, _ = self.tokens_of(texts)
-        longest = max(map(len, rows), default=0)
-        if not self.is_endless and longest > self.context + 1:
-            raise ValueError(
-                "With learned positions a text must have at most context + 1 tokens, "
-                f"{self.context + 1}. Received: {longest}. Cut it, or train with "
-                "positions='rotary'."
-            )
-        graph = self.graph("score", self._log_likelihoods, tokens=TOKENS)
-        parts = [rows[start : start + 16] for start in range(0, len(rows), 16)]
-        scores = [graph(tokens=tf.constant(padded(part))).numpy() for part in parts]
+        parts = [padded(rows[start : start + 16]) for start in range(0, len(rows), 16)]
+        scores = [self.run("score", tokens=part)["log_likelihoods"] for part in parts]
         return np.concatenate([np.zeros(0), *scores])
 
     def _log_likelihoods(self, tokens):
         losses, weights = self._token_losses({"tokens": tokens})
-        return -tf.reduce_sum(losses * weights, axis=1)
+        return {"log_likelihoods": -tf.reduce_sum(losses * weights, axis=1)}
 
     def signatures(self) -> list[Signature]:
-        """Returns `generate`, `beam_search`, `prefill` and `decode`."""
-        return self.generation_signatures()
+        """Returns `generate`, `beam_search`, `prefill`, `decode`; `score` in Python."""
+        score = Signature(
+            "score",
+            self._log_likelihoods,
+            self.token_inputs(None if self.is_endless else self.context + 1),
+            {"log_likelihoods": "scores"},
+            layers=self.transformer_layers(),
+            runtimes=(),
+        )
+        return [*self.generation_signatures(), score]

@@ -230,11 +230,11 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
         self, images, labels, mean, log_variance, noise, training=False
     ):
         """Log p(x|z), log p(z), log q(z|x) at z = mean + noise * sd, each [b, k]."""
-        num_samples = noise.shape[1]
+        num_samples = noise.shape[1] or tf.shape(noise)[1]
         deviation = tf.exp(0.5 * log_variance)
         latents = mean[:, None] + deviation[:, None] * noise  # [b, k, d]
         latents = tf.reshape(latents, [-1, self.latent_dim])  # [b * k, d]
-        if num_samples > 1:
+        if noise.shape[1] != 1:
             images = tf.repeat(images, num_samples, axis=0)
             labels = None if labels is None else tf.repeat(labels, num_samples, axis=0)
         output = self._decode(latents, labels, training)
@@ -333,7 +333,7 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
     # -- signatures ---------------------------------------------------------
 
     def signatures(self) -> list[Signature]:
-        """Returns `generate`, `encode`, `decode` and `reconstruct`."""
+        """Returns `generate`, `encode`, `decode`, `reconstruct`, `log_likelihood`."""
         specs = self.batch_specs
         labels = {"labels": specs["labels"]} if self.num_classes else {}
         images = {"images": specs["images"], **labels}
@@ -371,6 +371,7 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
             Signature(
                 "reconstruct", reconstruct, images, reconstruction, both, examples
             ),
+            self.likelihood_signature(images),
         ]
 
     def _example(self, num_rows):

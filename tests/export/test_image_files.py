@@ -59,7 +59,7 @@ def test_each_signature_of_images_has_one_of_files(signatures):
 def test_models_of_other_things_have_none():
     gpt = GPT(vocab_size=5, context=4, num_layers=1, num_heads=1, hidden_dim=4)
     names = [one.name for one in with_image_files(gpt.signatures())]
-    assert names == ["generate", "beam_search", "prefill", "decode"]
+    assert names == ["generate", "beam_search", "prefill", "decode", "score"]
     gan = GAN(image_shape=(8, 8, 2), latent_dim=2)  # PNG has no two colours.
     names = [one.name for one in with_image_files(gan.signatures())]
     assert names == ["generate", "decode"]

@@ -118,13 +118,15 @@ def test_labels_reach_networks_one_hot():
 def test_items_are_ragged_known_and_different(check):
     spec = ItemSpec(5)
     good = tf.ragged.constant([[0, 4], [], [4]])
-    assert check(spec, good).to_list() == [[0, 4], [], [4]]
+    for rows in ([[0, 4], [], [4]], [[4, 0, 2], [], [2], [2, 1]], [[], [3], []], [[]]):
+        assert check(spec, tf.ragged.constant(rows, tf.int32)).to_list() == rows
     short_splits = good.with_row_splits_dtype(tf.int32)
     assert check(spec, short_splits).to_list() == [[0, 4], [], [4]]
     for wrong, received in (
         (tf.ragged.constant([[0, 5]]), "0 to 5"),
         (tf.ragged.constant([[-1], [2]]), "-1 to 2"),
         (tf.ragged.constant([[1], [3, 2, 3]]), "an item twice"),
+        (tf.ragged.constant([[1, 1], []]), "an item twice"),
         (tf.constant([[1, 2]]), "Tensor"),
     ):
         with pytest.raises(ValueError, match=f"RaggedTensor.* Received: .*{received}"):

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
 from kgen.models.shared.signatures import Signature
-from kgen.models.shared.specs import InputSpec, StateSpec, TokenSpec
+from kgen.models.shared.specs import InputSpec, StateSpec
 from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
 from kgen.nn import decoding
 from kgen.nn.decoding import STREAM_CHUNK, DecodingState
@@ -264,12 +264,7 @@ class TextGenerationMixin(TextModelMixin):
         `chunk_size` tokens, -1 after the last, whether there are more to generate, and
         the next state, zeros at the end: so a server streams many texts at once.
         """
-        longest = None if self.is_endless else self.context - 1
-        tokens = {
-            "tokens": TokenSpec(
-                high=self.vocab_size - 1, min_tokens=1, max_tokens=longest
-            )
-        }
+        tokens = self.token_inputs(None if self.is_endless else self.context - 1)
         request = {"seeds": SEEDS, "max_new_tokens": MAX_NEW_TOKENS, **SAMPLING}
         search = {"max_new_tokens": MAX_NEW_TOKENS, "num_beams": self._num_beams}
         cache = (2 * self.num_layers, self.num_heads, self.context)

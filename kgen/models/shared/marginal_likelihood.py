@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kgen.models.shared.signatures import Signature
+from kgen.models.shared.specs import InputSpec
 from kgen.nn import random
+
+LATENTS_AT_A_TIME = 10_000  # bounds the memory
 
 
 class MarginalLikelihoodMixin:
@@ -22,7 +25,8 @@ class MarginalLikelihoodMixin:
     """
 
     latent_dim: int
-    graph: Any
+    layers: Any
+    run: Any
     signature: Any
     _one_hot: Any
     _posterior: Any
@@ -61,62 +65,69 @@ class MarginalLikelihoodMixin:
             batch_size: Images at a time; samples are cut up so that about 10,000
                 latents are decoded at a time.
             progress: Called with the number of images done and their total.
+
+        Raises:
+            ValueError: An argument is missing, invalid or out of its range.
         """
-        if num_samples < 1:
-            raise ValueError(
-                f"`num_samples` must be at least 1. Received: num_samples={num_samples}"
-            )
-        encode = self.signature("encode")
-        arrays = encode.check(images=images, labels=labels)
-        images, labels = arrays["images"], arrays.get("labels")
-        chunk = max(1, min(num_samples, 10_000 // batch_size))
-        number = tf.TensorSpec([], tf.int64)
-        graph = self.graph(
-            f"log_weights/{chunk}",
-            functools.partial(self._log_weight_sum, chunk),
-            **encode.tensor_specs(),
-            seed=number,
-            first=number,
-            num_samples=number,
-        )
+        given = {"images": images, "labels": labels, "seeds": seed}
+        rows = self.signature("log_likelihood").check(**given, num_samples=num_samples)
+        rows["indices"] = first_index + np.arange(len(rows["images"]))
         results = [np.zeros([0], np.float32)]
-        for first in range(0, len(images), batch_size):
-            rows = {"images": tf.constant(images[first : first + batch_size])}
-            if labels is not None:
-                rows["labels"] = tf.constant(labels[first : first + batch_size])
-            index = first_index + first
-            numbers = {"seed": seed, "first": index, "num_samples": num_samples}
-            log_sum = graph(
-                **rows, **{k: tf.constant(v, tf.int64) for k, v in numbers.items()}
-            )
-            results.append(log_sum.numpy() - math.log(num_samples))
+        for first in range(0, len(rows["images"]), batch_size):
+            part = {k: values[first : first + batch_size] for k, values in rows.items()}
+            results += self.run("log_likelihood", **part).values()
             if progress:
-                progress(min(first + batch_size, len(images)), len(images))
+                progress(first + len(part["images"]), len(rows["images"]))
         return np.concatenate(results)
 
-    def _log_weight_sum(self, chunk, images, seed, first, num_samples, labels=None):
-        """Log of the summed importance weights of each image: [b]."""
+    def likelihood_signature(self, inputs: dict[str, InputSpec]) -> Signature:
+        """Returns `log_likelihood`, which exists in Python alone.
+
+        Args:
+            inputs: Specs of images and labels.
+        """
+        return Signature(
+            "log_likelihood",
+            self._log_likelihoods,
+            {
+                **inputs,
+                "seeds": InputSpec(dtype="int64"),
+                "indices": InputSpec(dtype="int64", low=0, default=0),
+                "num_samples": InputSpec(dtype="int32", low=1, default=5000),
+            },
+            {"log_likelihoods": "scores"},
+            layers=tuple(self.layers),
+            runtimes=(),
+        )
+
+    def _log_likelihoods(self, images, seeds, indices, num_samples, labels=None):
+        """Log of the mean importance weight of each image: [b]."""
         labels = self._one_hot(labels)
         mean, log_variance = self._posterior(images, labels)
-        num_rows = tf.shape(images)[0]
-        rows = first + tf.range(tf.cast(num_rows, tf.int64))
-        total = tf.fill([num_rows], -math.inf)
-        for start in tf.range(0, num_samples, chunk):
-            samples = start + tf.range(chunk, dtype=tf.int64)
+        num_rows, most = tf.shape(images)[0], tf.reduce_max(num_samples)
+        chunk = tf.clip_by_value(LATENTS_AT_A_TIME // num_rows, 1, most)
+
+        def add_chunk(start, total):
+            samples = start + tf.range(chunk)
             keys = random.keys(
-                seed,
+                tf.repeat(seeds, chunk),
                 random.STREAM_LIKELIHOOD,
-                tf.repeat(rows, chunk),
+                tf.repeat(indices, chunk),
                 tf.tile(samples, [num_rows]),
             )
-            noise = tf.reshape(
-                random.normal(keys, (self.latent_dim,)), [-1, chunk, self.latent_dim]
-            )
+            noise = random.normal(keys, (self.latent_dim,))
+            noise = tf.reshape(noise, [num_rows, chunk, self.latent_dim])
             terms = self._importance_terms(images, labels, mean, log_variance, noise)
             log_weights = terms[0] + terms[1] - terms[2]  # [b, chunk]
             # The last chunk may reach past the end.
-            log_weights = tf.where(samples < num_samples, log_weights, -math.inf)
-            total = tf.reduce_logsumexp(
-                tf.concat([total[:, None], log_weights], axis=1), axis=1
+            log_weights = tf.where(
+                samples < num_samples[:, None], log_weights, -math.inf
             )
-        return total
+            terms = tf.concat([total[:, None], log_weights], axis=1)
+            return start + chunk, tf.reduce_logsumexp(terms, axis=1)
+
+        start = (0, tf.fill([num_rows], -math.inf))
+        _, total = tf.while_loop(lambda first, _: first < most, add_chunk, start)
+        return {
+            "log_likelihoods": total - tf.math.log(tf.cast(num_samples, tf.float32))
+        }

@@ -8,7 +8,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from kgen.data.tokenizers import tokenizer_from_config
 from kgen.models.shared.signatures import Signature
@@ -17,7 +16,6 @@ from kgen.nn.layers import layers_of_policy
 from kgen.nn.transformer import TransformerBlock
 
 ROWS_AT_A_TIME = 64  # bounds the memory
-TOKENS = tf.TensorSpec([None, None], tf.int32)
 
 
 class TextModelMixin:
@@ -144,6 +142,11 @@ class TextModelMixin:
     def tokenizer_files(self) -> dict[str, str]:
         """Files that users of an export need to tokenize text: {file name: content}."""
         return {} if self.text is None else {"tokenizer.json": self.text.to_json()}
+
+    def token_inputs(self, max_tokens: int | None) -> dict[str, InputSpec]:
+        """Spec of the input of a signature that takes texts of these many tokens."""
+        spec = TokenSpec(high=self.highest_token, min_tokens=1, max_tokens=max_tokens)
+        return {"tokens": spec}
 
     def text_forms(self, name: str, signatures: list[Signature]) -> list[Signature]:
         """Returns signatures, in SavedModel with text in the place of tokens.

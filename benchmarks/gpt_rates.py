@@ -93,7 +93,7 @@ def train_with_kgen(folder, rounds, reporter, side):
     import tensorflow as tf
 
     from kgen.data import Pipeline
-    from kgen.nn import Adam
+    from kgen.nn import Adam, MeanGradient
 
     windows = np.load(os.path.join(folder, "windows.npy")).astype(np.int32)
     windows = tf.constant(windows.reshape(-1, CONTEXT + 1))
@@ -106,7 +106,7 @@ def train_with_kgen(folder, rounds, reporter, side):
     model = make_model(CONTEXT)
     model.compile(
         Adam(1e-3, beta_2=0.99, weight_decay=0.1),
-        gradient_clip_norm=1.0,
+        estimator=MeanGradient(clip_norm=1.0),
         steps_per_execution=STEPS,
         jit_compile=side == "kgen",
     )

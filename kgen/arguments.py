@@ -6,6 +6,7 @@ A constructor annotates its arguments with them, and a recipe its fields:
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import typing
@@ -95,6 +96,17 @@ def check(name: str, value: Any, hint: Any) -> None:
     """
     for rule in rules_of(hint):
         require(value is None or rule.is_kept(value), name, value, rule.text)
+
+
+def check_fields(instance: Any) -> None:
+    """Refuses a dataclass whose fields are out of the ranges of their annotations.
+
+    Raises:
+        ValueError: A field is out of its range.
+    """
+    hints = typing.get_type_hints(type(instance), include_extras=True)
+    for field in dataclasses.fields(instance):
+        check(field.name, getattr(instance, field.name), hints[field.name])
 
 
 def require(kept: bool, name: str, value: Any, rule: str) -> None:

@@ -239,7 +239,7 @@ def float32(trial):
 )
 def gradient_of_the_loss(trial):
     row = trial.row
-    if row.loss != "loss" or "gradient_clip_norm" in row.options:
+    if row.loss != "loss" or "estimator" in row.options:
         return "-"
     model, rate, losses = trial.model(), row.learning_rate / 30, []
     for optimizer in model.optimizers:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from kgen import data, evaluation
 from kgen.models import BERT, CFGAN, GAN, GPT, VAE, GenerativeModel, MultVAE, RecVAE
+from kgen.nn import MeanGradient, PerExampleGradient
 
 BATCH_SIZE = 16
 SEEDS = np.array([0, 1, 2, 2**40 + 3, -5, 63, 7, 8], np.int64)
@@ -329,7 +330,17 @@ ROWS = [
         ),
         make_rows=labelled_images((8, 8, 3)),
         evaluate=evaluate_autoencoder,
-        options={"gradient_clip_norm": 10.0},
+        options={"estimator": MeanGradient(clip_norm=10.0)},
+        slow=True,
+    ),
+    Row(
+        name="VAE: mlp, gradients clipped by example, with noise",
+        make=functools.partial(
+            VAE, image_shape=(8, 8, 1), latent_dim=3, hidden_units=(8,)
+        ),
+        make_rows=labelled_images((8, 8, 1)),
+        evaluate=evaluate_autoencoder,
+        options={"estimator": PerExampleGradient(10.0, 0.1, (1, 2), max_weight=1.0)},
         slow=True,
     ),
     gan_row(

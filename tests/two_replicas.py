@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.models.shared.model import GenerativeModel
-from kgen.nn import gradients, random
+from kgen.nn import MeanGradient, PerExampleGradient, gradients, random
 
 # The loss is the mean of (weight * row)^2 over [1, 2 | 3, 4]: see test_gradients.py.
 ROWS = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
@@ -30,14 +30,14 @@ def distribute(values):
     )
 
 
-def step(optimizer, rows=ROWS, transform=None, dtype="float32", weights=EVEN):
+def step(optimizer, rows=ROWS, estimator=None, dtype="float32", weights=EVEN):
     """One step from weight 1: the weight on each replica, afterwards."""
     with strategy().scope():
         weight = keras.Variable(1.0)
         optimizer.build([weight])
 
     def replica_step(rows, weights):
-        with gradients.Recording([weight], optimizer, transform) as recording:
+        with gradients.Recording([weight], optimizer, estimator) as recording:
             outputs = tf.cast(weight.value, dtype) * tf.cast(rows, dtype)
             losses = tf.cast(outputs, tf.float32) ** 2
         recording.minimize(losses, weights)
@@ -70,7 +70,7 @@ def loss_scaled_sgd(rate):
 
 
 def seen_by(optimizer, **options):
-    """The gradients that a transform is shown, one of each replica."""
+    """The gradients that `transform` is shown, one of each replica."""
     with strategy().scope():
         seen = tf.Variable(
             0.0,
@@ -79,11 +79,14 @@ def seen_by(optimizer, **options):
             aggregation=tf.VariableAggregation.SUM,
         )
 
-    def transform(values):
-        seen.assign(values[0])
-        return values
+    class Seeing(gradients.GradientEstimator):
+        is_of_whole = True
 
-    step(optimizer, transform=transform, **options)
+        def transform(self, values, total_weight, step):
+            seen.assign(values[0])
+            return values
+
+    step(optimizer, estimator=Seeing(), **options)
     return copies(seen)
 
 
@@ -141,7 +144,7 @@ def noise_keys():
 
 def take_steps():
     """Results by the name of the case."""
-    clip = gradients.clip_by_global_norm(3.0)
+    clip = MeanGradient(3.0)
     small = ROWS / 8
     return {
         "plain": step(sgd()),
@@ -149,16 +152,16 @@ def take_steps():
         "uneven clipped": step(
             sgd(),
             weights=np.array([[1, 1], [0, 1]], np.float32),
-            transform=clip,
+            estimator=clip,
         ),
         "adam": step(adam()),
-        "clipped": step(sgd(), transform=clip),
+        "clipped": step(sgd(), estimator=clip),
         "float16": step(loss_scaled_sgd(6.4), small, dtype="float16"),
         "float16 clipped": step(
             loss_scaled_sgd(6.4),
             small,
             dtype="float16",
-            transform=gradients.clip_by_global_norm(3.0 / 64),
+            estimator=MeanGradient(3.0 / 64),
         ),
         "overflow": overflow(),
         "seen": seen_by(sgd()),
@@ -168,4 +171,56 @@ def take_steps():
             for name in ("clipnorm", "clipvalue", "global_clipnorm")
         },
         "noise keys": noise_keys(),
+    }
+
+
+def clipped_linear_steps(arrays):
+    """Kernel and bias on each replica, by case: see test_per_example.py."""
+    inputs, targets, kernel, bias = arrays
+
+    def parts(values, uneven):
+        rows = [values[:4], values[4:]] if uneven else [values[:3], values[3:]]
+        return strategy().experimental_distribute_values_from_function(
+            lambda context: tf.constant(rows[context.replica_id_in_sync_group])
+        )
+
+    def step(dtype="float32", uneven=False, **options):
+        estimator = PerExampleGradient(3.0, **options)
+        with strategy().scope():
+            network = keras.Sequential([keras.layers.Dense(1, dtype=dtype)])
+            network.build((None, len(kernel)))
+            network.set_weights([kernel[:, None], bias[None]])
+            optimizer = keras.optimizers.SGD(1.0)
+            if dtype != "float32":
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 2.0**8)
+            optimizer.build(network.trainable_variables)
+
+        def replica_step(inputs, targets):
+            with gradients.Recording(
+                network.trainable_variables,
+                optimizer,
+                estimator,
+                network._flatten_layers(),
+            ) as recording:
+                outputs = tf.cast(network(inputs)[:, 0], tf.float32)
+                losses = 0.5 * (outputs - targets) ** 2
+            recording.minimize(losses)
+
+        rows = (parts(inputs, uneven), parts(targets, uneven))
+        tf.function(strategy().run)(replica_step, args=rows)
+        each = [
+            strategy().experimental_local_results(variable.value)
+            for variable in network.trainable_variables
+        ]
+        return [
+            np.r_[kernel.numpy()[:, 0], bias.numpy()]
+            for kernel, bias in zip(*each, strict=True)
+        ]
+
+    noise = {"noise_multiplier": 1.0, "noise_seed": (5, 6), "max_weight": 1.0}
+    return {
+        "float32": step(),
+        "mixed_float16": step("mixed_float16"),
+        "uneven": step(uneven=True),
+        "noise": step(**noise),
     }

@@ -113,7 +113,7 @@ class BERT(TextModelMixin, GenerativeModel):
         with self.recording() as recording:
             terms = self._masked_terms(batch["tokens"], keys, training=True)
         recording.minimize(terms["loss"], weights)
-        self.step.assign_add(1)
+        self.finish_step(batch["tokens"])
         return self.log(terms, training=True, weights=weights)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:

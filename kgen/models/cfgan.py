@@ -145,19 +145,17 @@ class CFGAN(RecommenderMixin, GenerativeModel):
         discriminator_terms, generator_terms = [], []
         for update in range(self.discriminator_steps):
             mask_keys = random.fold_in(keys, 1, update)
-            with self.recording(
-                self.discriminator, self.discriminator_optimizer
-            ) as recording:
+            with self.recording("discriminator_optimizer") as recording:
                 loss, terms = self._discriminator_loss(rows, mask_keys)
             recording.minimize(loss)
             discriminator_terms.append(terms)
         for update in range(self.generator_steps):
             mask_keys = random.fold_in(keys, 2, update)
-            with self.recording(self.generator, self.generator_optimizer) as recording:
+            with self.recording("generator_optimizer") as recording:
                 loss, terms = self._generator_loss(rows, mask_keys)
             recording.minimize(loss)
             generator_terms.append(terms)
-        self.step.assign_add(1)
+        self.finish_step(rows)
         terms = joined(discriminator_terms) | joined(generator_terms)
         return self.log(terms, training=True)
 

@@ -22,10 +22,10 @@ from kgen.arguments import (
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import ClassSpec, ImageSpec, InputSpec
-from kgen.nn import adversarial, gradients, random
+from kgen.nn import adversarial, random
 from kgen.nn.adversarial import ADVERSARIAL_LOSSES, AUGMENTATIONS, Diversity, augment
 from kgen.nn.adversarial_networks import NETWORKS, NORMALIZATIONS, sizes_that_work
-from kgen.nn.gradients import Adam, ema_decay
+from kgen.nn.gradients import Adam
 from kgen.nn.image_networks import check_network
 from kgen.nn.layers import layers_of_policy
 
@@ -151,13 +151,14 @@ class GAN(GenerativeModel):
         latents, pixels = (latent_dim,), self.image_shape
         self.generator = check("generator", generator, latents, pixels)
         self.discriminator = check("discriminator", discriminator, pixels, (1,))
-        self.average_generator = self._make_average() if ema_half_life else None
+        self.average_generator = None
+        if ema_half_life:
+            self.add_average("average_generator", "generator", ema_half_life)
         make_adam = functools.partial(Adam, 2e-4, beta_1=0.5)
         self.optimizer_slots = {
             "generator_optimizer": ("generator", make_adam),
             "discriminator_optimizer": ("discriminator", make_adam),
         }
-        self.images_seen = self.add_counter("images_seen")
         self.add_log_metrics(
             *(("penalty",) if self._penalized else ()),
             "discriminator_loss",
@@ -178,7 +179,7 @@ class GAN(GenerativeModel):
         images, labels = self._images_and_labels(data)
         discriminator_terms = []
         # One forward pass of the generator serves both updates of a step.
-        with self.recording(self.generator, self.generator_optimizer) as recording:
+        with self.recording("generator_optimizer") as recording:
             for update in range(self.discriminator_steps):
                 # Every n-th row: the part of one device is that of two together.
                 rows = slice(update, None, self.discriminator_steps)
@@ -194,16 +195,14 @@ class GAN(GenerativeModel):
                 discriminator_terms.append(terms)
             generator_loss = self._generator_loss(real_shown, fake_shown, classes)
         recording.minimize(generator_loss)
-        self._count(images)
+        self.finish_step(images)
         terms = adversarial.joined(discriminator_terms)
         terms |= {"generator_loss": generator_loss, "diversity": tf.stack([fake, real])}
         return self.log(terms, training=True)
 
     def _update_discriminator(self, real, fake, labels, keys):
         """Takes a step of the discriminator; returns its logs per image."""
-        with self.recording(
-            self.discriminator, self.discriminator_optimizer
-        ) as recording:
+        with self.recording("discriminator_optimizer") as recording:
             loss, terms = self._discriminator_loss(real, fake, labels, keys)
         recording.minimize(loss)
         return terms
@@ -255,7 +254,7 @@ class GAN(GenerativeModel):
             one_centred = adversarial.one_centred_penalty(by_image)
             penalty += self.gradient_penalty_weight * one_centred
         penalty *= adversarial.cosine_ramp(
-            self.images_seen.value, 1.0, self.final_penalty, self.penalty_decay_images
+            self.examples_seen.value, 1.0, self.final_penalty, self.penalty_decay_images
         )
         return loss + penalty, {"penalty": penalty} | terms
 
@@ -271,20 +270,6 @@ class GAN(GenerativeModel):
     def _images_from(self, generator, latents, labels, training=False):
         inputs = latents if labels is None else [latents, labels]
         return tf.cast(generator(inputs, training=training), tf.float32)
-
-    def _count(self, images):
-        """Updates the averaged generator, and counts the step and the images."""
-        context = tf.distribute.get_replica_context()
-        num_images = tf.shape(images, out_type=tf.int64)[0]
-        num_images = context.all_reduce(tf.distribute.ReduceOp.SUM, num_images)
-        if self.average_generator is not None:
-            gradients.update_average(
-                self.average_generator.variables,
-                self.generator.variables,
-                ema_decay(self.images_seen.value, num_images, self.ema_half_life),
-            )
-        self.step.assign_add(1)
-        self.images_seen.assign_add(num_images)
 
     def _images_and_labels(self, data):
         """Images in [-1, 1] and one-hot labels, or None."""
@@ -398,15 +383,6 @@ class GAN(GenerativeModel):
             "not be batch with a penalty, which is of each image's own gradient; "
             "take spectral, group or none",
         )
-
-    def _make_average(self):
-        """A copy of the generator that is not trained."""
-        average = type(self.generator).from_config(self.generator.get_config())
-        latents, images = (self.latent_dim,), self.image_shape
-        check_network("generator", average, latents, images, self.num_classes)
-        average.set_weights(self.generator.get_weights())
-        average.trainable = False
-        return average
 
 
 def _accuracy(real_logits, fake_logits):

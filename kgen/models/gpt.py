@@ -105,7 +105,7 @@ class GPT(TextGenerationMixin, GenerativeModel):
         with self.recording() as recording:
             losses, weights = self._token_losses(batch, keys if self.dropout else None)
         recording.minimize(losses, weights)
-        self.step.assign_add(1)
+        self.finish_step(batch["tokens"])
         return self._log(losses, weights, training=True)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:

@@ -123,7 +123,7 @@ class MultVAE(RecommenderMixin, GenerativeModel):
                 penalty = gradients.squared_weights(self.trainable_variables)
                 loss += self.weight_decay * penalty
         recording.minimize(loss, weights)
-        self.step.assign_add(1)
+        self.finish_step(batch["items"])
         return self.log(terms, training=True, weights=weights)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:

@@ -151,11 +151,11 @@ class RecVAE(RecommenderMixin, GenerativeModel):
             keys,
             weights,
         )
-        self.step.assign_add(1)
+        self.finish_step(keys)
         return self.log(terms, training=True, weights=weights)
 
     def _update_encoder(self, items, keys, weights):
-        with self.recording(self.encoder, self.encoder_optimizer) as recording:
+        with self.recording("encoder_optimizer") as recording:
             terms, _ = self._bound(items, keys, self.input_dropout, training=True)
         recording.minimize(terms["loss"], weights)
         return terms
@@ -166,7 +166,7 @@ class RecVAE(RecommenderMixin, GenerativeModel):
         gradients.update_average(
             self.old_encoder.variables, self.encoder.variables, tf.zeros([])
         )
-        with self.recording(self.decoder, self.decoder_optimizer) as recording:
+        with self.recording("decoder_optimizer") as recording:
             terms, _ = self._bound(items, keys, dropout=0.0, training=True)
         recording.minimize(terms["loss"], weights)
         return terms

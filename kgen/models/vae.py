@@ -170,7 +170,7 @@ class VAE(MarginalLikelihoodMixin, GenerativeModel):
         with self.recording() as recording:
             terms = self._bound(batch, random.STREAM_TRAIN, kl_weight, self.free_bits)
         recording.minimize(terms["loss"], weights)
-        self.step.assign_add(1)
+        self.finish_step(batch["images"])
         return self.log(terms, training=True, weights=weights)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:

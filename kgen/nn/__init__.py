@@ -10,7 +10,11 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "gradients",
         "image_networks",
         "likelihoods",
+        "per_example",
         "random",
     ],
-    submod_attrs={"gradients": ["Adam"]},
+    submod_attrs={
+        "gradients": ["Adam", "MeanGradient"],
+        "per_example": ["PerExampleGradient"],
+    },
 )

@@ -3,19 +3,115 @@
 All models take their steps by `Recording`, for three reasons. Under a distribution
 strategy the optimizer sums the replicas' gradients, so the loss must be divided by the
 weight (rows, tokens) of the global batch; under `mixed_float16` the loss must be scaled
-inside the tape; and a transform of the gradients (clipping, privacy) needs the gradient
-of the whole batch, unscaled.
+inside the tape; and an estimator that clips, or adds noise, needs the losses of single
+rows or the gradient of the whole batch, unscaled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-Transform = Callable[[list[tf.Tensor]], list[tf.Tensor]]
+from kgen.arguments import PositiveFloat, check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientEstimator:
+    """Base of the estimators of a step's gradient, which are frozen dataclasses."""
+
+    @property
+    def is_by_example(self) -> bool:
+        """Whether layers are observed, and the tape is persistent."""
+        return False
+
+    @property
+    def is_of_whole(self) -> bool:
+        """Whether `transform` needs the gradient of the global batch."""
+        return False
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GradientEstimator:
+        """Returns the estimator of these arguments."""
+        return cls(**config)
+
+    def observe(
+        self, layers: Iterable[keras.layers.Layer], variables: Any, tape: Any
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Observes layers while losses are recorded; yields what `gradients` needs."""
+        return contextlib.nullcontext()
+
+    def gradients(
+        self,
+        tape: tf.GradientTape,
+        observed: Any,
+        variables: Sequence[keras.Variable],
+        losses: tf.Tensor,
+        seeds: tf.Tensor,
+        unit: tf.Tensor,
+    ) -> list[tf.Tensor | None]:
+        """Returns the sum over the rows of this replica, for each variable.
+
+        Args:
+            tape: Of the losses.
+            observed: What `observe` yielded.
+            variables: Variables to differentiate by.
+            losses: float32 [rows, ...].
+            seeds: Gradients of the global mean by each loss, times the loss scale.
+            unit: Seed of a loss of weight 1.
+        """
+        return tape.gradient(losses, [v.value for v in variables], seeds)
+
+    def transform(
+        self, gradients: list[tf.Tensor], total_weight: tf.Tensor, step: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Maps the gradients of the global mean, unscaled, to those to apply.
+
+        Args:
+            gradients: Equal on all replicas, as the results must be.
+            total_weight: Weight of the global batch.
+            step: Integer scalar, number of the optimizer's step.
+        """
+        return gradients
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+@dataclasses.dataclass(frozen=True)
+class MeanGradient(GradientEstimator):
+    """Gradient of the mean loss over the global batch.
+
+    Args:
+        clip_norm: Largest joint norm of the gradients of all variables, to which they
+            are scaled down; None: no limit.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    clip_norm: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_fields(self)
+
+    @property
+    def is_of_whole(self) -> bool:
+        """Whether gradients are clipped."""
+        return self.clip_norm is not None
+
+    def transform(
+        self, gradients: list[tf.Tensor], total_weight: tf.Tensor, step: tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Clips gradients to the joint norm."""
+        return tf.clip_by_global_norm(gradients, self.clip_norm)[0]
 
 
 class Recording:
@@ -26,8 +122,8 @@ class Recording:
     Args:
         variables: Variables to update. The optimizer must have been built on them.
         optimizer: A Keras optimizer; a `LossScaleOptimizer` scales and unscales.
-        transform: Maps the gradients of the global batch, unscaled, to the gradients
-            to apply.
+        estimator: Estimator of the gradient.
+        layers: Layers with these variables, for an estimator by example.
 
     Raises:
         ValueError: The optimizer clips gradients and there are several replicas: it
@@ -43,21 +139,27 @@ class Recording:
         self,
         variables: Sequence[keras.Variable],
         optimizer: keras.optimizers.Optimizer,
-        transform: Transform | None = None,
+        estimator: GradientEstimator | None = None,
+        layers: Iterable[keras.layers.Layer] = (),
     ):
         self.variables = list(variables)
         self.optimizer = optimizer
-        self.transform = transform
+        self.estimator = estimator or MeanGradient()
         self._num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        self._tape = tf.GradientTape(watch_accessed_variables=False)
+        self._tape = tf.GradientTape(
+            persistent=self.estimator.is_by_example, watch_accessed_variables=False
+        )
+        self._observing = self.estimator.observe(layers, self.variables, self._tape)
         _refuse_clipping_per_replica(optimizer, self._num_replicas)
 
     def __enter__(self) -> Recording:
         self._tape.__enter__()
         self._tape.watch([variable.value for variable in self.variables])
+        self._observed = self._observing.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._observing.__exit__(*error)
         self._tape.__exit__(*error)
 
     def minimize(self, losses: tf.Tensor, weights: tf.Tensor | None = None) -> None:
@@ -77,25 +179,31 @@ class Recording:
         if self._num_replicas > 1:
             total_weight = context.all_reduce(sum_of, total_weight)
         scale = self.optimizer.scale_loss(tf.ones([]))
-        gradients = self._tape.gradient(
+        gradients = self.estimator.gradients(
+            self._tape,
+            self._observed,
+            self.variables,
             losses,
-            [variable.value for variable in self.variables],
             # The gradient of the scaled mean with respect to the losses.
-            output_gradients=scale * tf.math.divide_no_nan(weights, total_weight),
+            seeds=scale * tf.math.divide_no_nan(weights, total_weight),
+            unit=tf.math.divide_no_nan(scale, total_weight),
         )
 
         # A variable that the loss does not use has no gradient; Keras warns about it.
         used = [i for i, gradient in enumerate(gradients) if gradient is not None]
         whole = [gradients[i] for i in used]
         loss_scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        summed_here = self._num_replicas > 1 and (self.transform or loss_scaled)
+        is_of_whole = self.estimator.is_of_whole
+        summed_here = self._num_replicas > 1 and (is_of_whole or loss_scaled)
         if summed_here:
-            # The transform needs the gradient of the global batch before the optimizer
+            # The estimator needs the gradient of the global batch before the optimizer
             # sums the replicas; so does the loss scale, which must find an overflow on
             # every replica or on none.
             whole = context.all_reduce(sum_of, whole)
-        if self.transform:
-            whole = self.transform([gradient / scale for gradient in whole])
+        if is_of_whole:
+            whole = [gradient / scale for gradient in whole]
+            step = self.optimizer.iterations.value
+            whole = self.estimator.transform(whole, total_weight, step)
             whole = [gradient * scale for gradient in whole]
         if summed_here:  # Undoes the optimizer's own sum.
             whole = [gradient / self._num_replicas for gradient in whole]
@@ -135,11 +243,6 @@ def alternate(
     return context.merge_call(choose, args=(is_first, *args))
 
 
-def clip_by_global_norm(max_norm: float) -> Transform:
-    """Returns a transform that scales gradients down to a joint norm of `max_norm`."""
-    return lambda gradients: tf.clip_by_global_norm(gradients, max_norm)[0]
-
-
 def update_average(
     averages: Sequence[keras.Variable],
     variables: Sequence[keras.Variable],
@@ -165,24 +268,25 @@ def update_average(
 
 
 def ema_decay(
-    images_seen: tf.Tensor, num_images: tf.Tensor, half_life: int
+    examples_seen: tf.Tensor, num_examples: tf.Tensor, half_life: int
 ) -> tf.Tensor:
-    """Decay of an exponential moving average for a step of `num_images` images.
+    """Decay of an exponential moving average for a step of `num_examples` examples.
 
-    The half-life is at most a twentieth of the images seen so far, so that the average
-    soon forgets the first weights (Karras et al., 2020, StyleGAN2-ADA).
+    The half-life is at most a twentieth of the examples seen so far, so that the
+    average soon forgets the first weights (Karras et al., 2020, StyleGAN2-ADA).
 
     Args:
-        images_seen: Integer scalar, images seen before.
-        num_images: Scalar, images of this step.
-        half_life: Number of images that halves the weight of an old value, above 0.
+        examples_seen: Integer scalar, examples seen before.
+        num_examples: Scalar, examples of this step.
+        half_life: Number of examples that halves the weight of an old value, above 0.
 
     Returns:
         float32 scalar in [0, 1).
     """
-    seen = tf.cast(images_seen, tf.float32) + tf.cast(num_images, tf.float32)
+    seen = tf.cast(examples_seen, tf.float32) + tf.cast(num_examples, tf.float32)
     return tf.pow(
-        0.5, tf.cast(num_images, tf.float32) / tf.minimum(float(half_life), 0.05 * seen)
+        0.5,
+        tf.cast(num_examples, tf.float32) / tf.minimum(float(half_life), 0.05 * seen),
     )
 
 
@@ -219,8 +323,8 @@ def _refuse_clipping_per_replica(
             raise ValueError(
                 "An optimizer that clips sees one replica's part of the gradient, not "
                 f"the whole. Received: {name}={getattr(inner, name)} with "
-                f"{num_replicas} replicas. Clip in the model instead "
-                "(`gradient_clip_norm=`, or `transform=` of `Recording`)."
+                f"{num_replicas} replicas. Give the model's `compile` "
+                "estimator=kgen.nn.MeanGradient(clip_norm=...) instead."
             )
 
 

@@ -56,6 +56,15 @@ def fold_in(row_keys: tf.Tensor, *parts: tf.Tensor | int) -> tf.Tensor:
     return row_keys
 
 
+def global_number(rows: tf.Tensor) -> tf.Tensor:
+    """Number of rows of the global batch, of which these are a replica's: int64."""
+    context = tf.distribute.get_replica_context()
+    if rows.shape[0] is not None:  # All replicas have as many.
+        return tf.constant(rows.shape[0] * context.num_replicas_in_sync, tf.int64)
+    num_rows = tf.shape(rows, out_type=tf.int64)[0]
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, num_rows)
+
+
 def global_positions(rows: tf.Tensor) -> tf.Tensor:
     """Positions of this replica's rows in the global batch: int64 [rows]."""
     context = tf.distribute.get_replica_context()

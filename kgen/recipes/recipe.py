@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,7 +14,7 @@ from kgen.arguments import (
     PositiveFloat,
     PositiveInt,
     Rule,
-    check,
+    check_fields,
 )
 
 # Standard library only up here: `kgen fit NAME --help` costs what click costs.
@@ -129,9 +128,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without the data."""
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        for field in dataclasses.fields(self):
-            check(field.name, getattr(self, field.name), hints[field.name])
+        check_fields(self)
 
     @property
     def run_folder(self) -> Path:
@@ -258,6 +255,7 @@ class Recipe:
         import tensorflow as tf
 
         from kgen import models
+        from kgen.nn import MeanGradient
 
         model_class = getattr(models, self.model_name)
         others = self.model_options(data, steps_per_epoch)
@@ -265,7 +263,7 @@ class Recipe:
         model.compile(
             *self.optimizers(steps_per_epoch),
             seed=self.seed,
-            gradient_clip_norm=self.gradient_clip_norm,
+            estimator=MeanGradient(self.gradient_clip_norm),
             steps_per_execution=min(self.steps_per_execution, steps_per_epoch),
             # XLA cannot reach the variables of another replica.
             jit_compile=self.jit_compile and not tf.distribute.has_strategy(),

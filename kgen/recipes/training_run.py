@@ -201,7 +201,9 @@ def _take_weights(recipe: Recipe, model: Any, run: str) -> None:
                 f"{shapes[1]} is needed."
             )
     model.set_weights(weights)
-    model.step.assign(0)  # Schedules, noise and the order of the data start anew.
+    # Schedules, noise and the order of the data start anew.
+    for counter in (model.step, model.examples_seen):
+        counter.assign(0)
 
 
 def _finish(recipe: Recipe, model, data, folder, report: Report) -> None:

@@ -209,7 +209,7 @@ def test_each_update_of_the_discriminator_sees_rows_of_its_own():
 def test_the_average_generator_has_the_half_life_in_images():
     model = small(ema_half_life=4, generator_normalization="none")
     model.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1))
-    model.images_seen.assign(10**6)  # past the ramp
+    model.examples_seen.assign(10**6)  # past the ramp
     before = [weight.numpy() for weight in model.average_generator.weights]
     model.train_on_batch({"images": images()})
     for average, old, new in zip(

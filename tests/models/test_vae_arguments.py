@@ -153,13 +153,14 @@ def test_conv_parameters_by_hand():
     assert sizes_of(vae) == (encoder, decoder)
 
 
-def test_all_parameters_are_trained_but_a_fixed_variance_and_the_step():
+def test_all_parameters_are_trained_but_a_fixed_variance_and_the_counters():
     vae = VAE(image_shape=SHAPE, latent_dim=2, hidden_units=(3,), prior="flow")
     networks = [vae.encoder, vae.decoder, vae.flow]
     expected = {id(w) for network in networks for w in network.weights}
     assert {id(w) for w in vae.trainable_weights} == expected
     assert {id(w) for w in vae.non_trainable_weights} == {
         id(vae.step),
+        id(vae.examples_seen),
         id(vae.log_variance),
     }
 

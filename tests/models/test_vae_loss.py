@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 import tensorflow as tf
 
-from kgen.nn import random
+from kgen.nn import MeanGradient, random
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 RNG = np.random.default_rng(5)
@@ -232,7 +232,7 @@ def test_a_gradient_is_clipped_to_its_joint_norm(make_linear_vae, binary_images)
         vae,
         binary_images,
         optimizer=keras.optimizers.SGD(1.0),
-        gradient_clip_norm=1e-3,
+        estimator=MeanGradient(1e-3),
     )
     squares = [
         np.sum((new.astype(np.float64) - old) ** 2)

@@ -16,18 +16,18 @@ import pytest
 import tensorflow as tf
 
 import processes
-from kgen.nn import gradients
+from kgen.nn import MeanGradient, gradients
 from two_replicas import take_steps
 
 ROWS = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
 
 
-def step(optimizer, rows=ROWS, transform=None, dtype="float32", weights=None):
+def step(optimizer, rows=ROWS, estimator=None, dtype="float32", weights=None):
     """One step from weight 1; returns the weight."""
     weight = keras.Variable(1.0)
     optimizer.build([weight])
 
-    with gradients.Recording([weight], optimizer, transform) as recording:
+    with gradients.Recording([weight], optimizer, estimator) as recording:
         outputs = tf.cast(weight.value, dtype) * tf.cast(rows, dtype)
         losses = tf.cast(outputs, tf.float32) ** 2
     recording.minimize(losses, weights)
@@ -40,12 +40,17 @@ def loss_scaled_sgd(rate, initial_scale=1024.0):
     )
 
 
-class Recorder:
-    """A transform that keeps what it is shown and changes nothing."""
+class Recorder(gradients.GradientEstimator):
+    """An estimator that keeps what `transform` is shown, and multiplies it."""
 
-    def __call__(self, values):
+    is_of_whole = True
+
+    def __init__(self, factor=1):
+        self.factor = factor
+
+    def transform(self, values, total_weight, step):
         self.seen = [float(value) for value in values]
-        return values
+        return [value * self.factor for value in values]
 
 
 # -- one device ---------------------------------------------------------------
@@ -86,9 +91,9 @@ def test_an_update_inside_a_recording_is_not_part_of_it():
 
 def test_a_transform_sees_and_replaces_the_gradient():
     recorder = Recorder()
-    step(keras.optimizers.SGD(0.1), transform=recorder)
+    step(keras.optimizers.SGD(0.1), estimator=recorder)
     np.testing.assert_allclose(recorder.seen, [15], rtol=1e-6)
-    weight = step(keras.optimizers.SGD(0.1), transform=lambda values: [values[0] * 2])
+    weight = step(keras.optimizers.SGD(0.1), estimator=Recorder(factor=2))
     np.testing.assert_allclose(weight, 1 - 3, rtol=1e-6)
 
 
@@ -119,9 +124,9 @@ def test_a_transform_sees_the_unscaled_gradient():
 
 def test_an_overflow_takes_no_step_and_halves_the_scale():
     """2 * 400 * 400 * 1024 / 4 = 8e7 is past float16's largest number of 65,504."""
-    for transform in (None, gradients.clip_by_global_norm(1.0)):
+    for estimator in (None, MeanGradient(1.0)):
         optimizer = loss_scaled_sgd(0.1)
-        weight = step(optimizer, ROWS * 100, transform, "float16")
+        weight = step(optimizer, ROWS * 100, estimator, "float16")
         assert weight == 1
         assert float(optimizer.dynamic_scale.value) == 512
 
@@ -134,10 +139,10 @@ def test_an_optimizer_may_clip_on_one_device():
 def test_clipping_by_the_global_norm_by_hand():
     """The norm of (3, 0; 4) is 5: to reach 2.5 all are halved; 10 is not exceeded."""
     values = [tf.constant([3.0, 0.0]), tf.constant(4.0)]
-    clipped = gradients.clip_by_global_norm(2.5)(values)
+    clipped = MeanGradient(2.5).transform(values, None, None)
     np.testing.assert_allclose(clipped[0], [1.5, 0])
     np.testing.assert_allclose(clipped[1], 2)
-    untouched = gradients.clip_by_global_norm(10.0)(values)
+    untouched = MeanGradient(10.0).transform(values, None, None)
     np.testing.assert_allclose(untouched[0], [3, 0])
     np.testing.assert_allclose(untouched[1], 4)
 
@@ -149,7 +154,7 @@ def test_a_step_compiles_under_xla():
 
     @tf.function(jit_compile=True)
     def compiled():
-        clip = gradients.clip_by_global_norm(3.0)
+        clip = MeanGradient(3.0)
         with gradients.Recording([weight], optimizer, clip) as recording:
             losses = (weight.value * ROWS) ** 2
         recording.minimize(losses)
@@ -199,7 +204,7 @@ def test_an_overflow_on_one_replica_takes_no_step_on_any(two_replicas):
 def test_an_optimizer_that_clips_is_refused_on_two_replicas(two_replicas, name):
     message = two_replicas["refused"][name]
     assert f"Received: {name}=1.0 with 2 replicas" in message
-    assert "gradient_clip_norm=" in message
+    assert "MeanGradient(clip_norm=...)" in message
 
 
 def test_noise_is_keyed_by_the_place_in_the_global_batch(two_replicas):

@@ -15,6 +15,7 @@ import tensorflow as tf
 from kgen.arguments import argument_names, check, require
 from kgen.models.shared import batches
 from kgen.models.shared.batches import Batch
+from kgen.models.shared.optimizers import built_optimizers
 from kgen.models.shared.signatures import Signature, trace
 from kgen.models.shared.specs import InputSpec
 from kgen.nn import gradients, random
@@ -39,9 +40,12 @@ class GenerativeModel(keras.Model):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        # Schedules and noise are functions of this counter and of nothing else: it is
-        # saved with the model, so a resumed run goes on where it was.
+        # Schedules and noise are functions of these counters and of nothing else: they
+        # are saved with the model, so a resumed run goes on where it was.
         self.step = self.add_counter("step")
+        self.examples_seen = self.add_counter("examples_seen")
+        # By the attribute of the average: that of the network, and the half-life.
+        self._averages: dict[str, tuple[str, int]] = {}
         self.seed = 0
         # Arguments that are Keras layers of the user's, by name; None for the default.
         self.own_networks: dict[str, keras.layers.Layer | None] = {}
@@ -89,11 +93,27 @@ class GenerativeModel(keras.Model):
             name=name,
         )
 
+    def add_average(self, name: str, network_name: str, half_life: int) -> None:
+        """Adds a copy of a network with the moving average of its weights.
+
+        Args:
+            name: Attribute of the model that is to hold the copy.
+            network_name: Attribute with the network, which has been built.
+            half_life: In examples: see `kgen.nn.gradients.ema_decay`.
+        """
+        network = getattr(self, network_name)
+        average = type(network).from_config(network.get_config())
+        average.build_from_config(network.get_build_config())
+        average.set_weights(network.get_weights())
+        average.trainable = False
+        setattr(self, name, average)
+        self._averages[name] = (network_name, half_life)
+
     def compile(
         self,
         *optimizers: str | keras.optimizers.Optimizer | None,
         seed: int = 0,
-        gradient_clip_norm: float | None = None,
+        estimator: gradients.GradientEstimator | None = None,
         steps_per_execution: int = 1,
         jit_compile: bool = False,
         run_eagerly: bool = False,
@@ -107,7 +127,8 @@ class GenerativeModel(keras.Model):
                 learning rate set that of the first. Under `mixed_float16` each is
                 wrapped in a `LossScaleOptimizer`.
             seed: Non-negative integer; all training noise follows from it.
-            gradient_clip_norm: Largest norm of the whole gradient, or None.
+            estimator: Estimator of the gradients, such as MeanGradient(clip_norm=1.0);
+                by default the gradient of the mean loss.
             steps_per_execution: Steps in one call of the compiled function. 32 or more
                 makes small models markedly faster; logs are seen that much less often.
                 Under a distribution strategy it is 1: Keras fails with more there.
@@ -118,45 +139,14 @@ class GenerativeModel(keras.Model):
         Raises:
             TypeError, ValueError: An unknown argument, such as a loss; a wrong one.
         """
-        slots = self.optimizer_slots
-        given = dict(zip(slots, optimizers, strict=False)) | named
-        if len(optimizers) > len(slots) or not given.keys() <= slots.keys():
-            unknown = ", ".join(given.keys() - slots.keys()) or f"{len(optimizers)}"
-            raise TypeError(
-                f"`compile` takes the optimizers {', '.join(slots)}; losses and "
-                f"metrics are the model's own. Received an unexpected: {unknown}"
-            )
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(
                 f"`seed` must be a non-negative integer. Received: seed={seed}"
             )
         self.seed = seed
-        self.gradient_clip_norm = gradient_clip_norm
-        self._optimizers = {}
-        for name, (network_name, make_default) in slots.items():
-            optimizer = given.get(name)
-            optimizer = keras.optimizers.get(optimizer or make_default())
-            if not optimizer.built:
-                self.prepare_optimizer(getattr(optimizer, "inner_optimizer", optimizer))
-            if optimizer in self._optimizers.values():
-                raise ValueError(
-                    "Each network needs an optimizer of its own: they keep state. "
-                    f"Received: the same one as {' and '.join(slots)}."
-                )
-            if optimizer.use_ema and len(slots) > 1:
-                raise ValueError(
-                    "`use_ema` takes effect with a single optimizer: Keras ends the "
-                    f"average of the first one alone. Received: {name} with "
-                    "use_ema=True. Use the model's own average, if it has one."
-                )
-            scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-            if self.dtype_policy.name == "mixed_float16" and not scaled:
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-            if not optimizer.built:
-                # Not in the first step: variables cannot be made inside a replica.
-                network = self if network_name is None else getattr(self, network_name)
-                optimizer.build(network.trainable_variables)
-            self._optimizers[name] = optimizer
+        self.estimator = estimator or gradients.MeanGradient()
+        self._optimizers = built_optimizers(self, optimizers, named)
+        for name, optimizer in self._optimizers.items():
             setattr(self, name, optimizer)
         if tf.distribute.has_strategy():  # keras-team/keras issue 19246
             steps_per_execution = 1
@@ -177,8 +167,9 @@ class GenerativeModel(keras.Model):
             return config  # Never compiled.
         names = ("steps_per_execution", "jit_compile", "run_eagerly")
         config = {name: config[name] for name in names}
-        config |= {"seed": self.seed, "gradient_clip_norm": self.gradient_clip_norm}
-        return config | keras.saving.serialize_keras_object(self._optimizers)
+        objects = {**self._optimizers, "estimator": self.estimator}
+        config |= keras.saving.serialize_keras_object(objects)
+        return config | {"seed": self.seed}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles with what `get_compile_config` returned."""
@@ -342,23 +333,38 @@ class GenerativeModel(keras.Model):
         positions = random.global_positions(rows)
         return random.keys(self.seed, stream, step, positions)
 
-    def recording(
-        self,
-        network: keras.layers.Layer | None = None,
-        optimizer: keras.optimizers.Optimizer | None = None,
-    ) -> gradients.Recording:
-        """Records the losses of one optimizer step: see `kgen.nn.gradients`.
+    def recording(self, optimizer: str | None = None) -> gradients.Recording:
+        """Records losses for one step of an optimizer: see `kgen.nn.gradients`.
 
         Args:
-            network: Layer whose trainable variables are updated; by default all.
-            optimizer: Their optimizer; by default the only one.
+            optimizer: Name in `optimizer_slots`, where the network stands whose
+                variables it updates; by default the only one.
         """
-        clip = self.gradient_clip_norm
+        name = next(iter(self.optimizer_slots)) if optimizer is None else optimizer
+        network_name, _ = self.optimizer_slots[name]
+        network = self if network_name is None else getattr(self, network_name)
         return gradients.Recording(
-            (self if network is None else network).trainable_variables,
-            self.optimizer if optimizer is None else optimizer,
-            transform=gradients.clip_by_global_norm(clip) if clip else None,
+            network.trainable_variables,
+            self._optimizers[name],
+            self.estimator,
+            network._flatten_layers(),
         )
+
+    def finish_step(self, rows: tf.Tensor) -> None:
+        """Counts a training step and its examples, and moves the averages.
+
+        Args:
+            rows: Any tensor with a row for each example of this replica.
+        """
+        num_examples = random.global_number(rows)
+        for name, (network_name, half_life) in self._averages.items():
+            decay = gradients.ema_decay(
+                self.examples_seen.value, num_examples, half_life
+            )
+            average, network = getattr(self, name), getattr(self, network_name)
+            gradients.update_average(average.variables, network.variables, decay)
+        self.step.assign_add(1)
+        self.examples_seen.assign_add(num_examples)
 
     def float32_clone(self) -> GenerativeModel:
         """Returns this model computing in float32: itself, or a copy of its weights."""

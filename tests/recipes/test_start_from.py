@@ -29,10 +29,10 @@ def test_training_starts_with_the_weights_of_the_run_at_step_0(trained):
         kgen.load(run(trained.parent, "second", **options)),
         kgen.load(trained),
     )
+    assert int(model.step) == STEPS_PER_EPOCH == int(source.step) / 2
+    assert int(model.examples_seen) == int(source.examples_seen) / 2 > 0
     for ours, theirs in zip(model.weights, source.weights, strict=True):
-        if ours is model.step:
-            assert (int(ours), int(theirs)) == (STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH)
-        else:
+        if ours is not model.step and ours is not model.examples_seen:
             np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
 
 

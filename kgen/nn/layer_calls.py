@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -122,6 +122,20 @@ def _is_plain(layer, kind):
     return isinstance(layer, kind) and type(layer).call is kind.call and names <= plain
 
 
+class Factors(NamedTuple):
+    """Gradient of a variable for each example, as the product left^T right.
+
+    Attributes:
+        left: [rows, time, ...]; integers [rows, time] stand for rows of a unit matrix.
+        right: [rows, time, ...].
+        inner: Vectors in a row of the layer's inputs; None: known when it runs.
+    """
+
+    left: tf.Tensor
+    right: tf.Tensor
+    inner: int | None
+
+
 class LayerCall:
     """One call of a layer: inputs, outputs, and the gradients of the outputs.
 
@@ -163,21 +177,19 @@ class LayerCall:
             scaled.append(delta * tf.cast(each, delta.dtype))
         return indexed(self.indices, tape.gradient(self.outputs, self.copies, scaled))
 
-    # A closed form is (left, right) for each variable, [rows, time, ...], where the
-    # gradient of a row is left^T right. Integers stand for rows of a unit matrix.
-
-    def closed_form(self) -> list[tuple[tf.Tensor, tf.Tensor]] | None:
+    def closed_form(self) -> list[Factors] | None:
         """Factors of the gradient of each variable, or None."""
-        inputs = self.arguments[0]
+        inputs, delta = tf.nest.flatten(self.arguments)[0], self.deltas[0]
+        inner = delta.shape[1:-1].num_elements()
+        delta = _by_row(delta, self.rows)
         if _is_plain(self.layer, keras.layers.Embedding):
-            [tokens], [delta] = inputs, self.deltas
-            tokens = _by_row(tf.cast(tokens, tf.int64)[..., None], self.rows)[..., 0]
-            return [(tokens, _by_row(delta, self.rows))]
+            tokens = _by_row(tf.cast(inputs, tf.int64)[..., None], self.rows)
+            return [Factors(tokens[..., 0], delta, inner)]
         if not _is_plain(self.layer, keras.layers.Dense):
             return None
-        delta = _by_row(self.deltas[0], self.rows)
-        kernel = (_by_row(inputs[0], self.rows), delta)
-        return [kernel, (tf.ones_like(delta[..., :1]), delta)][: len(self.indices)]
+        kernel = Factors(_by_row(inputs, self.rows), delta, inner)
+        bias = Factors(tf.ones_like(delta[..., :1]), delta, inner)
+        return [kernel, bias][: len(self.indices)]
 
     def row_inputs(self) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
         """Tensors among the arguments, and output gradients: [rows, group, ...]."""

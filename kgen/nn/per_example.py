@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -142,14 +142,11 @@ class PerExampleGradient(GradientEstimator):
         """Adds noise, the same on every replica."""
         size = self.clip_norm * self.noise_multiplier * (self.max_weight or 0.0)
         deviation = tf.math.divide_no_nan(size, total_weight)
-        fold_in = tf.random.experimental.stateless_fold_in
-        seed = fold_in(tf.constant(self.noise_seed, tf.int64), tf.cast(step, tf.int64))
+        seed = _fold_in(tf.constant(self.noise_seed, tf.int64), step)
         return [
             gradient
             + tf.cast(deviation, gradient.dtype)
-            * tf.random.stateless_normal(
-                gradient.shape, fold_in(seed, index), dtype=gradient.dtype, alg="philox"
-            )
+            * tf.cast(_normal(gradient.shape, _fold_in(seed, index)), gradient.dtype)
             for index, gradient in enumerate(gradients)
         ]
 
@@ -196,33 +193,30 @@ def _sum(gradients):
 def _squared_norms(calls, outside, variables, rows, micro_batch):
     """Squared norm of the gradient of each row: float32 [rows]."""
     forms = [call.closed_form() for call in calls]
-    factors: list[Any] = [[] for _ in variables]
-    open_indices = {*outside.indices}
-    for call, form in zip(calls, forms, strict=True):
-        if form is None:
-            open_indices |= {*call.indices}
-            continue
-        for index, pair in zip(call.indices, form, strict=True):
-            factors[index].append(pair)
-    # Tokens and vectors of one variable have no closed form together.
-    open_indices |= {
-        index
-        for index, pairs in enumerate(factors)
-        if len({left.shape.rank for left, _ in pairs}) > 1
-    }
-    squares = tf.zeros([rows])
-    for index, pairs in enumerate(factors):
-        if pairs and index not in open_indices:
-            left, right = (tf.concat(part, axis=1) for part in zip(*pairs, strict=True))
-            squares += _squared_norm_of_product(left, right)
-    if not open_indices:
-        return squares
-
     opened = [call for call, form in zip(calls, forms, strict=True) if form is None]
-    pairs = [[i, *pair] for i in open_indices for pair in factors[i]]
+    factors = [
+        (index, one)
+        for call, form in zip(calls, forms, strict=True)
+        for index, one in zip(call.indices, form or (), strict=False)
+    ]
+    open_indices = {*outside.indices}.union(*(call.indices for call in opened))
+    squares = [tf.zeros([rows])]
+    for index in sorted(dict(factors).keys() - open_indices):
+        of_variable = [one for i, one in factors if i == index]
+        if len({one.left.shape.rank for one in of_variable}) == 1:
+            squares.append(_squared_norm(of_variable))
+        else:  # Tokens and vectors have no closed form together.
+            open_indices.add(index)
+    # Not a chain of additions, which TensorFlow orders by what it knows of the shapes:
+    # that is not the same in a worker and a replica.
+    closed = tf.add_n(squares)
+    if not open_indices:
+        return closed
+
+    factors = [(index, one) for index, one in factors if index in open_indices]
     tensors = (
         [call.row_inputs() for call in opened],
-        [pair[1:] for pair in pairs],
+        [(one.left, one.right) for _, one in factors],
         tf.range(rows),
     )
 
@@ -231,32 +225,53 @@ def _squared_norms(calls, outside, variables, rows, micro_batch):
         found = outside.row_gradients(some_rows)
         for call, one in zip(opened, inputs, strict=True):
             found += call.row_gradients(*one)
-        for (index, *_), (left, right) in zip(pairs, products, strict=True):
+        for (index, _), (left, right) in zip(factors, products, strict=True):
             found.append((index, _product(left, right, variables[index].shape)))
-        total = 0.0
-        for index in open_indices:
+        total = []
+        for index in sorted(open_indices):
             summed = tf.cast(_sum([g for i, g in found if i == index]), tf.float32)
-            total += tf.reduce_sum(
-                tf.square(summed), axis=tuple(range(1, summed.shape.rank))
-            )
-        return total
+            others = tuple(range(1, summed.shape.rank))
+            total.append(tf.reduce_sum(tf.square(summed), axis=others))
+        return tf.add_n(total)
 
-    return squares + _in_micro_batches(of_micro_batch, tensors, rows, micro_batch)
+    return closed + _in_micro_batches(of_micro_batch, tensors, rows, micro_batch)
 
 
-def _squared_norm_of_product(left, right):
-    """Squared norm of left^T right of each row: [rows]."""
-    width = 1 if left.shape.rank == 2 else left.shape[2]
-    time = left.shape[1]
+def _bits(shape, seed, dtype):
+    """Philox bits of a seed, int64 [2]; they are the same with XLA, normals are not."""
+    return tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype=dtype, alg="philox"
+    )
+
+
+def _fold_in(seed, number):
+    """A seed that follows from a seed and a number: int64 [2]."""
+    number = tf.cast(number, tf.int64)
+    return _bits([2], tf.bitwise.bitwise_xor(seed, tf.stack([0, number])), tf.int64)
+
+
+def _normal(shape, seed):
+    """Normal noise, by Box and Muller: float32."""
+    bits = _bits([2, *shape], seed, tf.uint32)
+    first, second = tf.unstack((tf.cast(bits, tf.float32) + 0.5) * 2.0**-32)
+    return tf.sqrt(-2.0 * tf.math.log(first)) * tf.cos(2.0 * math.pi * second)
+
+
+def _squared_norm(factors):
+    """Squared norm of the sum of left^T right for each row: [rows].
+
+    The way to compute it does not depend on whether the number of rows is known: with
+    several workers, that may differ from one to the next.
+    """
+    left = tf.concat([one.left for one in factors], axis=1)
+    right = tf.concat([one.right for one in factors], axis=1)
     if left.shape.rank == 2:
         gram = tf.cast(left[:, :, None] == left[:, None], tf.float32)
-    elif time == 1:
-        square = functools.partial(tf.reduce_sum, axis=(1, 2))
-        return square(tf.square(left)) * square(tf.square(right))
-    elif width == 1 or (time and 2 * time * time > width * right.shape[2]):
-        product = tf.matmul(left, right, transpose_a=True)
-        return tf.reduce_sum(tf.square(product), axis=(1, 2))
     else:
+        inner = sum(one.inner or 0 for one in factors)
+        if left.shape[2] == 1 or 2 * inner**2 > left.shape[2] * right.shape[2]:
+            product = tf.matmul(left, right, transpose_a=True)
+            return tf.reduce_sum(tf.square(product), axis=(1, 2))
         gram = tf.matmul(left, left, transpose_b=True)
     gram *= tf.matmul(right, right, transpose_b=True)
     return tf.reduce_sum(gram, axis=(1, 2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import numbers
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -109,10 +110,33 @@ def check_fields(instance: Any) -> None:
         check(field.name, getattr(instance, field.name), hints[field.name])
 
 
-def require(kept: bool, name: str, value: Any, rule: str) -> None:
-    """Raises a ValueError with the argument's rule and value, unless it is kept."""
+def require(kept: bool, name: str, value: Any, rule: str, hint: str = "") -> None:
+    """Raises a ValueError with the argument's rule and value, unless it is kept.
+
+    Args:
+        kept: Whether the value keeps the rule.
+        name: Name of the argument.
+        value: Its value.
+        rule: The rule, such as "be above 0".
+        hint: End of the message: the way out.
+    """
     if not kept:
-        raise ValueError(f"`{name}` must {rule}. Received: {name}={value!r}")
+        shown = repr(value) if isinstance(value, str) else value
+        raise ValueError(f"`{name}` must {rule}. Received: {name}={shown}{hint}")
+
+
+def check_integer(
+    name: str, value: Any, least: int = 1, why: str = "", hint: str = ""
+) -> None:
+    """Raises a ValueError unless an argument is an integer of at least `least`."""
+    kept = isinstance(value, numbers.Integral) and int(value) >= least
+    require(kept, name, value, f"be an integer of at least {least}{why}", hint)
+
+
+def check_seed(seed: Any) -> None:
+    """Raises a ValueError unless a seed is an integer in [0, 2**63)."""
+    kept = isinstance(seed, numbers.Integral) and 0 <= int(seed) < 2**63
+    require(kept, "seed", seed, "be an integer in [0, 2**63)")
 
 
 def rules_of(hint: Any) -> list[Rule]:

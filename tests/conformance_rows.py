@@ -443,7 +443,7 @@ ROWS = [
         name="GPT: rotary, dropout",
         make=functools.partial(
             GPT,
-            tokenizer=data.CharTokenizer(LETTERS).config(),
+            tokenizer=data.CharTokenizer(LETTERS),
             context=8,
             num_layers=2,
             num_heads=2,
@@ -462,7 +462,7 @@ ROWS = [
         name="BERT: dropout",
         make=functools.partial(
             BERT,
-            tokenizer=data.CharTokenizer(LETTERS).config(),
+            tokenizer=data.CharTokenizer(LETTERS),
             context=9,
             num_layers=1,
             num_heads=2,

@@ -14,7 +14,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "tokenizers": [
             "ByteTokenizer",
             "CharTokenizer",
-            "tokenizer_from_config",
             "tokenizer_from_json",
         ],
     },

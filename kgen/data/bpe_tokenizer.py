@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kgen.data.pipeline import check_integer
-from kgen.data.tokenizer_interface import Tokenizer
+from kgen.arguments import check_integer
+from kgen.data.tokenizer_interface import Tokenizer, added_tokens
 
 # A byte-level vocabulary writes each byte as one printable character: itself where
 # Latin-1 prints it, and else the next one from 256 on (Radford et al., 2019).
@@ -30,18 +32,33 @@ _OVER_AN_END = re.compile(r"[^ĊĠĉč ][Ġ ]")  # no newline, space, tab or \r,
 _MIN_COUNT = 2  # occurrences of a pair of symbols that becomes a token
 
 
+class Merges(NamedTuple):
+    """The parts of a byte pair encoding.
+
+    Attributes:
+        byte_ids: Id of each byte, int32 [256].
+        merges: Ids of the two tokens of each merge, and of the new one: int32 [n, 3];
+            earlier ones come first.
+        texts: The bytes of each id.
+    """
+
+    byte_ids: np.ndarray
+    merges: np.ndarray
+    texts: list[bytes]
+
+
 class BPETokenizer(Tokenizer):
     """Byte pair encoding by the `tokenizers` library, on bytes: it encodes any text.
 
-    Special tokens are neither added nor recognised: text that spells one stays text.
-
     Args:
         tokenizer_json: The text of a tokenizer.json whose model is a BPE on bytes, such
-            as those of GPT-2 and Llama 3. Its truncation and padding are ignored.
+            as those of GPT-2 and Llama 3. Its truncation and padding are ignored. Its
+            special tokens are known, and neither added to texts nor found in them.
+        special_tokens: Names of special tokens; new ones get the next ids.
 
     Raises:
         ImportError: The library is not installed.
-        ValueError: The text is no such file.
+        ValueError: The text is no such file; a special token is empty or given twice.
 
     Example:
         >>> tokenizer = kgen.data.BPETokenizer.train(["low lower lowest"] * 9, 300)
@@ -53,10 +70,9 @@ class BPETokenizer(Tokenizer):
     """
 
     kind = "bpe"
-    in_graph = False
     _arguments = ("tokenizer_json",)
 
-    def __init__(self, tokenizer_json: str):
+    def __init__(self, tokenizer_json: str, special_tokens: Sequence[str] = ()):
         library = _import_tokenizers()
         try:
             tokenizer = library.Tokenizer.from_str(tokenizer_json)
@@ -69,9 +85,16 @@ class BPETokenizer(Tokenizer):
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # as text, by the model
         vocab = tokenizer.get_vocab()
-        self.tokenizer_json = tokenizer_json
-        self.vocab_size = max(vocab.values(), default=-1) + 1
+        known = {
+            token.content: number
+            for number, token in tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        num_ids = max(vocab.values(), default=-1) + 1
+        self.take_special_tokens(special_tokens, num_ids, known)
+        self.tokenizer_json = self._with_new_tokens(tokenizer_json, known)
         self._tokenizer = tokenizer
+        self._vocab = vocab
         self._in_pieces = not any(map(_OVER_AN_END.search, vocab))
         all_bytes = set(BYTE_SYMBOLS.values()) <= set(vocab)
         if not all_bytes or self.decode(self.encode(_PROBE)) != _PROBE:
@@ -83,7 +106,12 @@ class BPETokenizer(Tokenizer):
             )
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        special_tokens: Sequence[str] = (),
+    ) -> BPETokenizer:
         """Returns a tokenizer with the most frequent tokens of some texts.
 
         The same texts give the same tokenizer. The first 256 ids are the single bytes.
@@ -92,8 +120,9 @@ class BPETokenizer(Tokenizer):
 
         Args:
             texts: The training texts.
-            vocab_size: Number of ids, at least 256. There are fewer if too few pairs
-                occur twice in the texts.
+            vocab_size: Number of ids, at least 256, without the special tokens. There
+                are fewer if too few pairs occur twice in the texts.
+            special_tokens: Names of special tokens, which get the next ids.
 
         Raises:
             ImportError: The `tokenizers` library is not installed.
@@ -114,7 +143,7 @@ class BPETokenizer(Tokenizer):
             min_frequency=_MIN_COUNT,
             show_progress=False,
         )
-        return cls(tokenizer.to_str())
+        return cls(tokenizer.to_str(), special_tokens)
 
     def _encode(self, text: str) -> np.ndarray:
         pieces = _PIECE.findall(text) if self._in_pieces else [text]
@@ -124,12 +153,50 @@ class BPETokenizer(Tokenizer):
         ]
         return np.concatenate([np.zeros(0, np.int32), *ids])
 
+    @functools.cached_property
+    def merges(self) -> Merges | None:
+        """The merges, where words are split as in GPT-2; None for other files."""
+        parts = json.loads(self.tokenizer_json)
+        model, words = parts["model"], parts["pre_tokenizer"] or {}
+        plain = {"dropout", "unk_token", "continuing_subword_prefix"}
+        plain |= {"end_of_word_suffix", "byte_fallback", "ignore_merges"}
+        if (
+            parts["normalizer"]
+            or any(model.get(name) for name in plain)
+            or (words.get("type"), words.get("add_prefix_space"))
+            != ("ByteLevel", False)
+            or not words.get("use_regex", True)
+        ):
+            return None
+        pairs = [
+            merge.split(" ") if isinstance(merge, str) else merge
+            for merge in model["merges"]
+        ]
+        ids = [[self._vocab[sign] for sign in (*pair, "".join(pair))] for pair in pairs]
+        of_byte = {symbol: byte for byte, symbol in BYTE_SYMBOLS.items()}
+        texts = [b""] * self.vocab_size
+        for token, number in self._vocab.items():
+            if token not in self.special_ids:
+                texts[number] = bytes(of_byte[sign] for sign in token)
+        return Merges(
+            np.array([self._vocab[BYTE_SYMBOLS[byte]] for byte in range(256)], "i4"),
+            np.array(ids, "i4").reshape(-1, 3),
+            texts,
+        )
+
     def _decode(self, ids: np.ndarray) -> str:
         return self._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
 
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json; see `Tokenizer.to_json`."""
         return self.tokenizer_json
+
+    def _with_new_tokens(self, tokenizer_json, known):
+        new = [one for one in added_tokens(self) if one["content"] not in known]
+        if not new:
+            return tokenizer_json
+        parts = json.loads(tokenizer_json)
+        return json.dumps(parts | {"added_tokens": parts["added_tokens"] + new})
 
 
 def _import_tokenizers() -> Any:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from kgen.data.pipeline import Pipeline, Read, check_option, check_seed
+from kgen.arguments import check_seed, require
+from kgen.data.pipeline import Pipeline, Read
 
 SPLITS = ("train", "validation", "test")
 
@@ -151,7 +152,7 @@ class DataSet:
 
     def _check_split(self, split: str) -> None:
         rule = f"be one of {', '.join(self.splits)}"
-        check_option(split in self.splits, "split", split, rule, self._split_hint)
+        require(split in self.splits, "split", split, rule, self._split_hint)
 
 
 def take_batch_options(options: dict[str, Any]) -> dict[str, Any]:

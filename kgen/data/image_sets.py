@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from kgen.arguments import require
 from kgen.data import image_arrays
 from kgen.data.celeba import find_celeba_files
 from kgen.data.dataset import SPLITS, DataSet, take_batch_options
@@ -26,7 +27,7 @@ from kgen.data.image_rows import (
 )
 from kgen.data.named_builders import NAME, DataDir
 from kgen.data.named_images import open_named_images
-from kgen.data.pipeline import SPLIT_STREAM, Batch, Read, check_option, permutation
+from kgen.data.pipeline import SPLIT_STREAM, Batch, Read, permutation
 from kgen.data.source_files import open_root
 from kgen.data.stacked_images import stack_channels
 from kgen.nn import random
@@ -151,8 +152,8 @@ def open_images(
         digits: 1,797 images 8x8x1, uint8 in 0..255, 10 classes; train 1,439, ...
     """
     channels_rule = "be 1 (grey) or 3 (RGB)"
-    check_option(channels in (None, 1, 3), "channels", channels, channels_rule)
-    check_option(cache in _CACHES, "cache", cache, f"be one of {', '.join(_CACHES)}")
+    require(channels in (None, 1, 3), "channels", channels, channels_rule)
+    require(cache in _CACHES, "cache", cache, f"be one of {', '.join(_CACHES)}")
     wanted = ImageFormat(_image_size(image_size), channels)
     return ImageSet(_open_source(source, wanted, data_dir, cache, download))
 
@@ -220,7 +221,7 @@ def _image_size(image_size: int | tuple[int, int] | None) -> Size | None:
     is_pair = isinstance(size, (tuple, list)) and len(size) == 2
     kept = is_pair and all(isinstance(length, int) and length > 0 for length in size)
     rule = "be a positive number of pixels, or a pair of them, height and width"
-    check_option(kept, "image_size", image_size, rule)
+    require(kept, "image_size", image_size, rule)
     return size[0], size[1]
 
 
@@ -302,7 +303,7 @@ class ImageSet(DataSet):
     ) -> tuple[Read, int]:
         known = binarize in (None, *_BINARIZE_STREAMS)
         rule = "be None, 'dynamic' or 'static'"
-        check_option(known, "binarize", binarize, rule)
+        require(known, "binarize", binarize, rule)
         rows = self._splits[split]
         in_memory = is_in_memory(rows.images)
         with tf.device("CPU:0"):  # tf.data reads there; captured, never copied

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kgen.arguments import check_integer, check_seed, require
+
 # The purpose of an order is part of its key: no two purposes share random bits.
 ORDER_STREAM, SPLIT_STREAM = 0, 3
 USERS_STREAM, HIDDEN_STREAM, LAST_STREAM, PAIRS_STREAM, ITEMS_STREAM = 4, 5, 6, 7, 8
@@ -31,27 +33,6 @@ def permutation(num_rows: int, seed: int, stream: int, epoch: int = 0) -> np.nda
     low_bits = np.uint64(2 ** num_rows.bit_length() - 1)
     rows = np.arange(num_rows, dtype=np.uint64)
     return (np.sort((draws & ~low_bits) | rows) & low_bits).astype(np.int64)
-
-
-def check_option(kept: bool, name: str, value: Any, rule: str, hint: str = "") -> None:
-    """Raises ValueError, with an option's rule and value, unless the rule is kept."""
-    if not kept:
-        shown = repr(value) if isinstance(value, str) else value
-        raise ValueError(f"`{name}` must {rule}. Received: {name}={shown}{hint}")
-
-
-def check_integer(
-    name: str, value: Any, least: int = 1, why: str = "", hint: str = ""
-) -> None:
-    """Raises ValueError unless an option is an integer of at least `least`."""
-    kept = isinstance(value, (int, np.integer)) and int(value) >= least
-    check_option(kept, name, value, f"be an integer of at least {least}{why}", hint)
-
-
-def check_seed(seed: int) -> None:
-    """Raises ValueError unless the seed is an integer in [0, 2**63)."""
-    kept = isinstance(seed, (int, np.integer)) and 0 <= seed < 2**63
-    check_option(kept, "seed", seed, "be an integer in [0, 2**63)")
 
 
 @dataclass(eq=False)
@@ -185,7 +166,7 @@ class Pipeline:
         shares = num_ranks * replicas
         last = self.steps_per_epoch
         rule = f"be between 0 and steps_per_epoch={last}"
-        check_option(0 <= skip <= last, "skip", skip, rule)
+        require(0 <= skip <= last, "skip", skip, rule)
         if replicas < 1 or not 0 <= rank < num_ranks:
             raise ValueError(
                 "`replicas` must be at least 1 and `rank` in [0, num_ranks). Received: "
@@ -209,7 +190,7 @@ class Pipeline:
             # (https://github.com/tensorflow/tensorflow/pull/123530).
             epoch = next(passes) if pinned["epoch"] is None else int(pinned["epoch"])
             rule = f"be in [0, {_EPOCH_LIMIT})"
-            check_option(0 <= epoch < _EPOCH_LIMIT, "epoch", epoch, rule)
+            require(0 <= epoch < _EPOCH_LIMIT, "epoch", epoch, rule)
             if not shuffle:
                 return np.int64(0), np.arange(total_rows)
             return np.int64(epoch), permutation(total_rows, seed, ORDER_STREAM, epoch)

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kgen.arguments import check_integer, check_seed, require
 from kgen.data import pipeline
 from kgen.data.dataset import SPLITS
-from kgen.data.pipeline import check_integer, check_option, check_seed, permutation
+from kgen.data.pipeline import permutation
 from kgen.data.rating_columns import ROLES, RatingTable, Wanted
 
 # As many as Liang et al. (2018) hold out of MovieLens 20M, in validation and in test.
@@ -37,10 +38,10 @@ class RatingOptions:
         """Raises ValueError for an option out of its range."""
         least, strategy = self.min_rating, self.split_strategy
         finite = least is None or math.isfinite(least)
-        check_option(finite, "min_rating", least, "be a finite number or None")
+        require(finite, "min_rating", least, "be a finite number or None")
         check_integer("min_items", self.min_items)
         rule = f"be one of {', '.join(STRATEGIES)}"
-        check_option(strategy in STRATEGIES, "split_strategy", strategy, rule)
+        require(strategy in STRATEGIES, "split_strategy", strategy, rule)
         if self.held_out_users is not None and strategy != "strong":
             raise ValueError(
                 "`held_out_users` is for split_strategy='strong' only. Received: "
@@ -48,7 +49,7 @@ class RatingOptions:
             )
         check_seed(self.seed)
         share, rule = self.hidden_fraction, "be between 0 and 1, both excluded"
-        check_option(0 < share < 1, "hidden_fraction", share, rule)
+        require(0 < share < 1, "hidden_fraction", share, rule)
         names = self.columns
         if names is not None and (isinstance(names, str) or not 2 <= len(names) <= 4):
             raise ValueError(

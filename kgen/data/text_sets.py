@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kgen.arguments import check_integer, require
 from kgen.data.bpe_tokenizer import BPETokenizer
 from kgen.data.dataset import SPLITS, DataSet, take_batch_options
 from kgen.data.named_builders import NAME, DataDir
 from kgen.data.named_texts import PYTHON_MANUAL, read_named_texts, read_python_manual
-from kgen.data.pipeline import Batch, Read, check_integer, check_option
+from kgen.data.pipeline import Batch, Read
 from kgen.data.text_files import Documents, read_text_files, read_text_list
 from kgen.data.tokenizer_interface import Tokenizer
 from kgen.data.tokenizers import (
-    KINDS,
     ByteTokenizer,
     CharTokenizer,
-    tokenizer_from_config,
 )
 from kgen.nn import random
 
 SEPARATOR = "\n\n"  # between documents
 
+TOKENIZERS = ("char", "byte", "bpe")
 _TOKENS_PER_READ = 2**18  # few calls, the first of them short
 
 Source = str | os.PathLike | Sequence[str]
@@ -72,7 +72,7 @@ def text(source: Source, *, split: str = "train", **options: Any) -> tf.data.Dat
 def open_text(
     source: Source,
     *,
-    tokenizer: str | Tokenizer | dict[str, Any] = "char",
+    tokenizer: str | Tokenizer = "char",
     vocab_size: int | None = None,
     context: int = 256,
     validation_fraction: float = 0.1,
@@ -113,7 +113,7 @@ def open_text(
             - "byte": the 256 bytes of UTF-8;
             - "bpe": byte pair encoding with `vocab_size` ids, learned from the training
               split alone; needs the extra `text`;
-            - a tokenizer, or its `config()`.
+            - a tokenizer.
         vocab_size: Number of ids of "bpe", at least 256; for no other.
         context: Tokens that a model sees at most, at least 1. A window has one more:
             the inputs are all but the last, the targets all but the first.
@@ -245,7 +245,7 @@ class TextSet(DataSet):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of the tokenizer, the splits and their tokens."""
-        head = json.dumps([self.tokenizer.config(), self.splits, self._characters])
+        head = json.dumps([self.tokenizer.get_config(), self.splits, self._characters])
         digest = hashlib.sha256(head.encode())
         for tokens in self._tokens.values():
             digest.update(tokens.astype("<i4").data)
@@ -304,11 +304,11 @@ class TextSet(DataSet):
 
 def _check_tokenizer(tokenizer: Any, vocab_size: int | None) -> None:
     if isinstance(tokenizer, str):
-        rule = f"be {', '.join(KINDS)} or a tokenizer"
-        check_option(tokenizer in KINDS, "tokenizer", tokenizer, rule)
-    elif not isinstance(tokenizer, (Tokenizer, dict)):
+        rule = f"be {', '.join(TOKENIZERS)} or a tokenizer"
+        require(tokenizer in TOKENIZERS, "tokenizer", tokenizer, rule)
+    elif not isinstance(tokenizer, Tokenizer):
         raise TypeError(
-            "`tokenizer` must be a name, a tokenizer or its `config()`. Received: "
+            "`tokenizer` must be a name or a tokenizer. Received: "
             f"{type(tokenizer).__name__}"
         )
     if (vocab_size is None) == (tokenizer == "bpe"):
@@ -324,8 +324,6 @@ def _make_tokenizer(
 ) -> Tokenizer:
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
-    if isinstance(tokenizer, dict):
-        return tokenizer_from_config(tokenizer)
     if tokenizer == "char":
         return CharTokenizer.of_text(whole)
     if tokenizer == "byte":

@@ -1,4 +1,7 @@
-"""The interface of every tokenizer: text to ids and back, in Python and in graphs."""
+"""The interface of every tokenizer: text to ids and back.
+
+`kgen.data.graph_tokenizers` does the same in TensorFlow operations.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,66 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow as tf
 
+from kgen.arguments import require
 from kgen.data.text_files import check_unicode
 from kgen.files import replacing
-
-_NOT_IN_GRAPH = (
-    "Only char and byte tokenizers run in a graph. Received: a {} tokenizer. Encode "
-    "and decode in Python."
-)
 
 
 class Tokenizer:
     """Maps text to token ids and back.
 
-    Tokenizers of one kind and with an equal `config()` are equal.
+    Special tokens mark beginnings, ends and the like. No text has their ids: a special
+    token that is spelt in a text stays text. They decode to nothing.
+
+    Tokenizers of one class and with an equal `get_config()` are equal.
 
     Attributes:
         kind: "char", "byte" or "bpe".
         vocab_size: Number of ids: they are 0 to vocab_size - 1.
-        in_graph: Whether `encode_strings` and `decode_ids` do the same in TensorFlow
-            operations, for a SavedModel.
+        special_ids: The id of each special token, by its name.
     """
 
     kind: ClassVar[str]
-    in_graph: ClassVar[bool]
     vocab_size: int
+    special_ids: dict[str, int]
 
     _arguments: ClassVar[tuple[str, ...]] = ()  # of the constructor, as attributes
+
+    def take_special_tokens(
+        self, special_tokens: Sequence[str], num_ids: int, known: dict[str, int]
+    ) -> None:
+        """Sets `special_ids` and `vocab_size`.
+
+        Args:
+            special_tokens: Names; those that are not known get the next ids.
+            num_ids: Number of the other ids, and of the known ones.
+            known: Special tokens that have an id already.
+
+        Raises:
+            ValueError: A name is empty or given twice.
+        """
+        names = tuple(special_tokens)
+        kept = all(names) and len({*names}) == len(names)
+        require(kept, "special_tokens", names, "be distinct names, none of them empty")
+        self.special_tokens = names
+        new = [name for name in names if name not in known]
+        self.special_ids = known | {n: num_ids + i for i, n in enumerate(new)}
+        self.vocab_size = num_ids + len(new)
+
+    def special_id(self, name: str) -> int:
+        """Returns the id of a special token.
+
+        Raises:
+            ValueError: There is none of this name.
+        """
+        if name not in self.special_ids:
+            raise ValueError(
+                f"The tokenizer must have the special token. Received: {name!r}; it "
+                f"has {', '.join(map(repr, self.special_ids)) or 'none'}. Make it with "
+                f"special_tokens=[{name!r}]."
+            )
+        return self.special_ids[name]
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, int32 [time].
@@ -51,8 +86,8 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text of ids.
 
-        Negative ids are padding and have no text. Invalid UTF-8 becomes the replacement
-        character U+FFFD.
+        Negative ids are padding; these and special tokens have no text. Invalid UTF-8
+        becomes the replacement character U+FFFD.
 
         Args:
             ids: Whole numbers [time], below `vocab_size`.
@@ -73,51 +108,23 @@ class Tokenizer:
                 f"`ids` must be below vocab_size={self.vocab_size}. Received: "
                 f"{array.max()}"
             )
-        return self._decode(array[array >= 0])
+        hidden = (array < 0) | np.isin(array, [*self.special_ids.values()])
+        return self._decode(array[~hidden])
 
-    def encode_strings(self, strings: tf.Tensor) -> tf.RaggedTensor:
-        """Returns the ids of strings of UTF-8, in TensorFlow operations.
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {name: getattr(self, name) for name in self._arguments}
 
-        An unknown character raises an InvalidArgumentError that names it. So does
-        invalid UTF-8 for "char"; "byte" encodes it.
-
-        Shapes:
-            strings: [n] -> ragged int32 [n, None]
-
-        Raises:
-            NotImplementedError: The tokenizer is not `in_graph`.
-        """
-        return self._encode_strings(tf.convert_to_tensor(strings, tf.string))
-
-    def decode_ids(self, ids: tf.Tensor) -> tf.Tensor:
-        """Returns the strings of ids, in TensorFlow operations.
-
-        Negative ids are padding and have no text. An id from `vocab_size` on raises an
-        InvalidArgumentError. Bytes are not changed, UTF-8 or not.
-
-        Shapes:
-            ids: int32 or int64 [n, time] -> strings [n]
-
-        Raises:
-            NotImplementedError: The tokenizer is not `in_graph`.
-        """
-        ids = tf.convert_to_tensor(ids)
-        message = f"`ids` must be below vocab_size={self.vocab_size}. Received:"
-        below = tf.reduce_all(ids < self.vocab_size)
-        check = tf.debugging.Assert(below, [message, tf.reduce_max(ids)])
-        with tf.control_dependencies([check]):
-            ids = tf.identity(ids)
-        return self._decode_ragged(tf.ragged.boolean_mask(ids, ids >= 0))
-
-    def config(self) -> dict[str, Any]:
-        """Returns plain values for `tokenizer_from_config`."""
-        arguments = {name: getattr(self, name) for name in self._arguments}
-        return {"kind": self.kind, **arguments}
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Tokenizer:
+        """Returns the tokenizer of `get_config`."""
+        return cls(**config)
 
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json.
 
-        The `tokenizers` library, and programs built on it, give the same ids with it.
+        The `tokenizers` library, and programs built on it, give the same ids with it,
+        for texts that spell no special token.
         """
         raise NotImplementedError
 
@@ -136,20 +143,15 @@ class Tokenizer:
     def _decode(self, ids: np.ndarray) -> str:
         raise NotImplementedError
 
-    def _encode_strings(self, strings: tf.Tensor) -> tf.RaggedTensor:
-        raise NotImplementedError(_NOT_IN_GRAPH.format(self.kind))
-
-    def _decode_ragged(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        raise NotImplementedError(_NOT_IN_GRAPH.format(self.kind))
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.vocab_size:,} ids)"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokenizer) and self.config() == other.config()
+        same = type(self) is type(other)
+        return same and self.get_config() == other.get_config()  # type: ignore
 
     def __hash__(self) -> int:
-        return hash(json.dumps(self.config()))
+        return hash(json.dumps(self.get_config()))
 
 
 def check_text(text: str) -> None:
@@ -157,3 +159,11 @@ def check_text(text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f"A text must be a str. Received: {type(text).__name__}")
     check_unicode(text)
+
+
+def added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Special tokens as entries of a tokenizer.json."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False}
+    plain |= {"normalized": False, "special": True}
+    ids = sorted(tokenizer.special_ids.items(), key=lambda item: item[1])
+    return [{"id": number, "content": name} | plain for name, number in ids]

@@ -1,17 +1,17 @@
-"""Tokenizers of characters and bytes; any tokenizer of its config or its file."""
+"""Tokenizers of characters and bytes; any tokenizer of its file."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from kgen.data.bpe_tokenizer import BYTE_SYMBOLS, BPETokenizer
-from kgen.data.tokenizer_interface import Tokenizer, check_text
+from kgen.data.tokenizer_interface import Tokenizer, added_tokens, check_text
 
-_UNKNOWN = "Each character must be one of the {} of the tokenizer. Received:"
+UNKNOWN = "Each character must be one of the {} of the tokenizer. Received:"
 
 
 class CharTokenizer(Tokenizer):
@@ -20,9 +20,11 @@ class CharTokenizer(Tokenizer):
     Args:
         characters: The characters, each once, ascending by code point. The id of a
             character is its index.
+        special_tokens: Names of special tokens, which get the next ids.
 
     Raises:
-        ValueError: There are none, they are not ascending, or one is a surrogate.
+        ValueError: There are none, they are not ascending, or one is a surrogate; a
+            special token is empty or given twice.
 
     Example:
         >>> tokenizer = kgen.data.CharTokenizer("abc")
@@ -31,10 +33,9 @@ class CharTokenizer(Tokenizer):
     """
 
     kind = "char"
-    in_graph = True
-    _arguments = ("characters",)
+    _arguments = ("characters", "special_tokens")
 
-    def __init__(self, characters: str):
+    def __init__(self, characters: str, special_tokens: Sequence[str] = ()):
         check_text(characters)
         points = _code_points(characters)
         if not len(points) or np.any(np.diff(points) <= 0):
@@ -44,47 +45,30 @@ class CharTokenizer(Tokenizer):
                 "which takes the characters of any text."
             )
         self.characters = characters
-        self.vocab_size = len(points)
-        self._points = points
+        self.take_special_tokens(special_tokens, len(points), {})
+        self.points = points
         # An entry for each code point up to the next after the last.
         self._ids = np.full(points[-1] + 2, -1, np.int32)
         self._ids[points] = np.arange(len(points))
 
     @classmethod
-    def of_text(cls, text: str) -> CharTokenizer:
+    def of_text(cls, text: str, special_tokens: Sequence[str] = ()) -> CharTokenizer:
         """Returns the tokenizer of all characters of a text."""
-        return cls("".join(sorted(set(text))))
+        return cls("".join(sorted(set(text))), special_tokens)
 
     def _encode(self, text: str) -> np.ndarray:
         ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
         places = np.flatnonzero(ids < 0)
         if len(places):
             raise ValueError(
-                f"{_UNKNOWN.format(self.vocab_size)} {_at_places(text, places)}. Leave "
+                f"{UNKNOWN.format(len(self.points))} {_at_places(text, places)}. Leave "
                 "them out, or make a tokenizer of a text that has them with "
                 "CharTokenizer.of_text."
             )
         return ids
 
     def _decode(self, ids: np.ndarray) -> str:
-        return self._points[ids].astype("<i4").tobytes().decode("utf-32-le")
-
-    def _encode_strings(self, strings: tf.Tensor) -> tf.RaggedTensor:
-        points = tf.strings.unicode_decode(strings, "UTF-8", errors="strict")
-        # Searched, not looked up: a table would be a resource to track and initialise.
-        known_points = tf.constant(self._points)
-        ids = tf.searchsorted(known_points, points.values)
-        nearest = tf.gather(known_points, tf.minimum(ids, self.vocab_size - 1))
-        unknown = tf.boolean_mask(points.values, nearest != points.values)
-        received = tf.strings.unicode_encode(unknown[:10], "UTF-8")
-        message = _UNKNOWN.format(self.vocab_size)
-        check = tf.debugging.Assert(tf.equal(tf.size(unknown), 0), [message, received])
-        with tf.control_dependencies([check]):
-            return points.with_values(tf.identity(ids))
-
-    def _decode_ragged(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        points = tf.gather(tf.constant(self._points), ids)
-        return tf.strings.unicode_encode(points, "UTF-8")
+        return self.points[ids].astype("<i4").tobytes().decode("utf-32-le")
 
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json; see `Tokenizer.to_json`."""
@@ -101,13 +85,17 @@ class CharTokenizer(Tokenizer):
             "invert": False,
         }
         fuse = {"type": "Fuse"}
-        return _tokenizer_json(model=model, pre_tokenizer=split, decoder=fuse)
+        return _tokenizer_json(self, model=model, pre_tokenizer=split, decoder=fuse)
 
 
 class ByteTokenizer(Tokenizer):
     """256 ids: the bytes of a text in UTF-8.
 
-    `decode_ids` returns the bytes unchanged, also if they are no UTF-8.
+    Args:
+        special_tokens: Names of special tokens, which get the next ids.
+
+    Raises:
+        ValueError: A special token is empty or given twice.
 
     Example:
         >>> kgen.data.ByteTokenizer().encode("é")
@@ -115,23 +103,16 @@ class ByteTokenizer(Tokenizer):
     """
 
     kind = "byte"
-    in_graph = True
-    vocab_size = 256
+    _arguments = ("special_tokens",)
+
+    def __init__(self, special_tokens: Sequence[str] = ()):
+        self.take_special_tokens(special_tokens, 256, {})
 
     def _encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def _decode(self, ids: np.ndarray) -> str:
         return ids.astype(np.uint8).tobytes().decode(errors="replace")
-
-    def _encode_strings(self, strings: tf.Tensor) -> tf.RaggedTensor:
-        single = tf.strings.bytes_split(strings)  # ragged [n, None], of one byte each
-        numbers = tf.io.decode_raw(single.values, tf.uint8)  # [bytes, 1]
-        return single.with_values(tf.cast(tf.reshape(numbers, [-1]), tf.int32))
-
-    def _decode_ragged(self, ids: tf.RaggedTensor) -> tf.Tensor:
-        single = tf.constant([bytes([number]) for number in range(256)])
-        return tf.strings.reduce_join(tf.gather(single, ids), axis=1)
 
     def to_json(self) -> str:
         """Returns the text of a tokenizer.json; see `Tokenizer.to_json`."""
@@ -143,34 +124,7 @@ class ByteTokenizer(Tokenizer):
             "use_regex": False,
         }
         model = {"type": "BPE", "vocab": vocab, "merges": []}
-        return _tokenizer_json(model=model, pre_tokenizer=level, decoder=level)
-
-
-_CLASSES: list[type[Tokenizer]] = [CharTokenizer, ByteTokenizer, BPETokenizer]
-KINDS = {one.kind: one for one in _CLASSES}
-
-
-def tokenizer_from_config(config: dict[str, Any]) -> Tokenizer:
-    """Returns the tokenizer that `Tokenizer.config` describes.
-
-    Raises:
-        ImportError: The kind is "bpe", and `tokenizers` is not installed.
-        ValueError: An unknown kind, or values that do not fit.
-    """
-    values = dict(config)
-    kind = values.pop("kind", None)
-    if kind not in KINDS:
-        raise ValueError(
-            f"A tokenizer's `kind` must be one of {', '.join(KINDS)}. Received: "
-            f"kind={kind!r}"
-        )
-    try:
-        return KINDS[kind](**values)
-    except TypeError as error:
-        raise ValueError(
-            f"The values of a {kind} tokenizer must come from its `config()`. "
-            f"Received: {', '.join(map(str, config))} ({error})"
-        ) from error
+        return _tokenizer_json(self, model=model, pre_tokenizer=level, decoder=level)
 
 
 def tokenizer_from_json(tokenizer_json: str) -> Tokenizer:
@@ -183,22 +137,27 @@ def tokenizer_from_json(tokenizer_json: str) -> Tokenizer:
         ValueError: It is no tokenizer.json.
     """
     try:
-        signs = "".join(json.loads(tokenizer_json)["model"]["vocab"])
+        parts = json.loads(tokenizer_json)
+        signs = "".join(parts["model"]["vocab"])
+        special = [token["content"] for token in parts["added_tokens"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             "`tokenizer_json` must be the text of a tokenizer.json. Received: "
             f"{str(tokenizer_json)[:100]!r}"
         ) from error
-    for tokenizer in (CharTokenizer.of_text(signs or " "), ByteTokenizer()):
-        if tokenizer.to_json() == tokenizer_json:
-            return tokenizer
+    if {*special}.isdisjoint({""}) and len({*special}) == len(special):
+        chars = CharTokenizer.of_text(signs or " ", special)
+        for tokenizer in (chars, ByteTokenizer(special)):
+            if tokenizer.to_json() == tokenizer_json:
+                return tokenizer
     return BPETokenizer(tokenizer_json)
 
 
-def _tokenizer_json(**parts: Any) -> str:
+def _tokenizer_json(tokenizer: Tokenizer, **parts: Any) -> str:
     """Returns a tokenizer.json of these parts, and without the others."""
     others = dict.fromkeys(["truncation", "padding", "normalizer", "post_processor"])
-    whole = {"version": "1.0", "added_tokens": [], **others, **parts}
+    added = added_tokens(tokenizer)
+    whole = {"version": "1.0", "added_tokens": added, **others, **parts}
     return json.dumps(whole, ensure_ascii=False)
 
 

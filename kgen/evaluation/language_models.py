@@ -75,7 +75,7 @@ def evaluate_language_model(
 
 def check_tokenizer(model: Any, text_set: TextSet) -> None:
     """Raise a ValueError unless model and text have the same tokenizer."""
-    if model.tokenizer != text_set.tokenizer.config():
+    if model.tokenizer != text_set.tokenizer:
         raise ValueError(
             "The model and the text must have the same tokenizer. Received: one of "
             f"{model.vocab_size:,} tokens and {text_set.tokenizer}. Open the text with "

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.arguments import PositiveInt, ProperFraction, Share
+from kgen.data.tokenizer_interface import Tokenizer
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
@@ -62,7 +63,7 @@ class BERT(TextModelMixin, GenerativeModel):
 
     Example:
         >>> tokenizer = kgen.data.CharTokenizer.of_text("to be or not")
-        >>> model = BERT(tokenizer=tokenizer.config(), context=16)
+        >>> model = BERT(tokenizer=tokenizer, context=16)
         >>> model.compile()
         >>> tokens = tf.constant([tokenizer.encode("to be or not")])
         >>> model.fit(tf.data.Dataset.from_tensors({"tokens": tokens}))
@@ -79,7 +80,7 @@ class BERT(TextModelMixin, GenerativeModel):
     def __init__(
         self,
         *,
-        tokenizer: dict[str, Any] | None = None,
+        tokenizer: Tokenizer | None = None,
         vocab_size: int | None = None,
         context: PositiveInt = 64,
         num_layers: PositiveInt = 4,
@@ -225,7 +226,9 @@ class BERT(TextModelMixin, GenerativeModel):
     def _best(self, log_probs, k):
         """The k likeliest tokens at a position, as predictions."""
         best = np.argsort(-log_probs, kind="stable")[:k]
-        texts = [None if self.text is None else self.text.decode([i]) for i in best]
+        texts = [
+            None if self.tokenizer is None else self.tokenizer.decode([i]) for i in best
+        ]
         probabilities = np.exp(log_probs[best]).tolist()
         return list(map(Prediction, best.tolist(), texts, probabilities))
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.arguments import PositiveFloat, PositiveInt, Share, one_of
+from kgen.data.tokenizer_interface import Tokenizer
 from kgen.models.shared.generation import TextGenerationMixin
 from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
@@ -26,8 +27,8 @@ class GPT(TextGenerationMixin, GenerativeModel):
     """Language model: the probability of each token, given the tokens before it.
 
     Args:
-        tokenizer: `config()` of one of `kgen.data`'s tokenizers, for a model that takes
-            and generates text. None: tokens alone.
+        tokenizer: One of `kgen.data`'s tokenizers, for a model that takes and generates
+            text. None: tokens alone.
         vocab_size: Number of tokens; by default the tokenizer's.
         context: Largest number of tokens that a token is predicted from.
         num_layers: Blocks of attention and two dense layers.
@@ -47,7 +48,7 @@ class GPT(TextGenerationMixin, GenerativeModel):
         ValueError: An argument is out of its range.
 
     Example:
-        >>> model = GPT(tokenizer=CharTokenizer.of_text("to be or not").config())
+        >>> model = GPT(tokenizer=CharTokenizer.of_text("to be or not"))
         >>> model.compile(keras.optimizers.AdamW(1e-3))
         >>> tokens = tf.constant([model.encode("to be or not")])
         >>> model.fit(tf.data.Dataset.from_tensors({"tokens": tokens}), epochs=3)
@@ -62,7 +63,7 @@ class GPT(TextGenerationMixin, GenerativeModel):
     def __init__(
         self,
         *,
-        tokenizer: dict[str, Any] | None = None,
+        tokenizer: Tokenizer | None = None,
         vocab_size: int | None = None,
         context: PositiveInt = 64,
         num_layers: PositiveInt = 4,

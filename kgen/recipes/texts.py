@@ -60,7 +60,7 @@ class TextRecipe(Recipe):
 
     def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
         """Returns the tokenizer."""
-        return {"tokenizer": data.tokenizer.config()}
+        return {"tokenizer": data.tokenizer}
 
     def optimizers(self, steps_per_epoch: int) -> list[Any]:
         """Returns Adam with decoupled weight decay."""

@@ -94,7 +94,7 @@ def test_wrong_requests_are_one_line(arguments, code, message, capsys):
 
 
 def test_masks_are_filled(monkeypatch, capsys):
-    tokenizer = CharTokenizer.of_text("abc").config()
+    tokenizer = CharTokenizer.of_text("abc")
     model = BERT(
         tokenizer=tokenizer,
         context=5,
@@ -198,7 +198,7 @@ def test_256_seeds_give_the_same_in_all_runtimes(served, monkeypatch):
     count = 256
     greedy = np.arange(count) % 4 == 0
     inputs = {
-        "tokens": np.tile(model.text.encode("that "), (count, 1)),
+        "tokens": np.tile(model.tokenizer.encode("that "), (count, 1)),
         "seeds": np.arange(count, dtype=np.int64),
         "max_new_tokens": np.full(count, 40, np.int32),
         "temperature": np.where(greedy, 0, 1).astype(np.float32),
@@ -221,7 +221,7 @@ def test_256_seeds_give_the_same_in_all_runtimes(served, monkeypatch):
     del tensors["tokens"]
     answer = served(prompts=tf.constant(["that "] * count), **tensors)
     rows = certain.all(axis=1)
-    texts = np.array([model.text.decode(row) for row in keras_tokens])
+    texts = np.array([model.tokenizer.decode(row) for row in keras_tokens])
     received = np.array([text.decode() for text in answer["text"].numpy()])
     assert (received == texts)[rows].all()
     assert len(set(texts[~greedy])) > 100 and len(set(texts[greedy])) == 1

@@ -301,12 +301,11 @@ def test_characters_are_those_of_the_whole_text_and_bpe_is_of_training_alone():
     assert size < 300 and opened.notes == ("too few pairs to make 300 tokens",)
 
 
-def test_a_tokenizer_or_its_config_is_taken_as_it_is():
+def test_a_tokenizer_is_taken_as_it_is():
     tokenizer = CharTokenizer("abcxyz")
-    for given in (tokenizer, tokenizer.config()):
-        opened = open_whole(["cab"], tokenizer=given)
-        assert opened.tokenizer == tokenizer
-        assert opened.tokens("train").tolist() == [2, 0, 1]
+    opened = open_whole(["cab"], tokenizer=tokenizer)
+    assert opened.tokenizer is tokenizer
+    assert opened.tokens("train").tolist() == [2, 0, 1]
     with pytest.raises(ValueError, match="one of the 6 .*'é' at 2"):
         open_whole(["abé"], tokenizer=tokenizer)
 
@@ -350,7 +349,7 @@ def test_describe_is_one_line_with_the_notes():
     [
         ({"tokenizer": "word"}, ValueError, "char, byte, bpe or .*'word'"),
         ({"tokenizer": 7}, TypeError, "Received: int"),
-        ({"tokenizer": {"kind": "x"}}, ValueError, "kind='x'"),
+        ({"tokenizer": {"kind": "x"}}, TypeError, "a tokenizer. Received: dict"),
         ({"tokenizer": "bpe"}, ValueError, "must be given .*Try 1024"),
         ({"vocab_size": 300}, ValueError, "no other.*vocab_size=300.*'char'"),
         ({"tokenizer": "bpe", "vocab_size": 9}, ValueError, "vocab_size=9"),

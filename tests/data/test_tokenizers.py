@@ -1,11 +1,15 @@
 """Tokenizers: ids worked out by hand, in Python, in graphs and in tokenizer.json."""
 
+import functools
+import gzip
 import json
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tokenizers as library
 
 from kgen.data import (
     BPETokenizer,
@@ -13,9 +17,9 @@ from kgen.data import (
     CharTokenizer,
     Tokenizer,
     bpe_tokenizer,
-    tokenizer_from_config,
     tokenizer_from_json,
 )
+from kgen.data.graph_tokenizers import decode_ids, encode_strings, runs_in_graph
 
 MIXED = [
     "To be, or not to be",
@@ -34,10 +38,11 @@ def bpe():
 
 @pytest.fixture(scope="module")
 def all_kinds(bpe):
-    return [CharTokenizer.of_text("".join(MIXED)), ByteTokenizer(), bpe]
+    characters = CharTokenizer.of_text("".join(MIXED))
+    return [characters, ByteTokenizer(), bpe, BPETokenizer(bpe.to_json(), SPECIAL)]
 
 
-IN_GRAPH = [CharTokenizer.of_text("".join(MIXED)), ByteTokenizer()]
+SPECIAL = ["<pad>", "<end>"]
 
 
 # Ids by hand
@@ -111,15 +116,16 @@ def test_texts_come_back(all_kinds):
             assert tokenizer.decode(ids.tolist()) == text
 
 
-def test_a_config_is_plain_json_and_makes_an_equal_tokenizer(all_kinds):
+def test_a_config_makes_an_equal_tokenizer(all_kinds):
     for tokenizer in all_kinds:
-        config = json.loads(json.dumps(tokenizer.config()))
-        again = tokenizer_from_config(config)
+        saved = json.dumps(keras.saving.serialize_keras_object(tokenizer))
+        again = keras.saving.deserialize_keras_object(json.loads(saved))
         assert again == tokenizer and hash(again) == hash(tokenizer)
-        assert type(again) is type(tokenizer) and again.kind == config["kind"]
+        assert type(again) is type(tokenizer)
         assert again.encode(MIXED[2]).tolist() == tokenizer.encode(MIXED[2]).tolist()
-    assert len(set(all_kinds)) == 3
+    assert len(set(all_kinds)) == 4
     assert CharTokenizer("ab") != CharTokenizer("abc")
+    assert CharTokenizer("ab") != CharTokenizer("ab", SPECIAL)
     assert CharTokenizer("ab") != "ab"
 
 
@@ -140,8 +146,6 @@ def test_what_is_no_tokenizer_json_is_refused(text):
 def test_the_saved_file_gives_the_same_ids_in_the_tokenizers_library(
     all_kinds, tmp_path
 ):
-    import tokenizers as library
-
     for tokenizer in all_kinds:
         path = tmp_path / "tokenizer.json"
         tokenizer.save(path)
@@ -164,8 +168,6 @@ def test_the_file_of_the_bytes_is_a_bpe_without_pairs():
 
 
 def test_padding_and_truncation_of_a_file_are_passed_over(bpe):
-    import tokenizers as library
-
     made = library.Tokenizer.from_str(bpe.to_json())
     made.enable_truncation(2)
     made.enable_padding(length=9)
@@ -182,87 +184,168 @@ def test_text_that_spells_a_special_token_stays_text(bpe):
     for text in ("a<|end|>b", "<|end|>"):
         assert tokenizer.encode(text).tolist() == bpe.encode(text).tolist()
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.decode([bpe.vocab_size]) == "<|end|>"
+    assert tokenizer.special_id("<|end|>") == bpe.vocab_size
+    assert tokenizer.decode([65, bpe.vocab_size, 65]) == tokenizer.decode([65, 65])
+
+
+def test_special_tokens_have_the_ids_after_those_of_text(bpe):
+    for plain, tokenizer in (
+        (CharTokenizer("<>abdenp"), CharTokenizer("<>abdenp", SPECIAL)),
+        (ByteTokenizer(), ByteTokenizer(SPECIAL)),
+        (bpe, BPETokenizer(bpe.to_json(), SPECIAL)),
+    ):
+        ids = [tokenizer.special_id(name) for name in SPECIAL]
+        assert ids == [plain.vocab_size, plain.vocab_size + 1]
+        assert tokenizer.vocab_size == plain.vocab_size + 2
+        spelt = tokenizer.encode("<end>")
+        assert spelt.tolist() == plain.encode("<end>").tolist()
+        assert tokenizer.decode([*spelt, *ids, *spelt]) == "<end><end>"
+        strings = decode_ids(tokenizer, tf.constant([[*ids, *spelt]], tf.int32))
+        assert strings.numpy().tolist() == [b"<end>"]
+        assert tokenizer_from_json(tokenizer.to_json()) == tokenizer
+        other = library.Tokenizer.from_str(tokenizer.to_json())
+        assert [other.token_to_id(name) for name in SPECIAL] == ids
+        with pytest.raises(
+            ValueError, match="Received: '<sep>'; it has '<pad>', '<end>'"
+        ):
+            tokenizer.special_id("<sep>")
+    for wrong in (["a", "a"], [""]):
+        with pytest.raises(ValueError, match="`special_tokens` must be distinct"):
+            ByteTokenizer(wrong)
 
 
 # In graphs
 
 
-@pytest.mark.parametrize("tokenizer", IN_GRAPH, ids=repr)
-def test_graphs_encode_and_decode_as_python_does(tokenizer):
-    encode = tf.function(tokenizer.encode_strings)
-    decode = tf.function(tokenizer.decode_ids)
-    for texts in (MIXED, MIXED[1:2], []):
-        strings = tf.constant([text.encode() for text in texts], tf.string)
-        for ids in (encode(strings), tokenizer.encode_strings(strings)):
-            assert isinstance(ids, tf.RaggedTensor) and ids.dtype == tf.int32
-            assert ids.to_list() == [tokenizer.encode(one).tolist() for one in texts]
-            padded = ids.to_tensor(-1)
-            for wanted in (padded, tf.cast(padded, tf.int64)):
-                assert decode(wanted).numpy().tolist() == strings.numpy().tolist()
+def test_graphs_encode_and_decode_as_python_does(all_kinds):
+    for tokenizer in all_kinds:
+        encode_here = functools.partial(encode_strings, tokenizer)
+        encode = tf.function(encode_here)
+        decode = tf.function(functools.partial(decode_ids, tokenizer))
+        for texts in (MIXED, MIXED[1:2], []):
+            strings = tf.constant([text.encode() for text in texts], tf.string)
+            for ids in (encode(strings), encode_here(strings)):
+                assert isinstance(ids, tf.RaggedTensor) and ids.dtype == tf.int32
+                expected = [tokenizer.encode(one).tolist() for one in texts]
+                assert ids.to_list() == expected
+                padded = ids.to_tensor(-1)
+                for wanted in (padded, tf.cast(padded, tf.int64)):
+                    assert decode(wanted).numpy().tolist() == strings.numpy().tolist()
 
 
-@pytest.mark.parametrize("tokenizer", IN_GRAPH, ids=repr)
-def test_negative_ids_decode_to_nothing_wherever_they_are(tokenizer):
+def test_negative_ids_decode_to_nothing_wherever_they_are(all_kinds):
     ids = tf.constant([[-1, 7, -9, 8], [-1, -1, -1, -1]])
-    expected = tokenizer.decode([7, 8]).encode()
-    assert tokenizer.decode_ids(ids).numpy().tolist() == [expected, b""]
+    for tokenizer in all_kinds:
+        expected = tokenizer.decode([7, 8]).encode()
+        assert decode_ids(tokenizer, ids).numpy().tolist() == [expected, b""]
 
 
 def test_graphs_keep_bytes_that_are_no_text():
     tokenizer = ByteTokenizer()
     strings = tf.constant([b"\xff\x00\xc3", b"\x80"])
-    ids = tokenizer.encode_strings(strings)
+    ids = encode_strings(tokenizer, strings)
     assert ids.to_list() == [[255, 0, 195], [128]]
-    decoded = tokenizer.decode_ids(ids.to_tensor(-1))
+    decoded = decode_ids(tokenizer, ids.to_tensor(-1))
     assert decoded.numpy().tolist() == strings.numpy().tolist()
 
 
-@pytest.mark.parametrize("tokenizer", IN_GRAPH, ids=repr)
-def test_a_saved_model_encodes_and_decodes(tokenizer, tmp_path):
-    module = tf.Module()
-    module.encode = tf.function(
-        lambda strings: tokenizer.encode_strings(strings).to_tensor(-1),
-        [tf.TensorSpec([None], tf.string)],
-    )
-    module.decode = tf.function(
-        tokenizer.decode_ids, [tf.TensorSpec([None, None], tf.int32)]
-    )
-    tf.saved_model.save(module, str(tmp_path))
-    loaded = tf.saved_model.load(str(tmp_path))
-    strings = tf.constant([text.encode() for text in MIXED])
-    ids = loaded.encode(strings)
-    assert [row[row >= 0].tolist() for row in ids.numpy()] == [
-        tokenizer.encode(text).tolist() for text in MIXED
-    ]
-    assert loaded.decode(ids).numpy().tolist() == strings.numpy().tolist()
-    if tokenizer.kind == "char":
-        with pytest.raises(tf.errors.InvalidArgumentError, match="one of the"):
-            loaded.encode(tf.constant(["unknown: ß"]))
+def padded_ids(tokenizer, strings):
+    return encode_strings(tokenizer, strings).to_tensor(-1)
 
 
-def test_graphs_refuse_what_python_refuses():
-    tokenizer = CharTokenizer("abé")
-    for call in (tokenizer.encode_strings, tf.function(tokenizer.encode_strings)):
+def test_a_saved_model_encodes_and_decodes(all_kinds, tmp_path):
+    for index, tokenizer in enumerate(all_kinds):
+        module = tf.Module()
+        module.encode = tf.function(
+            functools.partial(padded_ids, tokenizer), [tf.TensorSpec([None], tf.string)]
+        )
+        module.decode = tf.function(
+            functools.partial(decode_ids, tokenizer),
+            [tf.TensorSpec([None, None], tf.int32)],
+        )
+        tf.saved_model.save(module, str(tmp_path / str(index)))
+        loaded = tf.saved_model.load(str(tmp_path / str(index)))
+        strings = tf.constant([text.encode() for text in MIXED])
+        ids = loaded.encode(strings)
+        assert [row[row >= 0].tolist() for row in ids.numpy()] == [
+            tokenizer.encode(text).tolist() for text in MIXED
+        ]
+        assert loaded.decode(ids).numpy().tolist() == strings.numpy().tolist()
+        if isinstance(tokenizer, CharTokenizer):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="one of the"):
+                loaded.encode(tf.constant(["unknown: ß"]))
+
+
+def test_graphs_refuse_what_python_refuses(bpe):
+    encode = functools.partial(encode_strings, CharTokenizer("abé"))
+    for call in (encode, tf.function(encode)):
         with pytest.raises(
             tf.errors.InvalidArgumentError, match="(?s)Received:.{1,5}zA"
         ):
             call(tf.constant(["ab", "az", "Aé"]))
         with pytest.raises(tf.errors.InvalidArgumentError, match="Invalid format"):
             call(tf.constant([b"a\xff"]))
-    for call in (tokenizer.decode_ids, tf.function(tokenizer.decode_ids)):
+    decode = functools.partial(decode_ids, CharTokenizer("abé"))
+    for call in (decode, tf.function(decode)):
         with pytest.raises(tf.errors.InvalidArgumentError, match="below vocab_size=3"):
             call(tf.constant([[0, 3]]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Invalid format"):
+        encode_strings(bpe, tf.constant([b"a\xff"]))
 
 
-def test_bpe_is_for_python_alone(bpe):
-    assert [one.in_graph for one in (*IN_GRAPH, bpe)] == [True, True, False]
-    for call in (
-        lambda: bpe.encode_strings(tf.constant(["a"])),
-        lambda: bpe.decode_ids(tf.constant([[1]])),
-    ):
-        with pytest.raises(NotImplementedError, match="Received: a bpe tokenizer"):
-            call()
+def random_texts(number, seed=0):
+    """Texts of all planes of Unicode, with many spaces, letters and apostrophes."""
+    rng = np.random.default_rng(seed)
+    often = [*map(ord, "   \n\t'stdmA1\x0b\x1c\x1f\x85\xa0\u2028\u3000")]
+    texts = []
+    for _ in range(number):
+        size = rng.integers(0, 40)
+        points = rng.integers(0, rng.choice([0x250, 0x3000, 0x10000, 0x110000]), size)
+        points = np.where(rng.random(size) < 0.5, rng.choice(often, size), points)
+        texts.append("".join(chr(p) for p in points if not 0xD800 <= p < 0xE000))
+    return texts
+
+
+def test_bpe_in_a_graph_gives_the_ids_of_the_library(bpe):
+    encode = tf.function(functools.partial(encode_strings, bpe))
+    edges = ["  a", "a  ", " \n ", "\n\nb", "  's", "don't  you're", "ab" * 2000]
+    for texts in (random_texts(10_000), edges):
+        found = encode(tf.constant([text.encode() for text in texts])).to_list()
+        assert found == [bpe.encode(text).tolist() for text in texts]
+
+
+def test_bpe_in_a_graph_gives_the_ids_of_the_library_for_multi30k(test_data):
+    folder = test_data / "data" / "multi30k"
+    texts = {
+        path.name: gzip.decompress(path.read_bytes()).decode().splitlines()
+        for path in folder.glob("*.gz")
+    }
+    training = texts["train.en.gz"][:5000] + texts["train.de.gz"][:5000]
+    tokenizer = BPETokenizer.train(training, 4000)
+    encode = tf.function(functools.partial(encode_strings, tokenizer))
+    tests = [line for name in sorted(texts) if "test" in name for line in texts[name]]
+    found = encode(tf.constant([text.encode() for text in tests])).to_list()
+    assert len(tests) == 4000
+    assert found == [tokenizer.encode(text).tolist() for text in tests]
+
+
+@pytest.mark.slow
+def test_bpe_in_a_graph_splits_at_each_character_of_unicode_as_the_library(bpe):
+    encode = tf.function(functools.partial(encode_strings, bpe))
+    points = [p for p in range(0x110000) if not 0xD800 <= p < 0xE000]
+    for start in range(0, len(points), 50_000):
+        texts = [f"low{chr(p)}1 {chr(p)}low" for p in points[start : start + 50_000]]
+        found = encode(tf.constant([text.encode() for text in texts])).to_list()
+        assert found == [bpe.encode(text).tolist() for text in texts]
+
+
+def test_bpe_of_other_words_is_for_python_alone(bpe):
+    parts = json.loads(bpe.to_json())
+    parts["pre_tokenizer"]["use_regex"] = False
+    other = BPETokenizer(json.dumps(parts))
+    assert runs_in_graph(bpe) and not runs_in_graph(other)
+    with pytest.raises(NotImplementedError, match="splits words as GPT-2 does"):
+        encode_strings(other, tf.constant(["a"]))
 
 
 # Errors
@@ -305,23 +388,6 @@ def test_wrong_ids_are_refused(all_kinds):
         assert tokenizer.decode([]) == ""
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"kind": "word"}, "char, byte, bpe. Received: kind='word'"),
-        ({}, "kind=None"),
-        ({"kind": "char"}, "values of a char tokenizer"),
-        ({"kind": "char", "characters": 5}, "must be a str"),
-        ({"kind": "byte", "characters": "ab"}, "Received: kind, characters"),
-        ({"kind": "bpe", "tokenizer_json": "{"}, "text of a tokenizer.json.*'{'"),
-        ({"kind": "bpe", "tokenizer_json": None}, "Received: 'None'"),
-    ],
-)
-def test_a_config_that_does_not_fit_is_refused(config, message):
-    with pytest.raises(ValueError, match=message):
-        tokenizer_from_config(config)
-
-
 def test_a_tokenizer_that_loses_text_is_refused(bpe):
     with pytest.raises(ValueError, match="WordLevel that lacks some bytes"):
         BPETokenizer(CharTokenizer("ab").to_json())
@@ -343,10 +409,11 @@ def test_without_the_library_the_message_says_how_to_install_it(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install \'\.\[text\]\'"):
         BPETokenizer.train(["a"], 256)
     # The others do without it.
-    assert all(one.decode(one.encode(MIXED[3])) == MIXED[3] for one in IN_GRAPH)
-    assert all(json.loads(one.to_json())["model"]["vocab"] for one in IN_GRAPH)
+    for one in (CharTokenizer.of_text(MIXED[3]), ByteTokenizer()):
+        assert one.decode(one.encode(MIXED[3])) == MIXED[3]
+        assert json.loads(one.to_json())["model"]["vocab"]
 
 
-def test_the_base_class_is_for_all():
-    assert all(isinstance(one, Tokenizer) for one in IN_GRAPH)
+def test_the_base_class_is_for_all(all_kinds):
+    assert all(isinstance(one, Tokenizer) for one in all_kinds)
     assert repr(ByteTokenizer()) == "ByteTokenizer(256 ids)"

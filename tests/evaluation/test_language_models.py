@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from kgen.data import CharTokenizer, open_text
+from kgen.data import ByteTokenizer, CharTokenizer, open_text
 from kgen.evaluation import (
     evaluate_language_model,
     evaluate_masked_language_model,
@@ -29,7 +29,7 @@ def text_set():
 def model(text_set):
     keras.utils.set_random_seed(0)
     model = GPT(
-        tokenizer=text_set.tokenizer.config(),
+        tokenizer=text_set.tokenizer,
         context=16,
         num_layers=1,
         num_heads=2,
@@ -104,7 +104,7 @@ def test_bits_are_per_character_for_any_tokenizer():
     text = "é" * 400 + "e" * 400
     text_set = open_text([text], tokenizer="byte", context=8, validation_fraction=0.5)
     model = GPT(
-        tokenizer={"kind": "byte"}, context=8, num_layers=1, num_heads=1, hidden_dim=2
+        tokenizer=ByteTokenizer(), context=8, num_layers=1, num_heads=1, hidden_dim=2
     )
     found = evaluate_language_model(model, text_set, split="train", limit=4)
     records = {record.metric: record for record in found}
@@ -187,7 +187,7 @@ def test_another_tokenizer_is_refused(model):
     other = open_text(["abc" * 100], context=16)
     with pytest.raises(ValueError, match="must have the same tokenizer. Received: one"):
         evaluate_language_model(model, other)
-    assert CharTokenizer("abc").config() != model.tokenizer
+    assert CharTokenizer("abc") != model.tokenizer
 
 
 # -- masked ------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_another_tokenizer_is_refused(model):
 def test_every_seventh_token_is_predicted(text_set):
     keras.utils.set_random_seed(0)
     model = BERT(
-        tokenizer=text_set.tokenizer.config(),
+        tokenizer=text_set.tokenizer,
         context=17,
         num_layers=1,
         num_heads=2,

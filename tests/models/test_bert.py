@@ -103,9 +103,7 @@ def test_every_token_attends_to_all_others_and_to_no_padding():
 @pytest.fixture(scope="module")
 def trained():
     """A BERT overfitted to one text."""
-    model = make(
-        tokenizer=CharTokenizer.of_text(TEXT).config(), context=50, hidden_dim=32
-    )
+    model = make(tokenizer=CharTokenizer.of_text(TEXT), context=50, hidden_dim=32)
     model.compile(keras.optimizers.Adam(5e-3))
     tokens = tf.constant([model.encode(TEXT)] * 8)
     model.fit(tf.data.Dataset.from_tensors({"tokens": tokens}).repeat(600), verbose=0)
@@ -123,7 +121,7 @@ def test_the_likeliest_predictions_are_the_masked_tokens(trained):
     assert len(both[1]) == 1
     [every] = trained.fill_mask("to b[MASK]", k=trained.vocab_size)
     assert sum(one.probability for one in every) == pytest.approx(1, abs=1e-5)
-    assert [trained.text.decode([one.token]) for one in first] == [
+    assert [trained.tokenizer.decode([one.token]) for one in first] == [
         one.text for one in first
     ]
 

@@ -121,9 +121,9 @@ def test_dropout_is_keyed_by_seed_step_and_row():
 
 
 def test_it_overfits_one_text():
-    model = make(tokenizer=CharTokenizer.of_text(TEXT).config(), hidden_dim=32)
+    model = make(tokenizer=CharTokenizer.of_text(TEXT), hidden_dim=32)
     model.compile(keras.optimizers.Adam(3e-3))
-    tokens = tf.constant([model.text.encode(TEXT)])
+    tokens = tf.constant([model.tokenizer.encode(TEXT)])
     dataset = tf.data.Dataset.from_tensors({"tokens": tokens}).repeat(150)
     model.fit(dataset, verbose=0)
     assert model.generate("to be or", temperature=0, max_new_tokens=33) == TEXT[8:]
@@ -298,7 +298,7 @@ def test_beams_of_a_row_do_not_depend_on_those_of_others(positions):
 
 @pytest.fixture(scope="module")
 def text_model():
-    return make(tokenizer=CharTokenizer.of_text(TEXT).config(), hidden_dim=16)
+    return make(tokenizer=CharTokenizer.of_text(TEXT), hidden_dim=16)
 
 
 def test_a_text_gives_a_text_and_a_list_a_list(text_model):
@@ -306,9 +306,9 @@ def test_a_text_gives_a_text_and_a_list_a_list(text_model):
     assert isinstance(text, str) and len(text) == 20
     assert text_model.generate(["to be"], max_new_tokens=20, seeds=3) == [text]
     [tokens] = text_model.generate(
-        [text_model.text.encode("to be")], max_new_tokens=20, seeds=3
+        [text_model.tokenizer.encode("to be")], max_new_tokens=20, seeds=3
     )
-    assert tokens.dtype == np.int32 and text_model.text.decode(tokens) == text
+    assert tokens.dtype == np.int32 and text_model.tokenizer.decode(tokens) == text
     assert text_model.generate([]) == []
 
 
@@ -338,7 +338,7 @@ def test_scores_are_sums_of_log_probabilities(text_model):
     texts = ["to be", "or not to be", "t"]
     received = text_model.score(texts)
     for text, score in zip(texts, received, strict=True):
-        tokens = tf.constant([text_model.text.encode(text)])
+        tokens = tf.constant([text_model.tokenizer.encode(text)])
         log_probs = tf.nn.log_softmax(text_model({"tokens": tokens}))[0].numpy()
         picked = [log_probs[i, int(t)] for i, t in enumerate(tokens[0, 1:])]
         assert score == pytest.approx(sum(picked), rel=1e-5, abs=1e-6)
@@ -433,10 +433,14 @@ def test_invalid_prompts_are_refused(text_model):
         make(positions="learned").generate(prompts(5), max_new_tokens=8)
 
 
-def test_a_tokenizer_is_given_by_its_configuration():
-    for wrong in ("char", CharTokenizer.of_text("ab")):
-        with pytest.raises(TypeError, match="what a tokenizer's config.. returns"):
-            GPT(tokenizer=wrong)
+def test_a_tokenizer_is_given_as_it_is(tmp_path):
+    tokenizer = CharTokenizer.of_text("ab", ["<end>"])
+    model = make(tokenizer=tokenizer)
+    assert model.tokenizer is tokenizer and model.vocab_size == 3
+    model.save(tmp_path / "model.keras")
+    assert kgen.load(tmp_path / "model.keras").tokenizer == tokenizer
+    with pytest.raises(TypeError, match="a tokenizer of kgen.data.*Received: str"):
+        GPT(tokenizer="char")
 
 
 def test_a_batch_of_another_kind_is_refused():

@@ -26,7 +26,7 @@ def test_a_gpt_knows_its_tokenizer_and_how_long_tokens_are(text):
     recipe = small(recipes.GPTRecipe(), text, tokenizer="bpe", vocab_size=270)
     data = recipe.open_data()
     model = recipe.make_model(data, 3)
-    assert model.text == data.tokenizer and model.vocab_size == 270
+    assert model.tokenizer == data.tokenizer and model.vocab_size == 270
     ratio = data.splits["train"] / data.characters("train")
     assert model.tokens_per_character == pytest.approx(ratio) and ratio < 0.9
     sample = recipe.sample(model, data)

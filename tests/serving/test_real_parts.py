@@ -65,7 +65,7 @@ def onnx_file(model, tmp_path_factory):
 def writer():
     keras.utils.set_random_seed(0)
     return GPT(
-        tokenizer=CharTokenizer.of_text("to be or not\n").config(),
+        tokenizer=CharTokenizer.of_text("to be or not\n"),
         context=16,
         num_layers=2,
         num_heads=2,

@@ -119,7 +119,9 @@ class TextGenerationMixin(TextModelMixin):
                 generated += tokens
         if not is_text:
             return generated
-        texts = [truncate_at_stop(self.text.decode(row), stops) for row in generated]
+        texts = [
+            truncate_at_stop(self.tokenizer.decode(row), stops) for row in generated
+        ]
         return texts[0] if isinstance(prompts, str) else texts
 
     def stream(
@@ -143,7 +145,7 @@ class TextGenerationMixin(TextModelMixin):
         Raises:
             ValueError: As `generate`.
         """
-        if self.text is None or not isinstance(prompt, str):
+        if self.tokenizer is None or not isinstance(prompt, str):
             raise TypeError(
                 "`stream` continues one text, with a model that has a tokenizer. "
                 f"Received: {type(prompt).__name__}. `generate` takes lists and tokens."
@@ -154,7 +156,9 @@ class TextGenerationMixin(TextModelMixin):
         [max_tokens], num_shown = arrays["max_new_tokens"], 0
         for (tokens,) in self._chunks(rows, arrays, stops, STREAM_CHUNK):
             is_whole = len(tokens) == max_tokens
-            text = streamable_prefix(self.text.decode(tokens), stops, is_whole=is_whole)
+            text = streamable_prefix(
+                self.tokenizer.decode(tokens), stops, is_whole=is_whole
+            )
             if len(text) > num_shown:
                 yield text[num_shown:]
                 num_shown = len(text)
@@ -172,12 +176,12 @@ class TextGenerationMixin(TextModelMixin):
 
     def _stop_sequences(self, stop):
         stops = [stop] if isinstance(stop, str) else list(stop)
-        if stops and self.text is None:
+        if stops and self.tokenizer is None:
             raise ValueError(f"`stop` needs a tokenizer. Received: stop={stop!r}")
         for text in stops:
             if not text:
                 raise ValueError(f"`stop` must not be empty. Received: stop={stop!r}")
-            self.text.encode(text)  # Refuses a text that can never be generated.
+            self.tokenizer.encode(text)  # Refuses a text that can never be generated.
         return stops
 
     def _parameters(self, rows, seeds, **values):
@@ -240,7 +244,7 @@ class TextGenerationMixin(TextModelMixin):
             tokens = np.concatenate([tokens, new], axis=1)
             num_generated += int(size)
             found = [row[row >= 0] for row in tokens]
-            texts = [self.text.decode(row) for row in found] if stops else []
+            texts = [self.tokenizer.decode(row) for row in found] if stops else []
             ended = [truncate_at_stop(text, stops) != text for text in texts]
             ended += [False] * (len(rows) - len(ended))
             max_tokens = np.where(ended, 0, max_tokens)

@@ -391,6 +391,9 @@ class GenerativeModel(keras.Model):
         """
         names = argument_names(type(self).__init__)
         config = {name: getattr(self, name) for name in names}
+        for name, value in config.items():
+            if hasattr(value, "get_config"):
+                config[name] = keras.saving.serialize_keras_object(value)
         for name, network in self.own_networks.items():
             config[name] = keras.saving.serialize_keras_object(network)
             if network is not None:

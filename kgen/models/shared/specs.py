@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kgen.data.graph_tokenizers import encode_strings
+
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
@@ -296,7 +298,7 @@ class TextSpec(InputSpec):
 
     def encode(self, name: str, texts: tf.Tensor, tokenizer: Any) -> tf.Tensor:
         """Tokens of texts, padded with -1, behind an assertion of their number."""
-        tokens = tokenizer.encode_strings(texts).to_tensor(-1)
+        tokens = encode_strings(tokenizer, texts).to_tensor(-1)
         with tf.control_dependencies(_length_assertions(self, name, tokens)):
             return tf.identity(tokens)
 

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kgen.data.tokenizers import tokenizer_from_config
+from kgen.data.graph_tokenizers import decode_ids, runs_in_graph
+from kgen.data.tokenizer_interface import Tokenizer
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import InputSpec, MaskSpec, TextSpec, TokenSpec
 from kgen.nn.layers import layers_of_policy
@@ -22,14 +23,14 @@ class TextModelMixin:
     """Methods of text models, to be mixed in with `GenerativeModel`.
 
     Attributes:
-        text: The tokenizer, or None: the model takes tokens alone.
+        tokenizer: The tokenizer, or None: the model takes tokens alone.
         vocab_size: Number of tokens.
         highest_token: Highest token of valid inputs.
     """
 
     compatibility_arguments: tuple[str, ...] = ("tokenizer",)
 
-    text: Any
+    tokenizer: Any
     vocab_size: Any
     highest_token: int
     context: int
@@ -43,19 +44,17 @@ class TextModelMixin:
     trainable_variables: Any
 
     def take_tokenizer(
-        self, tokenizer: dict[str, Any] | None, vocab_size: int | None
+        self, tokenizer: Tokenizer | None, vocab_size: int | None
     ) -> None:
         """Sets the tokenizer and the vocabulary size, which follows from it."""
-        if tokenizer is not None and not isinstance(tokenizer, dict):
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
             raise TypeError(
-                "`tokenizer` must be what a tokenizer's config() returns, such as "
-                "CharTokenizer.of_text(text).config(). Received: "
-                f"{type(tokenizer).__name__}"
+                "`tokenizer` must be a tokenizer of kgen.data, such as "
+                f"CharTokenizer.of_text(text). Received: {type(tokenizer).__name__}"
             )
         self.tokenizer = tokenizer
-        self.text = None if tokenizer is None else tokenizer_from_config(tokenizer)
-        if vocab_size is None and self.text is not None:
-            vocab_size = self.text.vocab_size
+        if vocab_size is None and tokenizer is not None:
+            vocab_size = tokenizer.vocab_size
         self.vocab_size = vocab_size
 
     def check_transformer_arguments(self) -> None:
@@ -67,9 +66,11 @@ class TextModelMixin:
         check = self.check_argument
         known = self.vocab_size is not None and self.vocab_size >= 2
         check("vocab_size", known, "be 2 or more, or follow from a tokenizer")
-        if self.text is not None:
-            same = self.vocab_size == self.text.vocab_size
-            check("vocab_size", same, f"be the tokenizer's, {self.text.vocab_size}")
+        if self.tokenizer is not None:
+            same = self.vocab_size == self.tokenizer.vocab_size
+            check(
+                "vocab_size", same, f"be the tokenizer's, {self.tokenizer.vocab_size}"
+            )
         even = self.hidden_dim >= 2 and self.hidden_dim % (2 * self.num_heads) == 0
         check(
             "hidden_dim", even, f"be a multiple of 2 * num_heads, {2 * self.num_heads}"
@@ -127,12 +128,12 @@ class TextModelMixin:
         Raises:
             ValueError: The model has no tokenizer, or a character is unknown to it.
         """
-        if self.text is None:
+        if self.tokenizer is None:
             raise ValueError(
                 "A model without a tokenizer takes tokens. Received: text. Give lists "
                 "of whole numbers, or make it with tokenizer=."
             )
-        return self.text.encode(text)
+        return self.tokenizer.encode(text)
 
     def transformer_layers(self) -> tuple[keras.layers.Layer, ...]:
         """Returns the layers that `make_transformer` made."""
@@ -141,7 +142,11 @@ class TextModelMixin:
 
     def tokenizer_files(self) -> dict[str, str]:
         """Files that users of an export need to tokenize text: {file name: content}."""
-        return {} if self.text is None else {"tokenizer.json": self.text.to_json()}
+        return (
+            {}
+            if self.tokenizer is None
+            else {"tokenizer.json": self.tokenizer.to_json()}
+        )
 
     def token_inputs(self, max_tokens: int | None) -> dict[str, InputSpec]:
         """Spec of the input of a signature that takes texts of these many tokens."""
@@ -157,7 +162,7 @@ class TextModelMixin:
             name: Name of the input of texts.
             signatures: Signatures with an input "tokens".
         """
-        if self.text is None or not self.text.in_graph:
+        if self.tokenizer is None or not runs_in_graph(self.tokenizer):
             return signatures
         forms = []
         for one in signatures:
@@ -172,20 +177,23 @@ class TextModelMixin:
         spec = TextSpec(min_tokens=tokens.min_tokens, max_tokens=tokens.max_tokens)
 
         def encoded(inputs):
-            tokens = spec.encode(name, inputs.pop(name), self.text)
+            tokens = spec.encode(name, inputs.pop(name), self.tokenizer)
             return {"tokens": tokens, **inputs}
 
         def function(**inputs):
             outputs = signature.function(**encoded(inputs))
             if "generated" not in outputs:
                 return outputs
-            return {"text": self.text.decode_ids(outputs["generated"])}
+            return {"text": decode_ids(self.tokenizer, outputs["generated"])}
 
         def example(num_rows):
             values = signature.example(num_rows)
             # The mask of a BERT has no text.
             tokens = np.minimum(values.pop("tokens"), self.vocab_size - 1)
-            return {name: [self.text.decode(row).encode() for row in tokens], **values}
+            return {
+                name: [self.tokenizer.decode(row).encode() for row in tokens],
+                **values,
+            }
 
         margins = signature.margins
         is_generated = "generated" in signature.outputs

@@ -3,10 +3,13 @@
 import io
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+
+from kgen.nn.decoding_parameters import BeamParameters, SamplingParameters
 
 from .options import IntegerRanges, RunFolder, counted, debug_option, is_run, typed
 from .startup import load_model
@@ -14,15 +17,12 @@ from .tasks import check_ranges, find_task
 
 # Options that are inputs of signatures, with their types. Ranges are those of the run.
 NUMBERS: dict[str, tuple[type, str]] = {
-    "temperature": (float, "Scale of the noise; 0: the likeliest text; default: 1."),
     "truncation": (float, "Bound of a GAN's latents; 0.7: typical, less diverse."),
     "max_new_tokens": (int, "Tokens of a text to generate; default: 500."),
-    "top_k": (int, "Sample from so many tokens; 0: all. BERT: predictions to print."),
-    "top_p": (float, "Sample from the likeliest tokens of this total probability."),
-    "min_p": (float, "Sample from tokens with this share of the highest probability."),
-    "repetition_penalty": (float, "Divisor of the logits of tokens seen before."),
-    "num_beams": (int, "Beam search with so many beams instead of sampling."),
 }
+for _field in (*fields(SamplingParameters), *fields(BeamParameters)):
+    _kind = int if _field.metadata["spec"]["dtype"] == "int32" else float
+    NUMBERS[_field.name] = (_kind, _field.metadata["help"])
 
 
 def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +95,7 @@ def _generate_text(
     stream: bool = False,
     max_new_tokens: int = 500,
     num_beams: int = 1,
+    length_penalty: float = 0.0,
     stop: tuple[str, ...] = (),
     **sampling: Any,
 ) -> None:
@@ -122,7 +123,11 @@ def _generate_text(
         click.echo()
         return
     texts = model.generate(
-        [prompt] * len(seeds), seeds=seeds, num_beams=num_beams, **options
+        [prompt] * len(seeds),
+        seeds=seeds,
+        num_beams=num_beams,
+        length_penalty=length_penalty,
+        **options,
     )
     line = f"\n{'-' * 72}\n"
     whole = line.join(prompt + text for text in texts) + "\n"

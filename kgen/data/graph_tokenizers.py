@@ -41,10 +41,9 @@ for _class in (CharTokenizer, ByteTokenizer, BPETokenizer):
 
 def runs_in_graph(tokenizer: Tokenizer) -> bool:
     """Whether there are operations for tokenizers of this class."""
-    is_bpe = isinstance(tokenizer, BPETokenizer)
-    return type(tokenizer) in _OPERATIONS and (
-        not is_bpe or tokenizer.merges is not None
-    )
+    if isinstance(tokenizer, BPETokenizer):
+        return tokenizer.merges is not None
+    return type(tokenizer) in _OPERATIONS
 
 
 def encode_strings(tokenizer: Tokenizer, strings: tf.Tensor) -> tf.RaggedTensor:

@@ -37,6 +37,7 @@ class GPT(TextGenerationMixin, GenerativeModel):
         positions: "rotary": texts grow without an end, and each token sees the last
             `context` ones. "learned": texts end where the context does.
         dropout: Share of vectors' elements left out in training, in [0, 1).
+        end_token: Special token of the tokenizer that ends a text; None: there is none.
         tokens_per_character: Of the training text, for the log `bits_per_character`.
 
     Shapes:
@@ -71,6 +72,7 @@ class GPT(TextGenerationMixin, GenerativeModel):
         hidden_dim: int = 128,
         positions: Annotated[str, one_of(POSITIONS)] = "rotary",
         dropout: Share = 0.0,
+        end_token: str | None = None,
         tokens_per_character: PositiveFloat = 1.0,
         **kwargs: Any,
     ):
@@ -81,6 +83,9 @@ class GPT(TextGenerationMixin, GenerativeModel):
         enough = self.is_endless or context >= 2
         self.check_argument("context", enough, "be 2 or more with learned positions")
         self.highest_token = self.vocab_size - 1
+        known = end_token is None or self.tokenizer is not None
+        self.check_argument("end_token", known, "come with a tokenizer that has it")
+        self.end_id = -1 if end_token is None else self.tokenizer.special_id(end_token)
         self.declare_batches(has_mask=True)
 
         self.make_transformer(rotary=self.is_endless)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from kgen.nn import random
+from kgen.nn.decoding_parameters import SamplingParameters
 from kgen.nn.sampling import next_tokens
 
 Step = Callable[[Any, tf.Tensor, tf.Tensor], tuple[Any, tf.Tensor]]
@@ -63,10 +64,13 @@ def sample(
     seeds: tf.Tensor,
     num_generated: tf.Tensor,
     max_tokens: tf.Tensor,
-    sampling: dict[str, tf.Tensor],
+    sampling: SamplingParameters,
     width: tf.Tensor | int,
-) -> tuple[tf.Tensor, tf.Tensor, DecodingState]:
+    end_token: int = -1,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, DecodingState]:
     """Samples up to `width` tokens for each row, and at most `max_tokens` in all.
+
+    A row ends at the end token, which is not among its tokens, or at its limit.
 
     Args:
         step: See the module.
@@ -74,38 +78,50 @@ def sample(
         seeds: int64 [batch].
         num_generated: Tokens generated for each row before, int32 [batch].
         max_tokens: Tokens to generate for each row in all, int32 [batch].
-        sampling: Sampling parameters: see `next_tokens`.
+        sampling: Tensors [batch]: see `next_tokens`.
         width: A scalar; for XLA no tensor.
+        end_token: Token that ends a text; -1: none does.
 
     Returns:
         Tokens, int32 [batch, width], -1 after the last of a row; their margins over the
-        second-best candidates, float32; and the next state.
+        second-best candidates, float32; whether a row has met the end token, bool
+        [batch]; and the next state.
     """
     columns = tf.range(width)[None]
     noise_keys = random.keys(seeds, random.STREAM_GENERATE)
     vocab_size = state.logits.shape[1]
 
-    def body(column, tokens, margins, state):
+    def is_active(column, ended):
+        return (num_generated + column < max_tokens) & ~ended
+
+    def body(column, tokens, margins, ended, state):
         keys = random.fold_in(noise_keys, num_generated + column)
         new, margin = next_tokens(state.logits, state.seen_tokens, keys, sampling)
-        active = num_generated + column < max_tokens
-        new = tf.where(active, new, -1)
+        active = is_active(column, ended)
+        ended |= active & (new == end_token)
+        new = tf.where(active & ~ended, new, -1)
         is_here = (columns == column) & active[:, None]
         tokens = tf.where(is_here, new[:, None], tokens)
         margins = tf.where(is_here, margin[:, None], margins)
         seen_tokens = state.seen_tokens | multi_hot_tokens(new[:, None], vocab_size)
         cache, logits = step(state.cache, new, state.positions)
         state = DecodingState(cache, logits, state.positions + 1, seen_tokens)
-        return column + 1, tokens, margins, state
+        return column + 1, tokens, margins, ended, state
 
     shape = [tf.shape(state.logits)[0], width]
-    _, tokens, margins, state = tf.while_loop(
-        lambda column, *_: tf.reduce_any(num_generated + column < max_tokens),
+    _, tokens, margins, ended, state = tf.while_loop(
+        lambda column, _, __, ended, ___: tf.reduce_any(is_active(column, ended)),
         body,
-        (0, tf.fill(shape, -1), tf.fill(shape, math.inf), state),
+        (
+            0,
+            tf.fill(shape, -1),
+            tf.fill(shape, math.inf),
+            tf.zeros(shape[:1], tf.bool),
+            state,
+        ),
         maximum_iterations=MAX_STEPS,
     )
-    return tokens, margins, state
+    return tokens, margins, ended, state
 
 
 class BeamResults(NamedTuple):

@@ -6,24 +6,14 @@ Only operations that convert to ONNX are used, also inside a loop.
 import tensorflow as tf
 
 from kgen.nn import random
-
-# Sampling parameters of `next_tokens`, with values that leave the logits unchanged.
-DEFAULT_SAMPLING = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
-
-MAX_TOKENS = 4096  # limit of `max_new_tokens` per row in exports and the server
+from kgen.nn.decoding_parameters import SamplingParameters
 
 
 def next_tokens(
     logits: tf.Tensor,
     seen: tf.Tensor,
     keys: tf.Tensor,
-    settings: dict[str, tf.Tensor],
+    settings: SamplingParameters,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Samples a token for each row.
 
@@ -37,8 +27,8 @@ def next_tokens(
         logits: float32 [batch, tokens].
         seen: Tokens that the row holds already, bool [batch, tokens].
         keys: Random keys, int64 [batch].
-        settings: `temperature`, `top_p`, `min_p` and `repetition_penalty`, float32
-            [batch], and `top_k`, int32 [batch], where 0 keeps all tokens.
+        settings: Tensors: float32 [batch], `top_k` int32 [batch], where 0 keeps all
+            tokens.
 
     Returns:
         The tokens, int32 [batch], and their margins, float32 [batch]: the noisy logit
@@ -49,24 +39,24 @@ def next_tokens(
         Keskar et al., 2019, CTRL (the penalty); Fan et al., 2018 (top-k); Holtzman et
         al., 2020 (top-p); Nguyen et al., 2024 (min-p).
     """
-    column = {name: value[:, None] for name, value in settings.items()}
-    penalty = column["repetition_penalty"]
+    penalty = settings.repetition_penalty[:, None]
+    temperature, top_k = settings.temperature[:, None], settings.top_k[:, None]
     penalised = tf.where(logits > 0, logits / penalty, logits * penalty)
     logits = tf.where(seen, penalised, logits)
-    greedy = column["temperature"] == 0
-    logits /= tf.where(greedy, 1.0, column["temperature"])
+    greedy = temperature == 0
+    logits /= tf.where(greedy, 1.0, temperature)
 
     num_tokens = logits.shape[1]
     descending, _ = tf.math.top_k(logits, num_tokens)
     log_z = tf.reduce_logsumexp(descending, axis=1, keepdims=True)
     ranks = tf.range(num_tokens)[None]
-    kept = (column["top_k"] == 0) | (ranks < column["top_k"])
+    kept = (top_k == 0) | (ranks < top_k)
     # Probabilities of the tokens that top-k kept, and their exclusive sums.
     log_kept = tf.where(kept, descending - log_z, -1e9)
     probabilities = tf.nn.softmax(log_kept)
     preceding = tf.cumsum(probabilities, axis=1) - probabilities
-    kept &= preceding < column["top_p"]
-    kept &= probabilities >= column["min_p"] * probabilities[:, :1]
+    kept &= preceding < settings.top_p[:, None]
+    kept &= probabilities >= settings.min_p[:, None] * probabilities[:, :1]
     kept |= ranks == 0
     # The lowest kept logit; all tokens with an equal one are kept.
     lowest = tf.reduce_min(tf.where(kept, descending, descending[:, :1]), axis=1)

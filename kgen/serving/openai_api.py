@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from kgen.nn.sampling import DEFAULT_SAMPLING
+from kgen.nn.decoding_parameters import SamplingParameters, defaults
 from kgen.serving.batching import BadRequest
 from kgen.serving.completions import Chunk, CompletionRequest
 from kgen.serving.tf_serving_api import read_object
@@ -26,8 +26,9 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
     "suffix": (None, ""),
 }
+SAMPLING = defaults(SamplingParameters)
 KNOWN = {"model", "prompt", "max_tokens", "n", "seed", "stop", "stream", "echo"}
-KNOWN |= {"stream_options", "user", *DEFAULT_SAMPLING, *UNSUPPORTED}
+KNOWN |= {"stream_options", "user", *SAMPLING, *UNSUPPORTED}
 MAX_CHOICES = 64
 # Types of the values that a default of a type stands for.
 TYPES: dict[type, tuple[tuple[type, ...], str]] = {
@@ -86,8 +87,7 @@ def read_completion(body: bytes) -> tuple[CompletionRequest, ResponseOptions]:
         stops=_stops(given.get("stop", [])),
         seed=_value(given, "seed", secrets.randbelow(2**31), -(2**62), 2**62),
         sampling={
-            name: _value(given, name, default)
-            for name, default in DEFAULT_SAMPLING.items()
+            name: _value(given, name, default) for name, default in SAMPLING.items()
         },
         echo=_value(given, "echo", False),
     )

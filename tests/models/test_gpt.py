@@ -10,6 +10,7 @@ from kgen.data.tokenizers import CharTokenizer
 from kgen.models import GPT
 from kgen.models.shared.generation import CHUNK
 from kgen.nn import random
+from kgen.nn.decoding_parameters import SamplingParameters
 from kgen.nn.sampling import next_tokens
 
 TEXT = "to be or not to be, that is the question."
@@ -172,7 +173,8 @@ def generated_without_a_cache(model, prompt, seed, num_tokens, settings):
             name: tf.constant([value], "int32" if name == "top_k" else "float32")
             for name, value in settings.items()
         }
-        text.append(int(next_tokens(logits, seen, keys[None], sampling)[0][0]))
+        parameters = SamplingParameters(**sampling)
+        text.append(int(next_tokens(logits, seen, keys[None], parameters)[0][0]))
     return text[len(prompt) :]
 
 

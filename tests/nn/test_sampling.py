@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from kgen.nn import random
-from kgen.nn.sampling import DEFAULT_SAMPLING, next_tokens
+from kgen.nn.decoding_parameters import SamplingParameters, defaults
+from kgen.nn.sampling import next_tokens
 
 
 def choose(logits, seen=(), num_draws=4000, **settings):
@@ -17,9 +18,10 @@ def choose(logits, seen=(), num_draws=4000, **settings):
         name: tf.fill(
             [num_draws], tf.cast(value, "int32" if name == "top_k" else "float32")
         )
-        for name, value in (DEFAULT_SAMPLING | settings).items()
+        for name, value in (defaults(SamplingParameters) | settings).items()
     }
     keys = random.keys(0, tf.range(num_draws))
+    values = SamplingParameters(**values)
     tokens, _ = next_tokens(tf.constant(logits), tf.constant(held), keys, values)
     tokens = tokens.numpy()
     return np.bincount(tokens, minlength=logits.shape[1]) / num_draws
@@ -121,7 +123,7 @@ def test_random_parameters_per_row_equal_the_reference():
         tf.constant(logits),
         tf.constant(seen),
         keys,
-        {name: tf.constant(value) for name, value in settings.items()},
+        SamplingParameters(**{k: tf.constant(value) for k, value in settings.items()}),
     )
     received = received.numpy()
     assert (margins.numpy() >= 0).all()

@@ -9,7 +9,7 @@ import tensorflow as tf
 from starlette.testclient import TestClient
 
 from kgen.data import CharTokenizer
-from kgen.nn.sampling import DEFAULT_SAMPLING
+from kgen.nn.decoding_parameters import SamplingParameters, defaults
 from kgen.serving import make_application
 from kgen.serving.batching import Batcher
 from kgen.serving.completions import (
@@ -273,7 +273,9 @@ def test_completions_under_way_are_limited_and_cancelled_ones_make_room():
     async def scenario():
         engine = CompletionEngine(Batcher(), max_rows=2)
         version = Model().version
-        request = CompletionRequest(["a"], 2, 40, (), 0, DEFAULT_SAMPLING, echo=False)
+        request = CompletionRequest(
+            ["a"], 2, 40, (), 0, defaults(SamplingParameters), echo=False
+        )
         chunks = chunks_of(engine, version, request)
         await anext(chunks)
         assert engine.num_rows == 2
@@ -302,7 +304,7 @@ def test_decoding_steps_of_many_requests_share_calls():
 
         async def one(prompt, most):
             request = CompletionRequest(
-                [prompt], 1, most, (), 1, DEFAULT_SAMPLING, echo=False
+                [prompt], 1, most, (), 1, defaults(SamplingParameters), echo=False
             )
             return "".join([p.text async for p in chunks_of(engine, version, request)])
 

@@ -17,18 +17,22 @@ from kgen.models.shared.specs import InputSpec, StateSpec
 from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
 from kgen.nn import decoding
 from kgen.nn.decoding import STREAM_CHUNK, DecodingState
-from kgen.nn.sampling import DEFAULT_SAMPLING, MAX_TOKENS
+from kgen.nn.decoding_parameters import (
+    MAX_TOKENS,
+    BeamParameters,
+    SamplingParameters,
+    defaults,
+)
 
-SAMPLING: dict[str, InputSpec] = {
-    "temperature": InputSpec(low=0),
-    "top_k": InputSpec(dtype="int32", low=0),
-    "top_p": InputSpec(low=0, high=1, above=True),
-    "min_p": InputSpec(low=0, high=1),
-    "repetition_penalty": InputSpec(low=0, above=True),
-}
+
+def _specs(parameters: type[Any]) -> dict[str, InputSpec]:
+    fields = dataclasses.fields(parameters)
+    return {field.name: InputSpec(**field.metadata["spec"]) for field in fields}
+
+
+SAMPLING, BEAMS = _specs(SamplingParameters), _specs(BeamParameters)
 SEEDS = InputSpec(dtype="int64")
 MAX_NEW_TOKENS = InputSpec(dtype="int32", low=1, high=MAX_TOKENS)
-MAX_BEAMS = 64
 CHUNK = 64  # most tokens of one call of `decode`
 
 
@@ -38,10 +42,11 @@ class TextGenerationMixin(TextModelMixin):
     `prefill(tokens)` runs the network over prompts and returns a `DecodingState`.
     `decode_step(cache, tokens, positions)` appends a token to each row and returns the
     KV cache and the logits of the next token. `is_endless`: whether texts may be longer
-    than the context.
+    than the context. `end_id`: the token that ends a text, -1 for none.
     """
 
     is_endless: Any
+    end_id: int
     jit_compile: bool
     compute_dtype: Any
     prefill: Any
@@ -60,6 +65,7 @@ class TextGenerationMixin(TextModelMixin):
         seeds: Any = 0,
         stop: str | Sequence[str] = (),
         num_beams: Any = 1,
+        length_penalty: Any = 0.0,
         **sampling: Any,
     ) -> Any:
         """Continues prompts; each row depends on its own prompt, seed and parameters.
@@ -76,8 +82,10 @@ class TextGenerationMixin(TextModelMixin):
             seeds: Integers, one for each row, that the noise follows from. A single one
                 is that of the first row, and the next rows have the next integers.
             stop: Stop sequences: a row ends before the first of them.
-            num_beams: Above 1: the likeliest text that a beam search finds, without
-                noise and sampling parameters; at most 64, and the number of tokens.
+            num_beams: Above 1: the best text that a beam search finds, without noise
+                and sampling parameters; at most 64, and the number of tokens.
+            length_penalty: Exponent a of the score of n tokens in a beam search,
+                log p / ((5 + n) / 6)^a, 0 or more: see `kgen.nn.decoding.beam_search`.
             **sampling: `temperature` (default 1; 0: always the likeliest token),
                 `top_k` (0: all), `top_p` (1), `min_p` (0), `repetition_penalty` (1):
                 see `kgen.nn.sampling.next_tokens`.
@@ -93,10 +101,15 @@ class TextGenerationMixin(TextModelMixin):
         rows, is_text = self.tokens_of(prompts)
         stops = self._stop_sequences(stop)
         arrays = self._parameters(
-            rows, seeds, max_new_tokens=max_new_tokens, num_beams=num_beams, **sampling
+            rows,
+            seeds,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            **sampling,
         )
-        beams = arrays.pop("num_beams")
-        is_search = bool((beams > 1).any())
+        beams = {name: arrays.pop(name) for name in BEAMS}
+        is_search = bool((beams["num_beams"] > 1).any())
         if is_search and sampling:
             raise ValueError(
                 "A beam search has no noise, and so no sampling parameters. Received: "
@@ -111,11 +124,11 @@ class TextGenerationMixin(TextModelMixin):
                     "beam_search",
                     tokens=padded(rows[part]),
                     max_new_tokens=some["max_new_tokens"],
-                    num_beams=beams[part],
+                    **{name: values[part] for name, values in beams.items()},
                 )["generated"]
                 generated += [row[row >= 0] for row in found]
             else:
-                *_, tokens = self._chunks(rows[part], some, stops)
+                *_, (tokens, _) = self._chunks(rows[part], some, stops)
                 generated += tokens
         if not is_text:
             return generated
@@ -153,9 +166,8 @@ class TextGenerationMixin(TextModelMixin):
         rows, _ = self.tokens_of([prompt])
         stops = self._stop_sequences(stop)
         arrays = self._parameters(rows, seed, max_new_tokens=max_new_tokens, **sampling)
-        [max_tokens], num_shown = arrays["max_new_tokens"], 0
-        for (tokens,) in self._chunks(rows, arrays, stops, STREAM_CHUNK):
-            is_whole = len(tokens) == max_tokens
+        num_shown = 0
+        for (tokens,), (is_whole,) in self._chunks(rows, arrays, stops, STREAM_CHUNK):
             text = streamable_prefix(
                 self.tokenizer.decode(tokens), stops, is_whole=is_whole
             )
@@ -190,7 +202,7 @@ class TextGenerationMixin(TextModelMixin):
         specs = {
             **SAMPLING,
             "max_new_tokens": dataclasses.replace(MAX_NEW_TOKENS, high=None),
-            "num_beams": self._num_beams,
+            **self._beams,
             "seeds": SEEDS,
         }
         unknown = sorted(values.keys() - specs.keys())
@@ -203,7 +215,8 @@ class TextGenerationMixin(TextModelMixin):
         if len(seeds) == 1:
             seeds = seeds + np.arange(len(rows))
         arrays = {}
-        for name, value in (DEFAULT_SAMPLING | values | {"seeds": seeds}).items():
+        given = defaults(SamplingParameters) | values | {"seeds": seeds}
+        for name, value in given.items():
             value = np.full(len(rows), value) if np.ndim(value) == 0 else value
             arrays[name] = specs[name].cast(specs[name].check(name, value, len(rows)))
         lengths = zip(rows, arrays["max_new_tokens"], strict=True)
@@ -218,7 +231,7 @@ class TextGenerationMixin(TextModelMixin):
         return arrays
 
     def _chunks(self, rows, arrays, stops, chunk=None):
-        """Yields all tokens of each row so far, chunk by chunk, until all end."""
+        """Yields the tokens of each row so far, and which rows have ended."""
         prefill = self._traced("prefill")
         decode = self._traced("decode", self.jit_compile)
         num_rows = len(rows)
@@ -244,11 +257,14 @@ class TextGenerationMixin(TextModelMixin):
             tokens = np.concatenate([tokens, new], axis=1)
             num_generated += int(size)
             found = [row[row >= 0] for row in tokens]
-            texts = [self.tokenizer.decode(row) for row in found] if stops else []
-            ended = [truncate_at_stop(text, stops) != text for text in texts]
-            ended += [False] * (len(rows) - len(ended))
+            ended = ~outputs["active"].numpy()
+            if stops:
+                texts = [self.tokenizer.decode(row) for row in found]
+                ended[:num_rows] |= [
+                    truncate_at_stop(one, stops) != one for one in texts
+                ]
             max_tokens = np.where(ended, 0, max_tokens)
-            yield found
+            yield found, ended[:num_rows]
 
     def _traced(self, name, jit_compile=False):
         signature = self.signature(name, "tokens")
@@ -270,7 +286,7 @@ class TextGenerationMixin(TextModelMixin):
         """
         tokens = self.token_inputs(None if self.is_endless else self.context - 1)
         request = {"seeds": SEEDS, "max_new_tokens": MAX_NEW_TOKENS, **SAMPLING}
-        search = {"max_new_tokens": MAX_NEW_TOKENS, "num_beams": self._num_beams}
+        search = {"max_new_tokens": MAX_NEW_TOKENS, **self._beams}
         cache = (2 * self.num_layers, self.num_heads, self.context)
         state = {
             "cache": StateSpec(
@@ -318,32 +334,35 @@ class TextGenerationMixin(TextModelMixin):
         return [*self.text_forms("prompts", of_prompts), decode]
 
     @property
-    def _num_beams(self):
-        return InputSpec(dtype="int32", low=1, high=min(self.vocab_size, MAX_BEAMS))
+    def _beams(self):
+        most = min(self.vocab_size, BEAMS["num_beams"].high)
+        return BEAMS | {"num_beams": dataclasses.replace(BEAMS["num_beams"], high=most)}
 
     def _sample(self, tokens, seeds, max_new_tokens, **sampling):
         state = self.prefill(tokens)
         num_generated = tf.zeros_like(max_new_tokens)
         max_tokens = self._max_tokens(max_new_tokens, num_generated, state.positions)
-        generated, margins, _ = decoding.sample(
+        generated, margins, *_ = decoding.sample(
             self.decode_step,
             state,
             seeds=seeds,
             num_generated=num_generated,
             max_tokens=max_tokens,
-            sampling=sampling,
+            sampling=SamplingParameters(**sampling),
+            end_token=self.end_id,
             width=tf.maximum(tf.reduce_max(max_tokens), 0),  # There may be no rows.
         )
         return {"generated": generated}, margins
 
-    def _search(self, tokens, max_new_tokens, num_beams):
+    def _search(self, tokens, max_new_tokens, num_beams, length_penalty):
         state = self.prefill(tokens)
         results = decoding.beam_search(
             self.decode_step,
             state,
             max_tokens=self._max_tokens(max_new_tokens, 0, state.positions),
             num_beams=num_beams,
-            length_penalty=tf.zeros(tf.shape(num_beams)),  # All have the same length.
+            length_penalty=length_penalty,
+            end_token=self.end_id,
         )
         return {"generated": results.tokens[:, 0]}, results.margins
 
@@ -356,16 +375,17 @@ class TextGenerationMixin(TextModelMixin):
         state = state._replace(cache=tuple(tf.unstack(state.cache, axis=1)))
         max_tokens = self._max_tokens(max_new_tokens, num_generated, state.positions)
         end = num_generated + chunk_size
-        tokens, margins, state = decoding.sample(
+        tokens, margins, ended, state = decoding.sample(
             self.decode_step,
             state,
             seeds=seeds,
             num_generated=num_generated,
             max_tokens=tf.minimum(max_tokens, end),
-            sampling=inputs,
+            sampling=SamplingParameters(**inputs),
+            end_token=self.end_id,
             width=CHUNK,
         )
-        active = end < max_tokens
+        active = (end < max_tokens) & ~ended
         return {"tokens": tokens, "active": active, **_packed(state, active)}, margins
 
     def _max_tokens(self, max_new_tokens, num_generated, positions):
@@ -389,6 +409,7 @@ class TextGenerationMixin(TextModelMixin):
             "seeds": rows,
             "max_new_tokens": limits.astype(np.int32),
             "num_beams": np.minimum(1 + rows % 3, self.vocab_size).astype(np.int32),
+            "length_penalty": np.array([0, 0.6], np.float32)[rows % 2],
             "num_generated": (rows % 5).astype(np.int32),
             "chunk_size": np.full(num_rows, STREAM_CHUNK, np.int32),
             "temperature": np.array([0, 0.7, 1], np.float32)[rows % 3],

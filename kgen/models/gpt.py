@@ -17,7 +17,12 @@ from kgen.models.shared.signatures import Signature
 from kgen.models.shared.text_model import padded
 from kgen.nn import random
 from kgen.nn.decoding import DecodingState, multi_hot_tokens
-from kgen.nn.transformer import Perplexity, apply_dropout, tied_logits
+from kgen.nn.transformer import (
+    Perplexity,
+    apply_dropout,
+    slot_writer,
+    tied_logits,
+)
 
 POSITIONS = ("rotary", "learned")
 
@@ -202,30 +207,14 @@ class GPT(TextGenerationMixin, GenerativeModel):
 
     def decode_step(self, cache, tokens, positions):
         """Appends a token to each row; returns the KV cache and the next logits."""
-        shape = [tf.shape(positions)[0], self.num_heads]
-        indices = tf.stack(  # row, head and slot of the new keys and values
-            [
-                tf.broadcast_to(tf.range(shape[0])[:, None], shape),
-                tf.broadcast_to(tf.range(shape[1])[None], shape),
-                tf.broadcast_to((positions % self.context)[:, None], shape),
-            ],
-            axis=2,
-        )
-        positions = positions[:, None]
         slots = tf.range(self.context)[None]
-        mask = ((slots <= positions) | (positions >= self.context))[:, None]
-        hidden = self._embed(tokens[:, None], positions)
+        mask = slots <= positions[:, None]
+        mask = (mask | (positions[:, None] >= self.context))[:, None]
+        hidden = self._embed(tokens[:, None], positions[:, None])
         extended = []
         for index, block in enumerate(self.blocks):
-            old = cache[2 * index : 2 * index + 2]
-
-            def extend(*new, old=old):
-                return [
-                    tf.tensor_scatter_nd_update(b, indices, a[:, :, 0])
-                    for a, b in zip(new, old, strict=True)
-                ]
-
-            hidden, seen = block(hidden, positions, mask, cache=extend)
+            write = slot_writer(cache[2 * index : 2 * index + 2], positions)
+            hidden, seen = block(hidden, positions[:, None], mask, cache=write)
             extended += seen
         return tuple(extended), self._head(hidden[:, 0])
 

@@ -1,7 +1,7 @@
 """Transformer blocks and their parts, tied logits and perplexity."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -73,6 +73,37 @@ def apply_dropout(
     return inputs * tf.cast(noise >= rate, inputs.dtype) / (1.0 - rate)
 
 
+def slot_writer(
+    cache: Sequence[tf.Tensor], positions: tf.Tensor
+) -> Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]:
+    """Returns a function that writes one key and one value of each row into a KV cache.
+
+    The token at position p is in slot p % slots.
+
+    Args:
+        cache: Keys and values, [batch, heads, slots, dim].
+        positions: Position of each row's token, int32 [batch].
+    """
+    heads, slots = cache[0].shape[1:3]
+    shape = [tf.shape(positions)[0], heads]
+    indices = tf.stack(  # row, head and slot of the new keys and values
+        [
+            tf.broadcast_to(tf.range(shape[0])[:, None], shape),
+            tf.broadcast_to(tf.range(shape[1])[None], shape),
+            tf.broadcast_to((positions % slots)[:, None], shape),
+        ],
+        axis=2,
+    )
+
+    def write(*new: tf.Tensor) -> list[tf.Tensor]:
+        return [
+            tf.tensor_scatter_nd_update(old, indices, one[:, :, 0])
+            for old, one in zip(cache, new, strict=True)
+        ]
+
+    return write
+
+
 def tied_logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
     """Float32 logits by the transposed embedding table (weight tying).
 
@@ -93,12 +124,15 @@ def tied_logits(hidden: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
 class TransformerBlock(keras.layers.Layer):
     """Pre-norm transformer block: self-attention and a two-layer MLP, both residual.
 
+    With cross-attention, it attends to the vectors of an encoder between the two.
+
     Args:
         num_heads: Number of attention heads; divides the hidden_dim of the inputs.
         rotary: Whether queries and keys get rotary position embeddings.
         dropout: Dropout rate of the outputs of attention and MLP in training.
         num_blocks: Number of blocks in the model: the initial weights of the residual
             outputs are divided by sqrt(2 * num_blocks).
+        cross_attention: Whether the block attends to a memory: see `memory_of`.
 
     Shapes:
         [batch, time, hidden_dim] -> [batch, time, hidden_dim]
@@ -114,6 +148,7 @@ class TransformerBlock(keras.layers.Layer):
         rotary: bool = False,
         dropout: float = 0.0,
         num_blocks: int = 1,
+        cross_attention: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -121,9 +156,10 @@ class TransformerBlock(keras.layers.Layer):
         self.rotary = rotary
         self.dropout = dropout
         self.num_blocks = num_blocks
+        self.cross_attention = cross_attention
 
     def build(self, input_shape):
-        """Creates the six layers."""
+        """Creates the layers: six, and four for cross-attention."""
         hidden_dim = input_shape[-1]
 
         def dense(units, width_in, scale=1.0):
@@ -146,7 +182,22 @@ class TransformerBlock(keras.layers.Layer):
         self.attention_output = dense(hidden_dim, hidden_dim, smaller)
         self.mlp_up = dense(4 * hidden_dim, hidden_dim)
         self.mlp_down = dense(hidden_dim, 4 * hidden_dim, smaller)
+        if self.cross_attention:
+            self.cross_norm = norm()
+            self.cross_query = dense(hidden_dim, hidden_dim)
+            self.memory_keys_values = dense(2 * hidden_dim, hidden_dim)
+            self.cross_output = dense(hidden_dim, hidden_dim, smaller)
         self.built = True
+
+    def memory_of(self, encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Keys and values of an encoder's vectors, for cross-attention.
+
+        Shapes:
+            encoded: [batch, source, hidden_dim] -> two of [batch, heads, source, dim]
+        """
+        heads = self._heads(self.memory_keys_values(encoded), 2 * self.num_heads)
+        keys, values = tf.split(heads, 2, axis=1)
+        return keys, values
 
     def call(
         self,
@@ -155,6 +206,8 @@ class TransformerBlock(keras.layers.Layer):
         mask: tf.Tensor,
         row_keys: tf.Tensor | None = None,
         cache: KeyValueCache | None = None,
+        memory: tuple[tf.Tensor, tf.Tensor] | None = None,
+        memory_mask: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
         """Applies the block.
 
@@ -165,33 +218,53 @@ class TransformerBlock(keras.layers.Layer):
             row_keys: Random keys of the dropout, int64 [batch]; None: no dropout.
             cache: Takes the keys and values of these positions and returns those of
                 all positions to attend to. None: attend to these positions only.
+            memory: Keys and values of `memory_of`, for cross-attention.
+            memory_mask: Bool [batch, source], True where there is a token; None: all.
 
         Returns:
             The outputs, and the attended keys and values, [batch, heads, positions,
             dim].
         """
-        hidden_dim = inputs.shape[-1]
-        dim = hidden_dim // self.num_heads
-        time = tf.shape(inputs)[1] if inputs.shape[1] is None else inputs.shape[1]
-        heads = self.qkv(self.first_norm(inputs))
-        heads = tf.reshape(heads, [-1, time, 3 * self.num_heads, dim])
-        heads = tf.transpose(heads, [0, 2, 1, 3])
+        heads = self._heads(self.qkv(self.first_norm(inputs)), 3 * self.num_heads)
         queries, keys, values = tf.split(heads, 3, axis=1)
         if self.rotary:
             queries = apply_rotary_embedding(queries, positions)
             keys = apply_rotary_embedding(keys, positions)
         if cache is not None:
             keys, values = cache(keys, values)
-        mixed = tf.transpose(attention(queries, keys, values, mask), [0, 2, 1, 3])
-        mixed = tf.reshape(mixed, [-1, time, hidden_dim])
+        mixed = self._joined(attention(queries, keys, values, mask))
         hidden = inputs + self._drop(self.attention_output(mixed), row_keys, 0)
+        if memory is not None:
+            if memory_mask is None:
+                memory_mask = tf.ones([1, 1], tf.bool)
+            queries = self.cross_query(self.cross_norm(hidden))
+            queries = self._heads(queries, self.num_heads)
+            mixed = self._joined(attention(queries, *memory, memory_mask[:, None]))
+            hidden += self._drop(self.cross_output(mixed), row_keys, 2)
         wide = self.mlp_up(self.second_norm(hidden))
         outputs = self.mlp_down(keras.activations.gelu(wide, approximate=True))
         return hidden + self._drop(outputs, row_keys, 1), (keys, values)
 
+    def _heads(self, vectors, number):
+        """Cuts vectors into heads: [batch, number, time, dim]."""
+        dim = vectors.shape[-1] // number
+        vectors = tf.reshape(vectors, [-1, _time(vectors), number, dim])
+        return tf.transpose(vectors, [0, 2, 1, 3])
+
+    def _joined(self, heads):
+        """Joins heads to vectors: [batch, time, hidden_dim]."""
+        heads = tf.transpose(heads, [0, 2, 1, 3])
+        width = heads.shape[2] * heads.shape[3]
+        return tf.reshape(heads, [-1, _time(heads), width])
+
     def _drop(self, outputs, row_keys, use):
         keys = None if row_keys is None else random.fold_in(row_keys, use)
         return apply_dropout(outputs, keys, self.dropout)
+
+
+def _time(vectors):
+    """Size of the second axis, an integer where it is known."""
+    return tf.shape(vectors)[1] if vectors.shape[1] is None else vectors.shape[1]
 
 
 @keras.saving.register_keras_serializable(package="kgen")

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kgen.data.stop_sequences import streamable_prefix, truncate_at_stop
+from kgen.models.shared.generation_examples import example_request
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.specs import InputSpec, StateSpec
 from kgen.models.shared.text_model import ROWS_AT_A_TIME, TextModelMixin, padded
@@ -287,11 +288,8 @@ class TextGenerationMixin(TextModelMixin):
         tokens = self.token_inputs(None if self.is_endless else self.context - 1)
         request = {"seeds": SEEDS, "max_new_tokens": MAX_NEW_TOKENS, **SAMPLING}
         search = {"max_new_tokens": MAX_NEW_TOKENS, **self._beams}
-        cache = (2 * self.num_layers, self.num_heads, self.context)
         state = {
-            "cache": StateSpec(
-                (*cache, self.hidden_dim // self.num_heads), self.compute_dtype
-            ),
+            **self.cache_specs(),
             "logits": StateSpec((self.vocab_size,)),
             "positions": StateSpec(dtype="int32"),
             "seen_tokens": StateSpec((self.vocab_size,), "bool"),
@@ -302,6 +300,8 @@ class TextGenerationMixin(TextModelMixin):
         }
         kinds = dict.fromkeys(state, "state")
 
+        facts = self.context, self.vocab_size, self._prefill
+
         def signature(name, function, inputs, outputs, **options):
             return Signature(
                 name,
@@ -309,7 +309,7 @@ class TextGenerationMixin(TextModelMixin):
                 inputs,
                 outputs,
                 layers=self.transformer_layers(),
-                examples=(functools.partial(self._example, inputs),),
+                examples=(functools.partial(example_request, inputs, *facts),),
                 files=self.tokenizer_files(),
                 max_rows=ROWS_AT_A_TIME,
                 margins=lambda **inputs: function(**inputs)[1],
@@ -368,11 +368,12 @@ class TextGenerationMixin(TextModelMixin):
 
     def _prefill(self, tokens):
         no_ties = tf.fill([tf.shape(tokens)[0], 1], math.inf)
-        return _packed(self.prefill(tokens)), no_ties
+        return self._packed(self.prefill(tokens)), no_ties
 
     def _decode(self, num_generated, chunk_size, seeds, max_new_tokens, **inputs):
-        state = DecodingState(*(inputs.pop(name) for name in DecodingState._fields))
-        state = state._replace(cache=tuple(tf.unstack(state.cache, axis=1)))
+        cache = self.unpacked_cache({k: inputs.pop(k) for k in self.cache_specs()})
+        others = (inputs.pop(name) for name in DecodingState._fields[1:])
+        state = DecodingState(cache, *others)
         max_tokens = self._max_tokens(max_new_tokens, num_generated, state.positions)
         end = num_generated + chunk_size
         tokens, margins, ended, state = decoding.sample(
@@ -386,7 +387,11 @@ class TextGenerationMixin(TextModelMixin):
             width=CHUNK,
         )
         active = (end < max_tokens) & ~ended
-        return {"tokens": tokens, "active": active, **_packed(state, active)}, margins
+        return {
+            "tokens": tokens,
+            "active": active,
+            **self._packed(state, active),
+        }, margins
 
     def _max_tokens(self, max_new_tokens, num_generated, positions):
         """Tokens to generate for each row in all, int32 [batch]."""
@@ -394,46 +399,37 @@ class TextGenerationMixin(TextModelMixin):
             return max_new_tokens
         return tf.minimum(max_new_tokens, num_generated + self.context - positions)
 
-    def _example(self, names, num_rows):
-        """Inputs of these names, with prompts of several lengths."""
-        rng, rows = np.random.default_rng(0), np.arange(num_rows)
-        half = max(self.context // 2, 1)
-        most = min(half, STREAM_CHUNK + 4)
-        lengths = np.where(rows == 0, 1, rng.integers(1, 1 + half, num_rows))
-        longest = max(lengths, default=1)
-        tokens = rng.integers(0, self.vocab_size, (num_rows, longest), np.int32)
-        # The first row has the most, so that all batches are as wide.
-        limits = np.where(rows == 0, most, rng.integers(1, most + 1, num_rows))
-        values = {
-            "tokens": np.where(np.arange(longest) < lengths[:, None], tokens, -1),
-            "seeds": rows,
-            "max_new_tokens": limits.astype(np.int32),
-            "num_beams": np.minimum(1 + rows % 3, self.vocab_size).astype(np.int32),
-            "length_penalty": np.array([0, 0.6], np.float32)[rows % 2],
-            "num_generated": (rows % 5).astype(np.int32),
-            "chunk_size": np.full(num_rows, STREAM_CHUNK, np.int32),
-            "temperature": np.array([0, 0.7, 1], np.float32)[rows % 3],
-            "top_k": np.array([0, 5], np.int32)[rows % 2],
-            "top_p": np.array([1, 0.9], np.float32)[rows // 2 % 2],
-            "min_p": np.array([0, 0.02], np.float32)[rows // 4 % 2],
-            "repetition_penalty": np.array([1, 1.2], np.float32)[rows // 8 % 2],
+    # -- the state ------------------------------------------------------------
+
+    def cache_specs(self) -> dict[str, StateSpec]:
+        """Specs of the tensors that hold the cache between two calls, by name.
+
+        By default keys and values of all blocks are one tensor. A model whose cache
+        holds more overrides this, `packed_cache` and `unpacked_cache`.
+        """
+        shape = (2 * self.num_layers, self.num_heads, self.context)
+        dim = self.hidden_dim // self.num_heads
+        return {"cache": StateSpec((*shape, dim), self.compute_dtype)}
+
+    def packed_cache(self, cache: Any) -> dict[str, tf.Tensor]:
+        """The tensors of `cache_specs` of a cache."""
+        return {"cache": tf.stack(cache, axis=1)}
+
+    def unpacked_cache(self, tensors: dict[str, tf.Tensor]) -> Any:
+        """The cache of the tensors of `cache_specs`."""
+        return tuple(tf.unstack(tensors["cache"], axis=1))
+
+    def _packed(self, state, active=None):
+        """A state as tensors by name; zeros for rows that are not active."""
+        others = {name: getattr(state, name) for name in DecodingState._fields[1:]}
+        packed = self.packed_cache(state.cache) | others
+        if active is None:
+            return packed
+        return {
+            name: tf.where(
+                tf.reshape(active, [-1, *[1] * (value.shape.rank - 1)]),
+                value,
+                tf.zeros_like(value),
+            )
+            for name, value in packed.items()
         }
-        if "cache" in names:
-            state, _ = self._prefill(tf.constant(values["tokens"]))
-            values |= {name: value.numpy() for name, value in state.items()}
-        return {name: values[name] for name in names}
-
-
-def _packed(state: DecodingState, active: Any = None) -> dict[str, tf.Tensor]:
-    """A state as tensors by name; zeros for rows that are not active."""
-    packed = state._replace(cache=tf.stack(state.cache, axis=1))._asdict()
-    if active is None:
-        return packed
-    return {
-        name: tf.where(
-            tf.reshape(active, [-1, *[1] * (value.shape.rank - 1)]),
-            value,
-            tf.zeros_like(value),
-        )
-        for name, value in packed.items()
-    }

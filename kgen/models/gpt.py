@@ -16,7 +16,7 @@ from kgen.models.shared.model import GenerativeModel
 from kgen.models.shared.signatures import Signature
 from kgen.models.shared.text_model import padded
 from kgen.nn import random
-from kgen.nn.decoding import DecodingState, multi_hot_tokens
+from kgen.nn.decoding import MAX_STEPS, DecodingState, multi_hot_tokens
 from kgen.nn.transformer import (
     Perplexity,
     apply_dropout,
@@ -25,6 +25,7 @@ from kgen.nn.transformer import (
 )
 
 POSITIONS = ("rotary", "learned")
+PREFILL_CHUNK = 256  # tokens of a prompt at a time: bounds the memory of attention
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -172,25 +173,66 @@ class GPT(TextGenerationMixin, GenerativeModel):
     # -- prefill and decode ---------------------------------------------------
 
     def prefill(self, tokens: tf.Tensor) -> DecodingState:
-        """Runs the network over prompts.
+        """Runs the network over prompts, a chunk of tokens at a time.
 
         A token at position p is in slot p % context of the KV cache.
         """
         seen_tokens = multi_hot_tokens(tokens, self.vocab_size)
         tokens, lengths = self._within_reach(tokens)
-        positions = tf.range(tf.shape(tokens)[1])[None]
-        hidden = self._embed(tokens, positions)
-        mask = self._can_attend(positions, positions)
-        # For each slot the last position that falls into it, if any.
-        slots, last = tf.range(self.context)[None], lengths[:, None] - 1
+        longest = tf.shape(tokens)[1]
+
+        def extend(start, cache, hidden):
+            chunk = tokens[:, start : start + PREFILL_CHUNK]
+            last = tf.clip_by_value(lengths - 1 - start, 0, tf.shape(chunk)[1] - 1)
+            cache, outputs = self._extend(cache, chunk, start, lengths)
+            outputs = tf.gather(outputs, last, batch_dims=1)
+            is_here = (lengths > start)[:, None]
+            return start + PREFILL_CHUNK, cache, tf.where(is_here, outputs, hidden)
+
+        # The first chunk has no cache to attend to, and most prompts no second one.
+        state = extend(tf.constant(0), None, 0.0)
+        _, cache, hidden = tf.while_loop(
+            lambda start, *_: start < longest,
+            extend,
+            state,
+            maximum_iterations=MAX_STEPS,
+        )
+        return DecodingState(cache, self._head(hidden), lengths, seen_tokens)
+
+    def _extend(self, cache, tokens, start, lengths):
+        """Appends tokens from position `start` on: KV cache and outputs of the blocks.
+
+        Tokens beyond a row's length leave its cache unchanged.
+        """
+        count, slots = tf.shape(tokens)[1], tf.range(self.context)[None]
+        positions = start + tf.range(count)[None]
+        others = positions
+        if (
+            cache is not None
+        ):  # The last position of each slot, negative if it is empty.
+            held = start - 1 - (start - 1 - slots) % self.context
+            others = tf.concat([held, positions], axis=1)
+        mask = self._can_attend(positions, others) & (others >= 0)[:, None]
+        # For each slot the last position of the row that falls into it.
+        last = tf.minimum(lengths, start + count)[:, None] - 1
         kept = slots + (last - slots) // self.context * self.context
-        kept = tf.clip_by_value(kept, 0, tf.shape(tokens)[1] - 1)
-        cache = []
-        for block in self.blocks:
-            hidden, seen = block(hidden, positions, mask)
-            cache += [tf.gather(one, kept, axis=2, batch_dims=1) for one in seen]
-        hidden = tf.gather(hidden, lengths - 1, batch_dims=1)
-        return DecodingState(tuple(cache), self._head(hidden), lengths, seen_tokens)
+        is_new = (kept >= start)[:, None, :, None]
+        kept = tf.clip_by_value(kept - start, 0, count - 1)
+        hidden, extended = self._embed(tokens, positions), []
+        for index, block in enumerate(self.blocks):
+            old = None if cache is None else cache[2 * index : 2 * index + 2]
+
+            def attend_to_both(*new, old=old):
+                return [tf.concat(pair, axis=2) for pair in zip(old, new, strict=True)]
+
+            hidden, seen = block(
+                hidden, positions, mask, cache=attend_to_both if old else None
+            )
+            for which, one in enumerate(seen):
+                new = tf.gather(one[:, :, -count:], kept, axis=2, batch_dims=1)
+                before = tf.zeros_like(new) if old is None else old[which]
+                extended.append(tf.where(is_new, new, before))
+        return tuple(extended), hidden
 
     def _within_reach(self, tokens):
         """Ends of rows, and their lengths: no logit depends on the tokens before.

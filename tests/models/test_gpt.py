@@ -7,8 +7,9 @@ import tensorflow as tf
 
 import kgen
 from kgen.data.tokenizers import CharTokenizer
-from kgen.models import GPT
+from kgen.models import GPT, gpt
 from kgen.models.shared.generation import CHUNK
+from kgen.models.shared.text_model import padded
 from kgen.nn import random
 from kgen.nn.decoding_parameters import SamplingParameters
 from kgen.nn.sampling import next_tokens
@@ -205,6 +206,22 @@ def test_a_row_depends_on_itself_alone():
     # A longer continuation begins with the shorter one.
     [longer] = model.generate(rows[:1], max_new_tokens=30, seeds=7, top_k=6)
     np.testing.assert_array_equal(longer[:15], together[0])
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_prompts_in_chunks_give_the_state_of_whole_ones(chunk, positions, monkeypatch):
+    model = make(positions=positions)
+    longest = 40 if positions == "rotary" else 11
+    rows = padded([np.int32(one) for one in prompts(longest, 1, chunk, 7, 2 * chunk)])
+    whole = model.prefill(tf.constant(rows))
+    monkeypatch.setattr(gpt, "PREFILL_CHUNK", chunk)
+    parts = model.prefill(tf.constant(rows))
+    np.testing.assert_allclose(parts.logits, whole.logits, atol=1e-4)
+    slots = np.arange(12)[None] < np.minimum(whole.positions, 12)[:, None]
+    for one, other in zip(parts.cache, whole.cache, strict=True):
+        difference = abs(one - other).numpy() * slots[:, None, :, None]
+        assert difference.max() < 1e-4
 
 
 def test_prefill_of_a_long_prompt_takes_its_end(monkeypatch):

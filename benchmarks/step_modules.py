@@ -31,7 +31,7 @@ def make_models() -> dict[str, Callable[[], tuple[Any, dict[str, Any]]]]:
     letters = "abcdefgh"
     tokens = {"tokens": tf.reshape(tf.range(36), [4, 9]) % len(letters)}
     text = {
-        "tokenizer": data.CharTokenizer(letters).config(),
+        "tokenizer": data.CharTokenizer(letters),
         "num_layers": 1,
         "num_heads": 2,
         "hidden_dim": 8,

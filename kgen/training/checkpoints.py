@@ -93,18 +93,21 @@ class Checkpointer(keras.callbacks.Callback):
                 f"({error}). Start anew with --overwrite, and --start-from another run "
                 "if there is one."
             ) from error
-        variables = state_variables(model)
-        shapes = [tuple(variable.shape) for variable in variables]
-        if shapes != [value.shape for value in states["state"]]:
+        variables, values = state_variables(model), states["state"]
+        shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
+        saved_shapes = {path: value.shape for path, value in values.items()}
+        if shapes != saved_shapes:
+            different = sorted(dict(shapes.items() ^ saved_shapes.items()))
             raise ValueError(
                 f"The checkpoint {self.file} belongs to another model or optimizer. "
-                f"Received: {len(states['state'])} variables for a model with "
-                f"{len(variables)}. Resume with the options the run was started with, "
-                "or start anew with --overwrite."
+                f"Received: {len(values)} variables for a model with "
+                f"{len(variables)}; different are {', '.join(different[:3])}"
+                f"{', ...' * (len(different) > 3)}. Resume with the options the run "
+                "was started with, or start anew with --overwrite."
             )
-        for variable, value in zip(variables, states["state"], strict=True):
-            variable.assign(value)
-        self._restored_metrics = states["metrics"]
+        for path, variable in variables.items():
+            variable.assign(values[path])
+        self._restored_metrics = [*states["metrics"].values()]
         return True
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -141,32 +144,69 @@ class Checkpointer(keras.callbacks.Callback):
             FloatingPointError: If a variable is not finite; the old file stays.
         """
         # Every process reads, as a read can be a collective operation; one writes.
-        values = [variable.numpy() for variable in state_variables(self.model)]
-        for variable, value in zip(state_variables(self.model), values, strict=True):
+        variables = state_variables(self.model)
+        values = {path: variable.numpy() for path, variable in variables.items()}
+        for path, value in values.items():
             if not np.all(np.isfinite(value)):
                 raise FloatingPointError(
-                    f"All variables must be finite. Received: {variable.path} with NaN "
-                    f"or infinity at step {int(self.model.step.numpy())}. The last "
+                    f"All variables must be finite. Received: {path} with NaN or "
+                    f"infinity at step {int(self.model.step.numpy())}. The last "
                     f"checkpoint is kept in {self.file}. Try a smaller learning rate, "
                     "or a gradient_clip_norm."
                 )
         if self.write:
-            entries = {f"state-{i:05d}": value for i, value in enumerate(values)}
-            entries |= {f"metrics-{i:05d}": v for i, v in enumerate(metric_values)}
+            entries = {f"state/{path}": value for path, value in values.items()}
+            entries |= {f"metrics/{i:05d}": v for i, v in enumerate(metric_values)}
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.file) as opened:
                 np.savez(opened, **entries)
         self._saved_at = time.monotonic()
 
 
-def state_variables(model: GenerativeModel) -> list[keras.Variable]:
-    """Returns every variable that training changes, in a fixed order."""
-    optimizers = [variable for o in model.optimizers for variable in o.variables]
-    return [*model.weights, *optimizers]
+def state_variables(model: GenerativeModel) -> dict[str, keras.Variable]:
+    """Returns every variable that training changes, by a path of attribute names.
+
+    Unlike `Variable.path`, which several variables may share, a path is the same in
+    every process and for every instance of the class.
+    """
+    paths: dict[str, keras.Variable] = {}
+    unseen = {id(variable) for variable in model.weights}
+
+    def walk(value, path):
+        if isinstance(value, keras.Variable):
+            if id(value) in unseen:
+                unseen.remove(id(value))
+                paths["/".join(path)] = value
+        elif isinstance(value, dict):
+            for key, one in value.items():
+                walk(one, [*path, str(key)])
+        elif isinstance(value, list | tuple):
+            for index, one in enumerate(value):
+                walk(one, [*path, str(index)])
+        elif isinstance(value, keras.Layer) and id(value) not in layers:
+            layers.add(id(value))
+            # Public names first: private ones are Keras' own lists of the same layers.
+            for name in sorted(vars(value), key=lambda one: (one[0] == "_", one)):
+                plain = name.lstrip("_")
+                label = name if plain in vars(value) else plain
+                walk(vars(value)[name], [*path, label])
+
+    layers: set[int] = set()
+    walk(model, [])
+    for name in model.optimizer_slots:
+        variables = getattr(model, name).variables
+        paths |= {f"{name}/{index}": one for index, one in enumerate(variables)}
+    if unseen:
+        raise ValueError(
+            f"All variables of a model must belong to its layers. Received: "
+            f"{len(unseen)} that do not."
+        )
+    return paths
 
 
-def _entries(saved, prefix: str) -> list[np.ndarray]:
-    return [saved[name] for name in sorted(saved.files) if name.startswith(prefix)]
+def _entries(saved, prefix: str) -> dict[str, np.ndarray]:
+    names = [name for name in saved.files if name.startswith(f"{prefix}/")]
+    return {name.removeprefix(f"{prefix}/"): saved[name] for name in sorted(names)}
 
 
 def _local_values(model: GenerativeModel) -> list:

@@ -10,8 +10,17 @@ from typing import Any
 import click
 
 from kgen.nn.decoding_parameters import BeamParameters, SamplingParameters
+from kgen.recipes import read_record
 
-from .options import IntegerRanges, RunFolder, counted, debug_option, is_run, typed
+from .options import (
+    IntegerRanges,
+    RunFolder,
+    counted,
+    debug_option,
+    is_run,
+    runtime_option,
+    typed,
+)
 from .startup import load_model
 from .tasks import check_ranges, find_task
 
@@ -63,6 +72,7 @@ def _as_flag(name: str) -> str:
 )
 @click.option("--stream", is_flag=True, help="Print text while it is generated.")
 @click.option("--stop", multiple=True, help="Stop sequence; may be repeated.")
+@runtime_option
 @_number_options
 @debug_option
 @click.pass_context
@@ -166,6 +176,7 @@ def _generate_images(
     *,
     seeds: tuple[int, ...] = tuple(range(64)),
     out: Path | None = None,
+    runtime: str = "auto",
     **options: Any,
 ) -> None:
     """Write an image for each seed."""
@@ -180,14 +191,30 @@ def _generate_images(
         labels = options.get("labels") or range(inputs["labels"]["high"] + 1)
         cycle = itertools.cycle(labels)
         options["labels"] = tuple(itertools.islice(cycle, len(seeds)))
-    _write_images(load_model(run).generate(seeds, **options), seeds, out)
+    session = None
+    if runtime != "keras":
+        from kgen.export import session_of_run
+
+        name = read_record(run)["recipe"]
+        session = session_of_run(run, name, {"seeds", *options})
+    if session is not None:
+        images = session(seeds=seeds, **options)["images"]
+    elif runtime == "onnx":
+        raise click.UsageError(
+            f"--runtime onnx: {run} has no ONNX file that is as new as its model and "
+            f"takes {', '.join(['seeds', *options])}. Leave the option out, or write "
+            f"one: kgen export {run} --format onnx"
+        )
+    else:
+        images = load_model(run).generate(seeds, **options)
+    _write_images(images, seeds, out)
     click.echo(f"{counted(len(seeds), 'image')}: {out}")
 
 
 TEXT = ("out", "prompt", "stream", "stop")
 # A function for each kind of output, and its options beside the signature's inputs.
 GENERATORS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "image": (_generate_images, ("out",)),
+    "image": (_generate_images, ("out", "runtime")),
     "scores": (_fill_masks, ("prompt", "top_k")),
     "text": (_generate_text, TEXT),
     "tokens": (_generate_text, TEXT),

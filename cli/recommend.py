@@ -1,16 +1,16 @@
 """`kgen recommend RUN`: items for a user, from the ids of items that the user likes."""
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kgen.recipes import recipe_of_run
-from kgen.recipes.recommenders import item_titles
+from kgen.recipes import read_record
 
-from .options import RunFolder, aligned, debug_option, model_config
+from .options import RunFolder, aligned, debug_option, model_config, runtime_option
 from .startup import load_model
 from .tasks import check_ranges, find_task
 
@@ -35,8 +35,11 @@ from .tasks import check_ranges, find_task
     show_default=True,
     help="Whether the items of --items are left out.",
 )
+@runtime_option
 @debug_option
-def command(run: Path, items: str, count: int | None, remove_seen: bool) -> None:
+def command(
+    run: Path, items: str, count: int | None, remove_seen: bool, runtime: str
+) -> None:
     """Recommend items by RUN to a user who likes --items."""
     find_task(run, "recommend")
     known = model_config(run)["item_ids"]
@@ -44,14 +47,14 @@ def command(run: Path, items: str, count: int | None, remove_seen: bool) -> None
     count = min(10, len(known)) if count is None else count
     limits = {"dtype": "int32", "low": 1, "high": len(known)}
     check_ranges({"count": limits}, {"count": count})
-    best = load_model(run).recommend([history], k=count, remove_seen=remove_seen)
-    titles = _titles(recipe_of_run(run))
+    record = read_record(run)
+    titles = record.get("item_titles") or {}
+    best = _recommended(run, record["recipe"], history, count, remove_seen, runtime)
     if not history:
         click.echo("Without --items: the most popular.")
-    found = zip(best.item_ids[0].tolist(), best.scores[0].tolist(), strict=True)
     rows = [
-        (str(rank), str(item), f"{score:.3f}", titles.get(item, ""))
-        for rank, (item, score) in enumerate(found, start=1)
+        (str(rank), str(item), f"{score:.3f}", titles.get(str(item), ""))
+        for rank, (item, score) in enumerate(best, start=1)
         if score > -float("inf")
     ]
     for line in aligned([("", "item", "score", "title"), *rows]):
@@ -81,10 +84,29 @@ def _history(text: str, known: list[Any]) -> list[int | str]:
     return history
 
 
-def _titles(recipe) -> dict[int | str, str]:
-    """Return the titles of the items, if the data of the run still exist."""
-    try:
-        return item_titles(recipe.open_data(download=False))
-    except (OSError, ValueError) as error:
-        click.echo(f"No titles: {error}", err=True)
-        return {}
+def _recommended(run, recipe_name, history, count, remove_seen, runtime):
+    """Return the best items and their scores, by the run's ONNX file or by Keras."""
+    session = None
+    if runtime != "keras":
+        from kgen.export import session_of_run
+
+        # Where an option has its default, the file leaves it out.
+        given = {} if remove_seen else {"remove_seen": [remove_seen]}
+        session = session_of_run(run, recipe_name, {"items", *given})
+    if session is not None:
+        ids = json.loads(session.metadata["item_ids"])
+        positions = {item: position for position, item in enumerate(ids)}
+        items = [[positions[item] for item in history]]
+        found = session(items=items, **given)
+        best = found["recommended"][0].tolist(), found["scores"][0].tolist()
+        # The file holds the best hundred.
+        if count <= len(best[0]):
+            ranked = zip(*best, strict=True)
+            return [(ids[position], score) for position, score in ranked][:count]
+    if runtime == "onnx":
+        raise click.UsageError(
+            f"--runtime onnx: {run} has no ONNX file that is as new as its model and "
+            f"recommends {count} items. Write one: kgen export {run} --format onnx"
+        )
+    best = load_model(run).recommend([history], k=count, remove_seen=remove_seen)
+    return zip(best.item_ids[0].tolist(), best.scores[0].tolist(), strict=True)

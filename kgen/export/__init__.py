@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "manifest": ["ExportError", "check_sums"],
         "onnx_file": ["to_onnx"],
+        "onnx_session": ["OnnxSession", "session_of_run"],
         "verification": ["Export", "Verification"],
         "saved_model": ["to_saved_model"],
         "triton": ["to_triton"],

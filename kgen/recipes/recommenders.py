@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from kgen.arguments import NonNegativeFloat, PositiveInt, ProperFraction
 from kgen.recipes.recipe import Recipe, Source, option, setting
+from kgen.recipes.records import titles_by_id
 
 NUM_SHOWN = 5  # users, and items of each
 
@@ -78,14 +79,7 @@ class RecommenderRecipe(Recipe):
         return {"item_ids": data.item_ids.tolist(), "item_counts": counts}
 
 
-def item_titles(data: Any) -> dict[Any, str]:
-    """Returns the titles of items by their ids: of none where the data have none."""
-    if data.item_titles is None:
-        return {}
-    return dict(zip(data.item_ids.tolist(), data.item_titles, strict=True))
-
-
 def titles(data: Any, item_ids: Any) -> list[str]:
     """Returns a line for each item: its id, and its title if it has one."""
-    known = item_titles(data)
-    return [f"{item}  {known.get(item, '')}".rstrip() for item in item_ids]
+    known = titles_by_id(data) or {}
+    return [f"{item}  {known.get(str(item), '')}".rstrip() for item in item_ids]

@@ -35,6 +35,14 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
 
 
+def titles_by_id(data: Any) -> dict[str, str] | None:
+    """Returns the titles of items by their ids as text, or None."""
+    titles = getattr(data, "item_titles", None)
+    if titles is None:
+        return None
+    return dict(zip(map(str, data.item_ids.tolist()), titles, strict=True))
+
+
 def make_record(recipe: Recipe, data: Any, model: Any, strategy: Any) -> dict[str, Any]:
     """Returns the content of recipe.json at the start of a run."""
     import tensorflow as tf
@@ -48,6 +56,7 @@ def make_record(recipe: Recipe, data: Any, model: Any, strategy: Any) -> dict[st
         **_identity(recipe),
         "data": {"description": data.describe(), "fingerprint": data.fingerprint},
         "class_names": list(map(str, data.class_names)) if has_labels else None,
+        "item_titles": titles_by_id(data),
         # Of those with one name the first counts.
         "signatures": {s.name: s.describe() for s in reversed(model.signatures())},
         "precision": model.dtype_policy.name,

@@ -1,6 +1,9 @@
 """`kgen fit multvae`, `kgen recommend`, `kgen evaluate`: from ratings to titles."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -62,15 +65,44 @@ def test_seen_items_are_kept_on_request(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 6  # five are left
 
 
-def test_titles_are_left_out_without_the_data(capsys, folder):
-    (folder / "ml").rename(folder / "elsewhere")
+def test_titles_are_those_of_the_run(capsys, folder):
+    (folder / "ml").rename(folder / "gone")
     try:
         assert run("recommend multvae --items 10 -k 2".split()) == 0
-        captured = capsys.readouterr()
-        assert "No titles: " in captured.err
-        assert captured.out.splitlines()[1].split()[1] in ("20", "30")
+        assert "Alien" in capsys.readouterr().out
     finally:
-        (folder / "elsewhere").rename(folder / "ml")
+        (folder / "gone").rename(folder / "ml")
+
+
+def test_both_runtimes_recommend_the_same(capsys):
+    shown = []
+    for runtime in ("onnx", "keras"):
+        end = f"--items 10 -k 5 --runtime {runtime}"
+        assert run(["recommend", "multvae", *end.split()]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
+
+
+def test_onnx_answers_without_tensorflow(folder):
+    script = (
+        "import sys; from kgen_cli.main import run; "
+        "assert run('recommend multvae --items 10 -k 2'.split()) == 0; "
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder)
+
+
+def test_an_older_onnx_file_is_passed_over(folder, capsys):
+    file = folder / "saved_models" / "multvae" / "multvae.onnx"
+    times = file.stat().st_atime, file.stat().st_mtime
+    os.utime(file, (0, 0))
+    try:
+        command = ["recommend", "multvae", "--items", "10"]
+        assert run([*command, "--runtime", "onnx"]) == 2
+        assert "kgen export" in capsys.readouterr().err
+        assert run(command) == 0
+    finally:
+        os.utime(file, times)
 
 
 def test_the_run_has_samples_of_lists(folder):

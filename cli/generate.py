@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from kgen.nn.decoding_parameters import BeamParameters, SamplingParameters
-from kgen.recipes import read_record
+from kgen.nn.decoding_parameters import BeamParameters, SamplingParameters, defaults
 
 from .options import (
     IntegerRanges,
@@ -18,9 +17,10 @@ from .options import (
     counted,
     debug_option,
     is_run,
-    runtime_option,
+    model_config,
     typed,
 )
+from .runtimes import find_session, runtime_option
 from .startup import load_model
 from .tasks import check_ranges, find_task
 
@@ -107,6 +107,7 @@ def _generate_text(
     num_beams: int = 1,
     length_penalty: float = 0.0,
     stop: tuple[str, ...] = (),
+    runtime: str = "auto",
     **sampling: Any,
 ) -> None:
     """Print or write the prompt and its continuation, for each seed."""
@@ -124,21 +125,22 @@ def _generate_text(
             "--stream prints one text: without --out, --num-beams, and a second seed."
         )
     options = {"max_new_tokens": max_new_tokens, "stop": stop, **sampling}
-    model = load_model(run)
     if stream:
-        chunks = model.stream(prompt, seed=seeds[0], **options)
+        chunks = load_model(run).stream(prompt, seed=seeds[0], **options)
         first = next(chunks, "")  # Errors are raised before anything is printed.
         for chunk in itertools.chain([prompt, first], chunks):
             click.echo(chunk, nl=False)
         click.echo()
         return
-    texts = model.generate(
-        [prompt] * len(seeds),
-        seeds=seeds,
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-        **options,
-    )
+    names = {"tokens", "seeds", "max_new_tokens", *defaults(SamplingParameters)}
+    # The file knows no limit of the context.
+    usual = num_beams == 1 and model_config(run).get("positions") == "rotary"
+    session = find_session(run, runtime, names, suffices=usual)
+    if session is None:
+        options |= {"num_beams": num_beams, "length_penalty": length_penalty}
+        texts = load_model(run).generate([prompt] * len(seeds), seeds=seeds, **options)
+    else:
+        texts = _texts_by_onnx(session, prompt, seeds, **options)
     line = f"\n{'-' * 72}\n"
     whole = line.join(prompt + text for text in texts) + "\n"
     if out is None:
@@ -148,6 +150,32 @@ def _generate_text(
 
     write_text(out, whole)
     click.echo(f"{counted(len(seeds), 'text')}: {out}")
+
+
+def _texts_by_onnx(
+    session: Any,
+    prompt: str,
+    seeds: tuple[int, ...],
+    *,
+    max_new_tokens: int,
+    stop: tuple[str, ...],
+    **sampling: Any,
+) -> list[str]:
+    """Continue a prompt for each seed, by an ONNX file."""
+    from kgen.data import tokenizer_from_json
+    from kgen.data.stop_sequences import truncate_at_stop
+
+    file = session.path.with_name("tokenizer.json")
+    tokenizer = tokenizer_from_json(file.read_text(encoding="utf-8"))
+    for text in stop:
+        tokenizer.encode(text)  # Refuses a text that can never be generated.
+    found = session(
+        tokens=[tokenizer.encode(prompt)] * len(seeds),
+        seeds=seeds,
+        max_new_tokens=max_new_tokens,
+        **defaults(SamplingParameters) | sampling,
+    )["generated"]
+    return [truncate_at_stop(tokenizer.decode(row), stop) for row in found]
 
 
 def _fill_masks(
@@ -191,27 +219,16 @@ def _generate_images(
         labels = options.get("labels") or range(inputs["labels"]["high"] + 1)
         cycle = itertools.cycle(labels)
         options["labels"] = tuple(itertools.islice(cycle, len(seeds)))
-    session = None
-    if runtime != "keras":
-        from kgen.export import session_of_run
-
-        name = read_record(run)["recipe"]
-        session = session_of_run(run, name, {"seeds", *options})
-    if session is not None:
-        images = session(seeds=seeds, **options)["images"]
-    elif runtime == "onnx":
-        raise click.UsageError(
-            f"--runtime onnx: {run} has no ONNX file that is as new as its model and "
-            f"takes {', '.join(['seeds', *options])}. Leave the option out, or write "
-            f"one: kgen export {run} --format onnx"
-        )
-    else:
+    session = find_session(run, runtime, {"seeds", *options})
+    if session is None:
         images = load_model(run).generate(seeds, **options)
+    else:
+        images = session(seeds=seeds, **options)["images"]
     _write_images(images, seeds, out)
     click.echo(f"{counted(len(seeds), 'image')}: {out}")
 
 
-TEXT = ("out", "prompt", "stream", "stop")
+TEXT = ("out", "prompt", "stream", "stop", "runtime")
 # A function for each kind of output, and its options beside the signature's inputs.
 GENERATORS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "image": (_generate_images, ("out", "runtime")),

@@ -41,16 +41,6 @@ debug_option = click.option(
 )
 
 
-runtime_option = click.option(
-    "--runtime",
-    type=click.Choice(["auto", "onnx", "keras"]),
-    default="auto",
-    show_default=True,
-    help="auto: the run's ONNX file where it suffices, without TensorFlow and in less "
-    "than a second, and else Keras.",
-)
-
-
 class SuggestingGroup(click.Group):
     """A command group that suggests the nearest name for an unknown one."""
 

@@ -10,9 +10,12 @@ import click
 
 from kgen.recipes import read_record
 
-from .options import RunFolder, aligned, debug_option, model_config, runtime_option
+from .options import RunFolder, aligned, debug_option, model_config
+from .runtimes import find_session, runtime_option
 from .startup import load_model
 from .tasks import check_ranges, find_task
+
+MOST_EXPORTED = 100  # items that an export recommends
 
 
 @click.command("recommend")
@@ -47,9 +50,8 @@ def command(
     count = min(10, len(known)) if count is None else count
     limits = {"dtype": "int32", "low": 1, "high": len(known)}
     check_ranges({"count": limits}, {"count": count})
-    record = read_record(run)
-    titles = record.get("item_titles") or {}
-    best = _recommended(run, record["recipe"], history, count, remove_seen, runtime)
+    titles = read_record(run).get("item_titles") or {}
+    best = _recommended(run, history, count, remove_seen, runtime)
     if not history:
         click.echo("Without --items: the most popular.")
     rows = [
@@ -84,29 +86,17 @@ def _history(text: str, known: list[Any]) -> list[int | str]:
     return history
 
 
-def _recommended(run, recipe_name, history, count, remove_seen, runtime):
+def _recommended(run, history, count, remove_seen, runtime):
     """Return the best items and their scores, by the run's ONNX file or by Keras."""
-    session = None
-    if runtime != "keras":
-        from kgen.export import session_of_run
-
-        # Where an option has its default, the file leaves it out.
-        given = {} if remove_seen else {"remove_seen": [remove_seen]}
-        session = session_of_run(run, recipe_name, {"items", *given})
-    if session is not None:
-        ids = json.loads(session.metadata["item_ids"])
-        positions = {item: position for position, item in enumerate(ids)}
-        items = [[positions[item] for item in history]]
-        found = session(items=items, **given)
-        best = found["recommended"][0].tolist(), found["scores"][0].tolist()
-        # The file holds the best hundred.
-        if count <= len(best[0]):
-            ranked = zip(*best, strict=True)
-            return [(ids[position], score) for position, score in ranked][:count]
-    if runtime == "onnx":
-        raise click.UsageError(
-            f"--runtime onnx: {run} has no ONNX file that is as new as its model and "
-            f"recommends {count} items. Write one: kgen export {run} --format onnx"
-        )
-    best = load_model(run).recommend([history], k=count, remove_seen=remove_seen)
-    return zip(best.item_ids[0].tolist(), best.scores[0].tolist(), strict=True)
+    # Where an option has its default, the file leaves it out.
+    given = {} if remove_seen else {"remove_seen": [remove_seen]}
+    few = count <= MOST_EXPORTED
+    session = find_session(run, runtime, {"items", *given}, suffices=few)
+    if session is None:
+        best = load_model(run).recommend([history], k=count, remove_seen=remove_seen)
+        return zip(best.item_ids[0].tolist(), best.scores[0].tolist(), strict=True)
+    ids = json.loads(session.metadata["item_ids"])
+    positions = {item: position for position, item in enumerate(ids)}
+    found = session(items=[[positions[item] for item in history]], **given)
+    ranked = zip(found["recommended"][0], found["scores"][0].tolist(), strict=True)
+    return [(ids[position], score) for position, score in ranked][:count]

@@ -1,6 +1,8 @@
 """`kgen fit gpt`, `kgen generate --prompt`, `kgen evaluate`: from text to text."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,25 @@ def test_text_continues_a_prompt(capsys):
     assert run([*command, "--seeds", "4"]) == 0
     assert capsys.readouterr().out == four
     assert three.startswith("to be")
+
+
+def test_both_runtimes_write_the_same(capsys):
+    for options in ("--seeds 0-3", "--temperature 0", "--top-k 3 --stop ,"):
+        command = f"generate gpt --prompt to --max-new-tokens 14 {options} --runtime"
+        assert run([*command.split(), "keras"]) == 0
+        expected = capsys.readouterr().out
+        assert run([*command.split(), "onnx"]) == 0
+        assert capsys.readouterr().out == expected
+    assert run([*command.split(), "onnx", "--num-beams", "2"]) == 2
+
+
+def test_onnx_answers_without_tensorflow(folder):
+    script = (
+        "import sys; from kgen_cli.main import run; "
+        "assert run('generate gpt --prompt to --max-new-tokens 5'.split()) == 0; "
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder)
 
 
 def test_a_stream_is_the_same_text(capsys):

@@ -11,6 +11,7 @@ import click
 
 from kgen import recipes
 from kgen.training import RunFolder
+from kgen.training.clusters import read_cluster
 
 from . import recipe_options
 from .errors import Interrupted, as_options, describe
@@ -124,6 +125,7 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
         start = recipe_class() if preset is None else presets[preset]
         try:
             recipe = dataclasses.replace(start, **given)
+            _check_surroundings(recipe)
             if resume and is_run(recipe.run_folder):
                 # With its own options, but for those that are typed again.
                 started = recipes.recipe_of_run(recipe.run_folder)
@@ -148,6 +150,16 @@ def _trainer(recipe_class: type, presets: dict[str, Any]) -> Callable[..., None]
             _say_what_comes_next(folder)
 
     return train
+
+
+def _check_surroundings(recipe: Any) -> None:
+    """Refuse files that do not exist, and workers that do not know their cluster."""
+    named = recipe.data if isinstance(recipe.data, str) else ""
+    is_path = named.startswith(("/", "~", ".")) or Path(named).suffix[1:].isalpha()
+    if is_path and not Path(named).expanduser().exists():
+        raise ValueError(f"There is no file or folder {named}.")
+    if recipe.strategy == "multiworker":
+        read_cluster(os.environ.get("TF_CONFIG", ""))
 
 
 def _say_what_comes_next(folder: Path) -> None:

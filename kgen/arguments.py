@@ -17,6 +17,15 @@ from typing import Annotated, Any, NamedTuple
 # Standard library only up here: `kgen fit NAME --help` costs what click costs.
 
 
+# Those of `keras.activations`, which is not imported for a wrong option.
+ACTIVATIONS = set(
+    "celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish "
+    "hard_tanh leaky_relu linear log_sigmoid log_softmax mish relu relu6 selu sigmoid "
+    "silu soft_shrink softmax softplus softsign sparse_plus sparse_sigmoid sparsemax "
+    "squareplus swish tanh tanh_shrink threshold".split()
+)
+
+
 class Rule(NamedTuple):
     """Range of an argument, as metadata of its annotation.
 
@@ -48,13 +57,8 @@ def one_of(choices: Iterable[str]) -> Rule:
 
 def activation_name(example: str) -> Rule:
     """Name of a Keras activation."""
-
-    def is_kept(name):
-        import keras
-
-        return hasattr(keras.activations, name)
-
-    return Rule(f"name an activation of Keras, such as {example}", is_kept)
+    text = f"name an activation of Keras, such as {example}"
+    return Rule(text, lambda name: name in ACTIVATIONS)
 
 
 PositiveInt = Annotated[int, at_least(1)]

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
+import keras
 import pytest
 
-from kgen.arguments import NonNegativeFloat, PositiveInt, Share
+from kgen.arguments import ACTIVATIONS, NonNegativeFloat, PositiveInt, Share
 from kgen.models import GenerativeModel
 
 
@@ -60,3 +61,10 @@ def test_a_subclass_may_have_arguments_of_its_own():
 def test_an_argument_out_of_the_range_of_its_type_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Toy(**arguments)
+
+
+def test_activations_are_those_of_keras():
+    functions = {"deserialize", "get", "serialize"}
+    assert ACTIVATIONS == {*vars(keras.activations)} - functions - {
+        name for name in vars(keras.activations) if name.startswith("_")
+    }

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from kgen.arguments import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from kgen.arguments import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    activation_name,
+)
 from kgen.recipes.recipe import batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
@@ -76,8 +82,10 @@ class CFGANRecipe(RecommenderRecipe):
     discriminator_weight_decay: NonNegativeFloat = option(
         0.0, "Likewise the discriminator's."
     )
-    activation: str = option("sigmoid", "Keras activation of the hidden layers.")
-    output_activation: str = option(
+    activation: Annotated[str, activation_name("sigmoid")] = option(
+        "sigmoid", "Keras activation of the hidden layers."
+    )
+    output_activation: Annotated[str, activation_name("sigmoid")] = option(
         "linear", "Keras activation of the generator's scores."
     )
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from kgen.arguments import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Share
+from kgen.arguments import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    activation_name,
+)
 from kgen.recipes.recipe import batch_size_option, option
 from kgen.recipes.recommenders import RecommenderRecipe
 
@@ -76,7 +83,9 @@ class MultVAERecipe(RecommenderRecipe):
     weight_decay: NonNegativeFloat = option(
         0.0, "Factor of the summed squares of the weights."
     )
-    activation: str = option("tanh", "Keras activation of the hidden layers.")
+    activation: Annotated[str, activation_name("tanh")] = option(
+        "tanh", "Keras activation of the hidden layers."
+    )
 
     def model_options(self, data: Any, steps_per_epoch: int) -> dict[str, Any]:
         """Returns the items, their counts and features, and the warm-up's length."""

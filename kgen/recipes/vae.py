@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from kgen.arguments import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from kgen.arguments import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    activation_name,
+)
 from kgen.recipes.images import ImageRecipe
 from kgen.recipes.recipe import option
 
@@ -76,7 +82,9 @@ class VAERecipe(ImageRecipe):
     num_blocks: NonNegativeInt = option(
         1, "Residual blocks on each level of the conv network."
     )
-    activation: str = option("swish", "Keras activation of the hidden layers.")
+    activation: Annotated[str, activation_name("swish")] = option(
+        "swish", "Keras activation of the hidden layers."
+    )
     prior: Literal["normal", "flow"] = option(
         "flow", "Of the latent vectors: standard normal, or learned by a flow."
     )

@@ -40,6 +40,7 @@ class MadeUpRecipe:
     name: str | None = field(None, "Folder of the run in it.", is_setting=True)
 
     recipe_name = "made_up"
+    strategy = "auto"
     runs = []
 
     @property

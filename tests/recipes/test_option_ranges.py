@@ -10,8 +10,8 @@ from kgen import models
 from kgen.arguments import rules_of
 from kgen.recipes import RECIPES, recipe_class
 
-# Names that only a model can check: Keras knows its activations.
-OF_MODELS = {"activation", "output_activation", "augmentation", "prior_weights"}
+# Names that only a model can check.
+OF_MODELS = {"augmentation", "prior_weights"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

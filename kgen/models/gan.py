@@ -167,6 +167,20 @@ class GAN(GenerativeModel):
             Diversity(self.image_shape),
         )
 
+    def compile(self, *optimizers: Any, **options: Any) -> None:
+        """Prepares the model for `fit`: see `GenerativeModel.compile`.
+
+        Raises:
+            TypeError, ValueError: As there; a penalty with an estimator by example.
+        """
+        super().compile(*optimizers, **options)
+        if self._penalized and self.estimator.is_by_example:
+            raise ValueError(
+                "Gradients are clipped by example without penalties, which "
+                "differentiate the discriminator a second time. Received: "
+                f"{self.estimator}. Set all penalty weights to 0."
+            )
+
     # -- the adversarial step -------------------------------------------------
 
     def call(self, data: Any, training: bool = False) -> tf.Tensor:

@@ -49,7 +49,8 @@ class PerExampleGradient(GradientEstimator):
     An example is a row of the batch. The gradient of the row's mean loss is clipped to
     `clip_norm`, and counts with the row's weight: with a large `clip_norm`, this is the
     mean gradient. Inputs of layers have one row for each example, or the same number of
-    rows for each, one example after the other.
+    rows for each, one example after the other. The loss must not hold gradients of the
+    network, such as penalties.
 
     Args:
         clip_norm: Largest norm of the gradient of an example.

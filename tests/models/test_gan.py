@@ -10,7 +10,7 @@ import tensorflow as tf
 import kgen
 from kgen import training
 from kgen.models import GAN
-from kgen.nn import adversarial
+from kgen.nn import PerExampleGradient, adversarial
 from kgen.nn.adversarial_networks import NETWORKS, sizes_that_work
 from kgen.nn.layers import BatchNormalization
 
@@ -400,3 +400,9 @@ def test_a_loss_that_turns_nan_is_named_and_leaves_the_last_good_checkpoint(tmp_
     assert checkpointer.restore(saved)
     assert 0 < int(saved.step.numpy()) < 50
     assert all(np.isfinite(weight).all() for weight in saved.get_weights())
+
+
+def test_penalties_are_refused_where_gradients_are_clipped_by_example():
+    model = GAN(image_shape=(8, 8, 1), latent_dim=2, base_channels=2, r1_weight=1.0)
+    with pytest.raises(ValueError, match="without penalties.*PerExampleGradient"):
+        model.compile(estimator=PerExampleGradient(1.0))

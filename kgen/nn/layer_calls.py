@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+# Layers whose gradients follow from the tensors before their activation.
+PLAIN = (keras.layers.Dense, keras.layers.Conv2D)
 # Layers that run their sublayers in a loop, which cannot be observed from outside.
 LOOPS = (keras.layers.RNN, keras.layers.TimeDistributed)
 
@@ -85,7 +87,7 @@ def _note_call(calls, tape, layer, call, own, indices, *args, **kwargs):
 
     with contextlib.ExitStack() as stack:
         scope = stack.enter_context(keras.StatelessScope(state))
-        if activation is not None and _is_plain(layer, keras.layers.Dense):
+        if activation is not None and any(_is_plain(layer, one) for one in PLAIN):
             stack.enter_context(_replaced(layer, "activation", activate))
         outputs = call(*args, **kwargs)
     if scope.state_mapping.keys() > {id(variable) for variable in own}:
@@ -119,7 +121,10 @@ def _is_plain(layer, kind):
     """Whether a layer computes as Keras' class does, with its weights alone."""
     names = {variable.name for variable in layer._trainable_variables}
     plain = {"kernel", "bias", "embeddings"}
-    return isinstance(layer, kind) and type(layer).call is kind.call and names <= plain
+    usual = getattr(layer, "groups", 1) == 1
+    usual &= getattr(layer, "data_format", "channels_last") == "channels_last"
+    is_kind = isinstance(layer, kind) and type(layer).call is kind.call
+    return is_kind and usual and names <= plain
 
 
 class Factors(NamedTuple):
@@ -141,7 +146,7 @@ class LayerCall:
 
     Attributes:
         indices: Of the layer's own variables, in the recording.
-        outputs: Tensors; of a dense layer the ones before its activation.
+        outputs: Tensors; of `PLAIN` layers the ones before the activation.
     """
 
     def __init__(self, layer, state, indices, arguments, outputs):
@@ -201,6 +206,8 @@ class LayerCall:
 
     def row_gradients(self, tensors, deltas):
         """Gradients of each row of a micro-batch, by running the layer for each."""
+        if _is_plain(self.layer, keras.layers.Conv2D):
+            return indexed(self.indices, self._of_convolution(tensors[0], deltas[0]))
 
         def of_row(row):
             inputs, row_deltas = iter(row[0]), row[1]
@@ -217,6 +224,22 @@ class LayerCall:
 
         found = tf.vectorized_map(of_row, (tensors, deltas))
         return indexed(self.indices, found)
+
+    def _of_convolution(self, inputs, deltas):
+        """Gradients of a convolution's kernel and bias: patches^T D, of each row."""
+        layer, shape, rows = self.layer, self.copies[0].shape, tf.shape(inputs)[0]
+        patches = tf.image.extract_patches(
+            tf.reshape(tf.cast(inputs, tf.float32), [-1, *inputs.shape[2:]]),
+            sizes=[1, *shape[:2], 1],
+            strides=[1, *layer.strides, 1],
+            rates=[1, *layer.dilation_rate, 1],
+            padding=layer.padding.upper(),
+        )
+        left = tf.reshape(patches, [rows, -1, patches.shape[-1]])
+        right = tf.reshape(tf.cast(deltas, tf.float32), [rows, -1, shape[-1]])
+        kernel = tf.matmul(left, right, transpose_a=True)
+        kernel = tf.reshape(kernel, [-1, *shape])
+        return [kernel, tf.reduce_sum(right, axis=1)][: len(self.indices)]
 
     def _has_rows(self, argument):
         """Whether an argument is a tensor with the rows of the outputs."""

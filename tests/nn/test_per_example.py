@@ -165,7 +165,9 @@ def dense_network():
 
 def conv_network():
     stack = [
-        layers.Conv2D(4, 3, strides=2, padding="same", activation="relu"),
+        layers.Conv2D(4, 3, strides=2, padding="same", activation="gelu"),
+        layers.Conv2D(4, 3, dilation_rate=2, padding="same", use_bias=False),
+        layers.Conv2D(4, 2, groups=2, activation="relu"),
         layers.Conv2DTranspose(3, 3, strides=2),
         layers.GroupNormalization(3),
         layers.Flatten(),

@@ -16,7 +16,6 @@ from typing import Annotated, Any, NamedTuple
 
 # Standard library only up here: `kgen fit NAME --help` costs what click costs.
 
-
 # Those of `keras.activations`, which is not imported for a wrong option.
 ACTIVATIONS = set(
     "celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish "
@@ -43,8 +42,8 @@ def at_least(low: int) -> Rule:
     """Finite numbers, alone or in a sequence, that are not below `low`."""
 
     def is_kept(value):
-        numbers = value if isinstance(value, tuple) else (value,)
-        return all(low <= number < math.inf for number in numbers)
+        values = value if isinstance(value, tuple) else (value,)
+        return all(low <= one < math.inf for one in values)
 
     return Rule(f"be at least {low}" if low else "be 0 or more, and finite", is_kept)
 

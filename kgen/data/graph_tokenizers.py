@@ -137,53 +137,62 @@ def _encode_bpe(tokenizer, strings):
     flat = tf.where(is_marked, tf.strings.substr(words.values, 1, -1), words.values)
     distinct, index = tf.unique(flat)
     # Few words are long: a matrix of all of them would be as wide as the longest.
-    is_long = tf.strings.length(distinct) > _LONG_WORD
-    parts = tf.dynamic_partition(distinct, tf.cast(is_long, tf.int32), 2)
-    order = tf.dynamic_partition(
-        tf.range(tf.size(distinct)), tf.cast(is_long, tf.int32), 2
-    )
-    tokens = tf.concat([_merged(tokenizer.merges, part) for part in parts], axis=0)
+    is_long = tf.cast(tf.strings.length(distinct) > _LONG_WORD, tf.int32)
+    parts = tf.dynamic_partition(distinct, is_long, 2)
+    order = tf.dynamic_partition(tf.range(tf.size(distinct)), is_long, 2)
+    table = _MergeTable(tokenizer.merges)
+    tokens = tf.concat([table.ids_of(part) for part in parts], axis=0)
     tokens = tf.gather(tokens, tf.math.invert_permutation(tf.concat(order, axis=0)))
     return words.with_values(tf.gather(tokens, index)).merge_dims(1, 2)
 
 
-def _merged(parts, words):
-    """Ids of words, by one merge after the other: ragged int32 [words, None]."""
-    lengths = tf.strings.length(words)
-    width = tf.maximum(tf.reduce_max(tf.concat([lengths, [0]], 0)), 2)
-    numbers = tf.io.decode_raw(words, tf.uint8, fixed_length=width)
-    ids = tf.gather(tf.constant(parts.byte_ids), tf.cast(numbers, tf.int32))
-    columns = tf.range(width)[None]
-    ids = tf.where(columns < lengths[:, None], ids, -1)
-    size = len(parts.texts)
-    left, right, new = parts.merges.astype(np.int64).T
-    order = np.argsort(left * size + right, kind="stable")
-    keys = tf.constant(np.append((left * size + right)[order], size * size))
-    ranks = tf.constant(np.append(order, len(order)).astype(np.int32))
-    new = tf.constant(np.append(new, -1).astype(np.int32))
+class _MergeTable:
+    """Merges sorted by their two tokens, as one number, to be searched."""
 
-    def rank_of_pairs(ids):
-        pairs = tf.cast(ids[:, :-1], tf.int64) * size + tf.cast(ids[:, 1:], tf.int64)
-        pairs = tf.where(ids[:, 1:] < 0, tf.cast(size * size, tf.int64), pairs)
-        found = tf.searchsorted(keys, tf.reshape(pairs, [-1]))
-        known = tf.gather(keys, found) == tf.reshape(pairs, [-1])
-        rank = tf.where(known, tf.gather(ranks, found), len(order))
+    def __init__(self, parts):
+        self.size = len(parts.texts)
+        left, right, new = parts.merges.astype(np.int64).T
+        pairs = left * self.size + right
+        order = np.argsort(pairs, kind="stable")
+        self.none = len(order)  # rank of a pair that is not merged
+        self.keys = tf.constant(np.append(pairs[order], self.size**2))
+        self.ranks = tf.constant(np.append(order, self.none).astype(np.int32))
+        self.new = tf.constant(np.append(new, -1).astype(np.int32))
+        self.byte_ids = tf.constant(parts.byte_ids)
+
+    def ids_of(self, words):
+        """Ids of words, by one merge after the other: ragged int32 [words, None]."""
+        lengths = tf.strings.length(words)
+        width = tf.maximum(tf.reduce_max(tf.concat([lengths, [0]], 0)), 2)
+        numbers = tf.io.decode_raw(words, tf.uint8, fixed_length=width)
+        ids = tf.gather(self.byte_ids, tf.cast(numbers, tf.int32))
+        columns = tf.range(width)[None]
+        ids = tf.where(columns < lengths[:, None], ids, -1)
+
+        def merge(ids, _):
+            rank = self._ranks_of_pairs(ids)
+            first = tf.argmin(rank, axis=1, output_type=tf.int32)[:, None]
+            best = tf.reduce_min(rank, axis=1, keepdims=True)
+            is_merged = best < self.none
+            shifted = tf.pad(ids[:, 1:], [[0, 0], [0, 1]], constant_values=-1)
+            others = tf.where(columns < first, ids, shifted)
+            merged = tf.where(columns == first, tf.gather(self.new, best), others)
+            return tf.where(is_merged, merged, ids), tf.reduce_any(is_merged)
+
+        ids, _ = tf.while_loop(
+            lambda _, is_merged: is_merged, merge, (ids, tf.size(words) > 0)
+        )
+        return tf.ragged.boolean_mask(ids, ids >= 0)
+
+    def _ranks_of_pairs(self, ids):
+        left, right = tf.cast(ids[:, :-1], tf.int64), tf.cast(ids[:, 1:], tf.int64)
+        no_pair = tf.cast(self.size**2, tf.int64)
+        pairs = tf.where(right < 0, no_pair, left * self.size + right)
+        flat = tf.reshape(pairs, [-1])
+        found = tf.searchsorted(self.keys, flat)
+        known = tf.gather(self.keys, found) == flat
+        rank = tf.where(known, tf.gather(self.ranks, found), self.none)
         return tf.reshape(rank, tf.shape(pairs))
-
-    def merge(ids, _):
-        rank = rank_of_pairs(ids)
-        first = tf.argmin(rank, axis=1, output_type=tf.int32)[:, None]
-        best = tf.reduce_min(rank, axis=1, keepdims=True)
-        is_merged = best < len(order)
-        shifted = tf.pad(ids[:, 1:], [[0, 0], [0, 1]], constant_values=-1)
-        others = tf.where(columns < first, ids, shifted)
-        merged = tf.where(columns == first, tf.gather(new, best), others)
-        return tf.where(is_merged, merged, ids), tf.reduce_any(is_merged)
-
-    ids, _ = tf.while_loop(
-        lambda _, is_merged: is_merged, merge, (ids, tf.size(words) > 0)
-    )
-    return tf.ragged.boolean_mask(ids, ids >= 0)
 
 
 def _decode_bpe(tokenizer, ids):
